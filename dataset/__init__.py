@@ -1,0 +1,1 @@
+"""Lists, images and containers of faces; knows no network."""

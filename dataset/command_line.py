@@ -1,0 +1,54 @@
+"""What every script shares: one way to read flags, to fail and to leave.
+
+Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2 wrong usage,
+3 done but some inputs were skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 1
+EXIT_SKIPPED = 3
+EXIT_INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """Something the user can mend; the message is one line: which file, which rule, what to do."""
+
+
+def run_script(main: Callable[..., int]) -> None:
+    """Parses the command line into `main`'s arguments, runs it and exits with its exit code.
+
+    Args:
+        main: typed function; its docstring's Args section becomes `--help`. Returns an exit code.
+    """
+    import tyro
+
+    try:
+        code = tyro.cli(main)
+        sys.stdout.flush()
+    except UserError as error:
+        code = fail(str(error))
+    except BrokenPipeError:  # `script | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_DONE
+    except KeyboardInterrupt:
+        code = fail("interrupted; the same command goes on from here", EXIT_INTERRUPTED)
+    sys.exit(code)
+
+
+def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
+    """Prints one `error:` line on stderr and returns the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def note(message: str) -> None:
+    """Prints one line on stderr, above any progress bar that is being drawn."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)

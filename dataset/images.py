@@ -1,0 +1,99 @@
+"""From an image file to RGB pixels: one decoder, one set of rules, for every stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_PIXELS = 1 << 27  # 134 megapixels: above any camera, far below what would exhaust memory
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read once, by cv2's import
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # a damaged file is reported by us, once
+
+import cv2  # noqa: E402  (the limit above must stand first)
+
+cv2.setNumThreads(0)  # the loaders' workers are the parallelism
+
+FACE_SIZE = 112  # pixels a side of every network's input
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".jp2"}
+)
+# PNG colour types that carry an alpha channel: grey + alpha, RGB + alpha.
+_PNG_ALPHA = (4, 6)
+
+Image = npt.NDArray[np.uint8]
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be used; the message is the reason, without the path."""
+
+
+def read_image(path: str | os.PathLike[str]) -> Image:
+    """Reads one image file: (H, W, 3) uint8, RGB, upright.
+
+    EXIF rotation is applied; grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency
+    is laid over black.
+
+    Raises:
+        UnreadableImage: missing, empty, damaged, truncated, or larger than MAX_PIXELS.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or str(error)) from error
+    return decode_image(content)
+
+
+def decode_image(content: bytes) -> Image:
+    """As `read_image`, from the bytes of an image file."""
+    if not content:
+        raise UnreadableImage("is empty (0 bytes)")
+    buffer = np.frombuffer(content, np.uint8)
+    flags = cv2.IMREAD_COLOR
+    is_png = content.startswith(b"\x89PNG\r\n\x1a\n")
+    if is_png and len(content) > 25 and content[25] in _PNG_ALPHA:
+        flags = cv2.IMREAD_UNCHANGED
+    try:
+        pixels = cv2.imdecode(buffer, flags)
+    except cv2.error as error:
+        if "pixels" in str(error).lower() or "CV_IO_MAX_IMAGE" in str(error):
+            raise UnreadableImage(f"has more than {MAX_PIXELS} pixels") from error
+        raise UnreadableImage("cannot be decoded") from error
+    if pixels is None:
+        raise UnreadableImage("is not an image that can be decoded")
+    if flags == cv2.IMREAD_UNCHANGED:
+        return _over_black(pixels)
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def resize_face(image: Image, size: int = FACE_SIZE) -> Image:
+    """Resizes (H, W, 3) to (size, size, 3), as it is, without regard to its proportions.
+
+    Bilinear, as the published code; where an image shrinks, by area, so that it does not alias.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    shrinks = height > size and width > size
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+
+
+def read_face(path: str | os.PathLike[str]) -> Image:
+    """Reads one aligned face: (112, 112, 3) uint8, RGB. Raises as `read_image`."""
+    return resize_face(read_image(path))
+
+
+def _over_black(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Image:
+    """(H, W, 4) BGRA or (H, W, 2) grey + alpha of 8 or 16 bits, over black: RGB of 8 bits."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2).astype(np.uint8)
+    alpha = pixels[:, :, -1:].astype(np.uint16)
+    colours = pixels[:, :, :-1]
+    if colours.shape[2] == 1:
+        colours = np.repeat(colours, 3, axis=2)
+    return ((colours[:, :, ::-1].astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)

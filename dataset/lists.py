@@ -1,0 +1,270 @@
+"""Lists of images as text files that stay on disk: `<path>[ TAB <value>...]`, one record a line.
+
+A list of ten million images costs ten million small numbers, not ten million Python strings: a
+table keeps where each line starts and how long its path is, and reads paths when they are asked
+for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset.command_line import UserError
+
+LABELPATH = "DATA.labelpath"
+LABEL = "DATA.label"
+PSEUDO_LABELS = "quality_pseudo_labels.txt"
+
+_BLOCK = 1 << 24
+_TAB, _NEWLINE, _RETURN = 9, 10, 13
+
+Identities = npt.NDArray[np.int32]
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A text file of N records, its paths left on disk.
+
+    Attributes:
+        file: the text file.
+        starts: (N,) int64, byte offset of each line.
+        path_sizes: (N,) int32, bytes of each path.
+        values: (N,) float64, the second column; empty when it was not asked for.
+        sha256: of the whole file, hexadecimal.
+    """
+
+    file: Path
+    starts: npt.NDArray[np.int64]
+    path_sizes: npt.NDArray[np.int32]
+    values: Values
+    sha256: str
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self.starts)
+
+    def path(self, row: int) -> str:
+        """The path of one record, read from disk."""
+        with open(self.file, "rb") as file:
+            return os.pread(
+                file.fileno(), int(self.path_sizes[row]), int(self.starts[row])
+            ).decode("utf-8")
+
+    def paths(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
+        """The paths of records `start` to `stop`, in order, read in blocks."""
+        for raw in self.raw_paths(start, stop):
+            yield raw.decode("utf-8")
+
+    def raw_paths(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """As `paths`, undecoded."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        with open(self.file, "rb") as file:
+            while start < stop:
+                first = int(self.starts[start])
+                end = int(np.searchsorted(self.starts[start:stop], first + _BLOCK)) + start
+                last = int(self.starts[end - 1]) + int(self.path_sizes[end - 1])
+                file.seek(first)
+                block = file.read(last - first)
+                begins = (self.starts[start:end] - first).tolist()
+                sizes = self.path_sizes[start:end].tolist()
+                for begin, size in zip(begins, sizes, strict=True):
+                    yield block[begin : begin + size]
+                start = end
+
+    def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
+        """The paths of some records, in the order asked for."""
+        with open(self.file, "rb") as file:
+            for row in rows:
+                size, start = int(self.path_sizes[row]), int(self.starts[row])
+                yield os.pread(file.fileno(), size, start).decode("utf-8")
+
+    def subset(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Table:
+        """The same file, some of its records."""
+        values = self.values[rows] if len(self.values) else self.values
+        return Table(self.file, self.starts[rows], self.path_sizes[rows], values, self.sha256)
+
+
+def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
+    """Reads a list file into a `Table`.
+
+    Args:
+        path: the file.
+        value: what the second column holds, in words, when it is a number that is needed
+            ("identity index", "label", ...); None leaves the columns after the path alone.
+
+    Raises:
+        UserError: missing, empty, not UTF-8, or a line that is not `<path> TAB <number>`; the
+            message names file, line and what was expected.
+    """
+    file_path = Path(path)
+    starts: list[npt.NDArray[np.int64]] = []
+    sizes: list[npt.NDArray[np.int32]] = []
+    values: list[Values] = []
+    digest = hashlib.sha256()
+    rows = offset = 0
+    try:
+        with open(file_path, "rb") as file:
+            rest = b""
+            while chunk := file.read(_BLOCK):
+                digest.update(chunk)
+                block, newline, tail = (rest + chunk).rpartition(b"\n")
+                rest = tail
+                if newline:
+                    part = _parse(file_path, block + b"\n", rows, value)
+                    starts.append(part[0] + offset)
+                    sizes.append(part[1])
+                    values.append(part[2])
+                    rows += len(part[0])
+                    offset += len(block) + 1
+            if rest:
+                part = _parse(file_path, rest + b"\n", rows, value)
+                starts.append(part[0] + offset)
+                sizes.append(part[1])
+                values.append(part[2])
+                rows += len(part[0])
+    except OSError as error:
+        raise UserError(f"{file_path}: cannot be read ({error.strerror or error})") from error
+    if rows == 0:
+        raise UserError(f"{file_path}: is empty; it must hold one `<path>` a line")
+    return Table(
+        file_path,
+        np.concatenate(starts),
+        np.concatenate(sizes),
+        np.concatenate(values),
+        digest.hexdigest(),
+    )
+
+
+def read_labelpath(path: str | os.PathLike[str]) -> tuple[Table, Identities]:
+    """Reads DATA.labelpath: the table and its (N,) int32 identity indices (any integers)."""
+    table = read_table(path, "identity index")
+    if np.any(table.values != np.round(table.values)) or np.any(np.abs(table.values) >= 2**31):
+        row = int(np.flatnonzero((table.values % 1 != 0) | (np.abs(table.values) >= 2**31))[0])
+        raise UserError(
+            f"{path}:{row + 1}: identity index {table.values[row]:g} is not a 32-bit integer"
+        )
+    return table, table.values.astype(np.int32)
+
+
+def _parse(
+    path: Path, block: bytes, rows_before: int, value: str | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]:
+    """Line starts, path sizes and second-column numbers of whole lines."""
+    if not block.isascii():
+        try:
+            block.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = rows_before + block.count(b"\n", 0, error.start) + 1
+            raise UserError(f"{path}:{line}: is not UTF-8 text; write the list again") from error
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == _NEWLINE)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    ends = ends - (data[np.maximum(ends - 1, 0)] == _RETURN)  # written on Windows
+    tabs = np.flatnonzero(data == _TAB)
+    first = np.searchsorted(tabs, starts)
+    path_ends = ends.copy()
+    has_tab = first < len(tabs)
+    has_tab[has_tab] = tabs[first[has_tab]] < ends[has_tab]
+    path_ends[has_tab] = tabs[first[has_tab]]
+    if np.any(path_ends <= starts):
+        line = rows_before + int(np.flatnonzero(path_ends <= starts)[0]) + 1
+        raise UserError(f"{path}:{line}: has no path; expected `<path> TAB <{value or 'value'}>`")
+    numbers = np.empty(0)
+    if value is not None:
+        value_ends = ends.copy()
+        second = first + 1
+        two = has_tab & (second < len(tabs))
+        two[two] = tabs[second[two]] < ends[two]
+        value_ends[two] = tabs[second[two]]
+        numbers = _numbers(path, data, path_ends + 1, value_ends, has_tab, rows_before, value)
+    return starts.astype(np.int64), (path_ends - starts).astype(np.int32), numbers
+
+
+def _numbers(
+    path: Path,
+    data: npt.NDArray[np.uint8],
+    begins: npt.NDArray[np.intp],
+    ends: npt.NDArray[np.intp],
+    present: npt.NDArray[np.bool_],
+    rows_before: int,
+    value: str,
+) -> Values:
+    widths = np.where(present, ends - begins, 0)
+    width = int(widths.max(initial=1))
+    bad = (widths <= 0) | (widths > 40)
+    if not bad.any():
+        columns = np.arange(width)
+        picked = data[np.minimum(begins[:, None] + columns, len(data) - 1)]
+        text = np.where(columns < widths[:, None], picked, 0).astype(np.uint8)
+        try:
+            return text.view(f"S{width}").ravel().astype(np.float64)
+        except ValueError:
+            bad = np.array([not _is_number(bytes(row)) for row in text])
+    row = int(np.flatnonzero(bad)[0])
+    raise UserError(
+        f"{path}:{rows_before + row + 1}: expected `<path> TAB <{value}>`, a number after the TAB"
+    )
+
+
+def _is_number(text: bytes) -> bool:
+    try:
+        float(text.rstrip(b"\0"))
+    except ValueError:
+        return False
+    return True
+
+
+def last_parts(path: str, count: int = 2) -> str:
+    """The last `count` parts of a path: `a/b/c.jpg` -> `b/c.jpg`."""
+    return "/".join(path.rsplit("/", count)[-count:])
+
+
+def join(left: Table, right: Table) -> npt.NDArray[np.int64]:
+    """For every record of `left`, the row of `right` with the same path, or -1.
+
+    Where no path at all matches, the last two parts of the paths are compared instead, if those
+    are unique in both tables (DESIGN.md, Files).
+
+    Raises:
+        UserError: `right` holds a path twice.
+    """
+    rows = _join_keys(_keys(left.raw_paths(), len(left)), right, whole=True)
+    if np.all(rows < 0):
+        short = _keys((_last_two(raw) for raw in left.raw_paths()), len(left))
+        if len(np.unique(short)) == len(short):
+            rows = _join_keys(short, right, whole=False)
+    return rows
+
+
+def _join_keys(
+    keys: npt.NDArray[np.int64], right: Table, *, whole: bool
+) -> npt.NDArray[np.int64]:
+    raw = right.raw_paths()
+    others = _keys(raw if whole else (_last_two(path) for path in raw), len(right))
+    order = np.argsort(others, kind="stable")
+    ordered = others[order]
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        if not whole:
+            return np.full(len(keys), -1, np.int64)
+        row = int(order[twice[0] + 1])
+        raise UserError(f"{right.file}:{row + 1}: {right.path(row)} is listed twice; list it once")
+    at = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return np.where(ordered[at] == keys, order[at], -1).astype(np.int64)
+
+
+def _keys(raw_paths: Iterable[bytes], count: int) -> npt.NDArray[np.int64]:
+    """64-bit hashes of paths; they hold within one process only."""
+    return np.fromiter(map(hash, raw_paths), np.int64, count)
+
+
+def _last_two(raw: bytes) -> bytes:
+    return b"/".join(raw.rsplit(b"/", 2)[-2:])

@@ -1,0 +1,1 @@
+"""Numbers, plots and pages about scores; knows no network and decodes no image."""

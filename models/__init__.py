@@ -1,0 +1,1 @@
+"""Networks, checkpoints, recognisers; knows no file list and no image file."""
