@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +87,7 @@ def read_face(path: str | os.PathLike[str]) -> Image:
     return resize_face(read_image(path))
 
 
-def _over_black(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Image:
+def _over_black(pixels: npt.NDArray[Any]) -> Image:
     """(H, W, 4) BGRA or (H, W, 2) grey + alpha of 8 or 16 bits, over black: RGB of 8 bits."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
