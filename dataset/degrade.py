@@ -1,0 +1,211 @@
+"""Seeded ways to spoil an aligned face, as cameras, networks and the world spoil it.
+
+Every kind takes a strength from 0 (the face as it is) to 1 (about beyond recognition), and grows
+with it: with the same random numbers, more strength changes more. All lengths are pixels of a
+112x112 face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset.images import FACE_SIZE, Image, cv2
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+_GAMMA = 2.2  # from pixel values to light and back
+_EYES = (51.6, 38.3, 73.5)  # of the alignment template: y of both, x of the left and the right one
+
+
+def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -> Image:
+    """A spoilt copy of an aligned face.
+
+    Args:
+        face: (112, 112, 3) uint8, RGB.
+        kind: one of `KINDS`:
+
+            * blur: defocus; Gaussian, standard deviation 8 px times strength.
+            * motion: a straight move during exposure, in any direction, of up to 40 px.
+            * low_resolution: a face far away: 112 px a side down to 6, and up again by a drawn
+              interpolation.
+            * noise: a sensor short of light: shot noise, whose variance follows the signal, and
+              read noise; up to about 65 % and 30 % of full scale (standard deviations).
+            * compression: JPEG, 4:2:0, quality 95 down to 1, its 8x8 grid at any offset.
+            * low_light: light falls by up to 10 stops; the camera's gain brings a drawn share of
+              it back, and the noise with it.
+            * occlusion: something opaque in front: sunglasses, a mask, a hand or scarf from one
+              side, or blocks; from nothing to nearly all of the face.
+            * black_border: the photo ends inside the crop, along one or two slanted edges; up to
+              some three quarters of the crop are black.
+        strength: in [0, 1].
+        rng: its numbers choose direction, shape, colour and noise; as many are drawn whatever the
+            strength.
+
+    Returns:
+        (112, 112, 3) uint8, RGB, a new array.
+
+    Raises:
+        ValueError: unknown kind, strength outside [0, 1], or another shape or type of face.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known ones: {', '.join(KINDS)}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1], got {strength}")
+    if face.shape != (FACE_SIZE, FACE_SIZE, 3) or face.dtype != np.uint8:
+        raise ValueError(
+            f"expected a ({FACE_SIZE}, {FACE_SIZE}, 3) uint8 face, got {face.shape} {face.dtype}"
+        )
+    spoilt = KINDS[kind](face, float(strength), rng)
+    return face.copy() if strength == 0 else np.asarray(spoilt, np.uint8)
+
+
+def _blur(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    return cv2.GaussianBlur(face, (0, 0), 8 * strength) if strength else face
+
+
+def _motion(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    angle = rng.uniform(0, np.pi)
+    # The path of the move, as evenly weighted points spread over the four pixels around each.
+    along = np.linspace(-20, 20, 401) * strength
+    x, y = 20 + along * np.cos(angle), 20 + along * np.sin(angle)
+    kernel = np.zeros((42, 42))
+    for dx in (0, 1):
+        for dy in (0, 1):
+            left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+            share = np.abs(1 - dx - (x - left)) * np.abs(1 - dy - (y - top))
+            np.add.at(kernel, (top + dy, left + dx), share)
+    kernel = kernel[:41, :41] / kernel[:41, :41].sum()
+    return cv2.filter2D(face, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+
+
+def _low_resolution(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    up = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+    method = up[int(rng.integers(len(up)))]
+    side = round(FACE_SIZE * (6 / FACE_SIZE) ** strength)
+    small = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (FACE_SIZE, FACE_SIZE), interpolation=method)
+
+
+def _noise(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    shot, read = _grain(rng), _grain(rng)
+    signal = face.astype(np.float32) / 255
+    amount = strength**1.5  # the eye sees the first little noise best
+    return _bytes(signal + amount * (0.65 * np.sqrt(signal) * shot + 0.3 * read))
+
+
+def _compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    left, top = (int(offset) for offset in rng.integers(0, 16, 2))
+    padded = cv2.copyMakeBorder(face, top, 16 - top, left, 16 - left, cv2.BORDER_REFLECT_101)
+    quality = round(95 ** (1 - strength))
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(padded, cv2.COLOR_RGB2BGR), settings)
+    decoded = cv2.cvtColor(cv2.imdecode(content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return decoded[top : top + FACE_SIZE, left : left + FACE_SIZE]
+
+
+def _low_light(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    brought_back = rng.uniform(0, 0.5)
+    shot, read = _grain(rng), _grain(rng)
+    stops = 10 * strength
+    light = (face.astype(np.float32) / 255) ** _GAMMA * 2**-stops
+    # A small sensor: 4,000 electrons fill a pixel, and reading it costs 6.
+    noisy = light + strength * (np.sqrt(light / 4000) * shot + 6 / 4000 * read)
+    return _bytes(np.maximum(noisy * 2 ** (brought_back * stops), 0) ** (1 / _GAMMA))
+
+
+def _occlusion(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    shapes = (_sunglasses, _mask, _side, _blocks)
+    reach = shapes[int(rng.integers(len(shapes)))](rng)
+    colour = rng.choice(
+        [rng.integers(0, 50, 3), rng.integers(180, 256, 3), rng.integers(0, 256, 3)]
+    )
+    return _cover(face, reach <= strength, colour)
+
+
+def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    x, y = _grid()
+    tilt, second = rng.uniform(-0.4, 0.4, 2), rng.uniform(0, 1)
+    turn = int(rng.integers(4))
+    first_edge = (x + tilt[0] * (y - 0.5)) / 0.7
+    second_edge = (y + tilt[1] * (x - 0.5)) / 0.7
+    other = second_edge / max(second, 1e-6) if second > 0.5 else np.full_like(x, np.inf)
+    reach = np.minimum(first_edge, other)
+    # The nearest corner has reach 0, so that any strength shows.
+    reach = reach - min(0.0, float(reach.min()))
+    return _cover(face, np.rot90(reach, turn) < strength, np.zeros(3))
+
+
+def _grid() -> tuple[Floats, Floats]:
+    """Of every pixel's centre: x and y as shares of the side, (112, 112) each."""
+    axis = (np.arange(FACE_SIZE, dtype=np.float32) + 0.5) / FACE_SIZE
+    x, y = np.meshgrid(axis, axis)
+    return x, y
+
+
+def _sunglasses(rng: np.random.Generator) -> Floats:
+    """Two glasses and a bar, that grow over brow and cheek. Values: the strength that covers."""
+    x, y = _grid()
+    eye_y, left, right = (value / FACE_SIZE for value in _EYES)
+    glass = np.minimum(np.abs(x - left), np.abs(x - right))
+    flat = rng.uniform(0.5, 0.8)
+    return np.sqrt((glass / 0.75) ** 2 + ((y - eye_y) / (flat * 0.75)) ** 2)
+
+
+def _mask(rng: np.random.Generator) -> Floats:
+    """From the chin upwards, higher over the nose."""
+    x, y = _grid()
+    bulge = rng.uniform(0.05, 0.2)
+    return (1 - y + bulge * (2 * (x - 0.5)) ** 2) / 0.85
+
+
+def _side(rng: np.random.Generator) -> Floats:
+    """A straight edge that comes in from any direction."""
+    x, y = _grid()
+    angle = rng.uniform(0, 2 * np.pi)
+    along = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)
+    return (along - along.min()) / (0.8 * (along.max() - along.min()))
+
+
+def _blocks(rng: np.random.Generator) -> Floats:
+    """Three squares around random places, that grow into each other."""
+    x, y = _grid()
+    reach = np.full_like(x, np.inf)
+    for centre_x, centre_y in rng.uniform(0.2, 0.8, (3, 2)):
+        reach = np.minimum(reach, np.maximum(np.abs(x - centre_x), np.abs(y - centre_y)))
+    return reach / 0.35
+
+
+def _cover(face: Image, where: Mask, colour: npt.NDArray[Any]) -> Image:
+    return np.where(where[:, :, None], colour.astype(np.uint8), face)
+
+
+def _grain(rng: np.random.Generator) -> Floats:
+    """(112, 112, 3) noise of mean 0, standard deviation 1, a little smeared as by demosaicing."""
+    smear = rng.uniform(0.3, 0.9)
+    noise = rng.standard_normal((FACE_SIZE, FACE_SIZE, 3), np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), smear)
+    return np.asarray(noise / noise.std(), np.float32)
+
+
+def _bytes(signal: npt.NDArray[Any]) -> Image:
+    return np.clip(np.round(signal * 255), 0, 255).astype(np.uint8)
+
+
+Degradation = Callable[[Image, float, np.random.Generator], Any]
+
+KINDS: dict[str, Degradation] = {
+    "blur": _blur,
+    "motion": _motion,
+    "low_resolution": _low_resolution,
+    "noise": _noise,
+    "compression": _compression,
+    "low_light": _low_light,
+    "occlusion": _occlusion,
+    "black_border": _black_border,
+}
