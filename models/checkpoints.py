@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset.command_line import UserError
+from dataset.command_line import UserError, note
 from dataset.files import read_json, replacing, sha256_of, write_json
 from models.networks import BACKBONES, build_network
 
@@ -165,6 +166,56 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{beside}: describes another file than {path}; remove it or get both again"
         )
     return about
+
+
+RESUME, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+def save_resume(folder: Path, key: dict[str, Any], content: dict[str, Any]) -> None:
+    """Writes last.ckpt; the one before becomes previous.ckpt.
+
+    Args:
+        folder: of the training.
+        key: what makes a training the same training.
+        content: state dicts and plain values.
+    """
+    last = folder / RESUME
+    with replacing(folder / f"{RESUME}.new", "wb") as file:
+        torch.save({"key": key, **content}, file)
+    if last.exists():
+        os.replace(last, folder / PREVIOUS)
+    os.replace(folder / f"{RESUME}.new", last)
+
+
+def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """Reads what `save_resume` wrote; None where there is nothing to go on from.
+
+    A damaged last.ckpt is passed over, with a line, for the one before.
+
+    Raises:
+        UserError: the folder holds another training; the message names a setting that differs.
+    """
+    for name in (RESUME, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise ValueError
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError):
+            note(f"{path}: is damaged; passed over")
+            continue
+        differing = [name for name in key if content["key"].get(name) != key[name]]
+        if differing:
+            first = differing[0]
+            raise UserError(
+                f"{path}: is of another training ({first} {content['key'].get(first)}, now "
+                f"{key[first]}); choose another --checkpoints-name, or remove the folder"
+            )
+        return content
+    return None
 
 
 def _skeleton(backbone: str, recognition: bool) -> State:

@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,27 @@ class World:
     def share(self, count: int) -> range:
         """This process's contiguous part of `count` things; the parts differ by one at most."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes; every process must ask."""
+        if self.size == 1:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        asked = torch.tensor(float(flag), device=device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return bool(asked.item())
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over the processes; every process must ask."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            value = value.clone()
+            dist.all_reduce(value)
+        return float(value.item()) / self.size
 
 
 @contextmanager
