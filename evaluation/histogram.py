@@ -13,7 +13,8 @@ import numpy.typing as npt
 Ticks = npt.NDArray[np.int64]
 
 MAX_BARS = 60
-_STEPS_ACROSS = 300  # how finely scores are shown: at most so many steps between 5 % and 95 %
+_DIGITS = 200  # the last decimal is no coarser than the scores' size through this,
+_STEPS_ACROSS = 20  # nor than the distance of their 5 % and 95 % quantiles through this
 _LARGEST_TICK = 1 << 52  # whole numbers that JavaScript holds exactly
 _LABEL_SHARE = 0.09  # of the axis: a label's width on a narrow screen
 _ROW = 14  # pixels between two rows of labels
@@ -29,15 +30,17 @@ class Mark:
 
 
 def decimals_for(scores: npt.NDArray[np.float64]) -> int:
-    """How many decimals tell these scores apart and no more: 1 on the scale 0..100.
+    """How many decimals to show: some three digits, more where scores hardly differ.
+
+    That is 1 on the scale 0..100 and 3 on 0..1.
 
     Args:
         scores: (N,) float64, finite, N >= 1. A few outliers do not change the answer.
     """
     low, high = np.quantile(scores, [0.05, 0.95])
-    if not high > low:
-        return 1
-    return min(max(0, -math.ceil(math.log10((high - low) / _STEPS_ACROSS))), 9)
+    steps = [max(abs(low), abs(high)) / _DIGITS, (high - low) / _STEPS_ACROSS]
+    fine_enough = min((step for step in steps if step > 0), default=0.1)
+    return min(max(0, -math.floor(math.log10(fine_enough))), 9)
 
 
 def ticks_of(scores: npt.NDArray[np.float64], decimals: int) -> Ticks:
