@@ -13,7 +13,7 @@ import numpy.typing as npt
 Ticks = npt.NDArray[np.int64]
 
 MAX_BARS = 60
-_DIGITS = 200  # the last decimal is no coarser than the scores' size through this,
+_DIGITS = 100  # the last decimal is no coarser than the scores' size through this,
 _STEPS_ACROSS = 20  # nor than the distance of their 5 % and 95 % quantiles through this
 _LARGEST_TICK = 1 << 52  # whole numbers that JavaScript holds exactly
 _LABEL_SHARE = 0.09  # of the axis: a label's width on a narrow screen
@@ -44,9 +44,16 @@ def decimals_for(scores: npt.NDArray[np.float64]) -> int:
 
 
 def ticks_of(scores: npt.NDArray[np.float64], decimals: int) -> Ticks:
-    """Scores as whole numbers of the last decimal: 41.26 with 1 decimal is 413."""
-    ticks = np.round(np.asarray(scores, np.float64) * 10.0**decimals)
+    """Scores as whole numbers of the last decimal, downwards: 41.26 with 1 decimal is 412."""
+    scaled = np.asarray(scores, np.float64) * 10.0**decimals
+    ticks = np.floor(np.round(scaled, 6))  # 0.29 * 100 is 28.999999999999996
     return np.clip(ticks, -_LARGEST_TICK, _LARGEST_TICK).astype(np.int64)
+
+
+def coarser(ticks: Ticks, decimals: int) -> Ticks:
+    """Ticks with so many decimals less, rounded, halves upwards: 4126 with 2 less is 41."""
+    step = 10**decimals
+    return (ticks + step // 2) // step
 
 
 def histogram_svg(ticks: Ticks, decimals: int, marks: Sequence[Mark] = ()) -> str:
@@ -56,7 +63,7 @@ def histogram_svg(ticks: Ticks, decimals: int, marks: Sequence[Mark] = ()) -> st
     quantiles by more than the width between those) are counted in the first and the last bar.
 
     Args:
-        ticks: (N,) int64, see `ticks_of`, N >= 1.
+        ticks: (N,) int64, scores as whole numbers of the last decimal, N >= 1.
         decimals: of the scores.
         marks: lines to draw; one off the axis is left out (`histogram_edges` stretches the axis
             to those near it).
@@ -66,7 +73,8 @@ def histogram_svg(ticks: Ticks, decimals: int, marks: Sequence[Mark] = ()) -> st
         that it counts, for the page's script.
     """
     scale = 10**decimals
-    marked = ticks_of(np.array([mark.score for mark in marks], np.float64), decimals)
+    exact = ticks_of(np.array([mark.score for mark in marks], np.float64), decimals + 1)
+    marked = coarser(exact, 1)
     edges = histogram_edges(ticks, marked)
     first, width, count = edges[0], edges[1] - edges[0], len(edges) - 1
     bars = np.clip((ticks - first) // width, 0, count - 1)
@@ -161,8 +169,8 @@ def _round_up(value: float) -> int:
 
 
 def _round_levels(tallest: int) -> list[int]:
-    """At most four round counts up to the tallest bar, for the grid lines."""
-    step = _round_up(tallest / 4)
+    """At most five round counts up to the tallest bar, for the grid lines."""
+    step = _round_up(tallest / 5)
     return list(range(step, tallest + 1, step))
 
 

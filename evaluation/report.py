@@ -105,7 +105,7 @@ def write_report(
     scored = np.flatnonzero(np.isfinite(values))
     known = values[scored]
     decimals = decimals_for(known) if len(known) else 1
-    ticks = ticks_of(known, decimals)
+    ticks = ticks_of(known, decimals + section.FINER)
     shown = scored[sample_ranks(known, max_faces)]
     sections = {
         "title": section.html_text(f"Face image quality: {model_name}"),

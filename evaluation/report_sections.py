@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.histogram import Mark, Ticks, histogram_svg, ticks_of
+from evaluation.histogram import Mark, Ticks, coarser, histogram_svg, ticks_of
 
+FINER = 2  # decimals that the page's script knows beyond those shown, for exact thresholds
 MAX_UNSCORED = 200  # unscored images listed by name; all are counted
 
 
@@ -72,10 +73,11 @@ def html_text(text: str) -> str:
 
 
 def number_text(value: float, decimals: int) -> str:
-    """A score as the page shows it, rounded as `ticks_of` rounds."""
+    """A score as the page shows it: rounded as its tick is, so that text and filter agree."""
     if abs(value) >= 1e9:
         return f"{value:.3e}"
-    return f"{np.round(value * 10.0**decimals) / 10.0**decimals + 0.0:.{decimals}f}"  # no -0.0
+    tick = coarser(ticks_of(np.array([value]), decimals + FINER), FINER)[0]
+    return f"{tick / 10**decimals:.{decimals}f}"
 
 
 def lead(model_name: str, images: int, scored: int, shown: int) -> str:
@@ -130,7 +132,7 @@ def histogram_section(ticks: Ticks, decimals: int, calibration: Mapping[str, Any
         hint += " Dashed: the score below which that share of the calibration faces lies."
     return (
         '<section class="card"><h2>Scores</h2>\n'
-        f"{histogram_svg(ticks, decimals, marks)}\n"
+        f"{histogram_svg(coarser(ticks, FINER), decimals, marks)}\n"
         f'<p class="hint">{hint}</p></section>'
     )
 
@@ -146,8 +148,8 @@ def calibration_section(
     fmr = calibration.get("fmr")
     rows = []
     for entry in calibration["thresholds"]:
-        threshold = number_text(float(entry["score"]), decimals)
-        here = int(np.count_nonzero(scores < entry["score"]))
+        threshold = f"{entry['score']:.{decimals + FINER}f}"
+        here = int(np.count_nonzero(scores < float(threshold)))  # as the filter cuts
         share = _share(here / len(scores)) if len(scores) else ""
         fnmr = "" if entry.get("fnmr") is None else _share(entry["fnmr"])
         rows.append(
@@ -168,9 +170,9 @@ def calibration_section(
 
 def filter_tools(ticks: Ticks, decimals: int) -> str:
     """The controls: lowest and highest score shown, order, and what that leaves."""
-    scale = 10.0**decimals
-    low, high = (number_text(end / scale, decimals) for end in (ticks.min(), ticks.max()))
-    step = f"{1 / scale:.{decimals}f}"
+    ends = ticks.min(), ticks.max()
+    low, high = (number_text(end / 10.0 ** (decimals + FINER), decimals) for end in ends)
+    step = f"{10.0**-decimals:.{decimals}f}"
 
     def field(name: str, label: str, hint: str) -> str:
         return (
@@ -204,9 +206,9 @@ def face_item(
     """
     if picture is not None and not picture.startswith(b"\xff\xd8"):
         raise ValueError(f"thumbnail: must be JPEG bytes or None, got {picture[:8]!r} for {path!r}")
-    tick = int(ticks_of(np.array([score]), decimals)[0])
+    tick = int(ticks_of(np.array([score]), decimals + FINER)[0])
     name, shown = html_text(os.path.basename(path) or path), number_text(score, decimals)
-    hover = f"{html_text(path)}&#10;score {shown}"
+    hover = f"{html_text(path)}&#10;score {score:.{decimals + FINER}f}"
     if percentiles is not None:
         rank = float(np.interp(score, percentiles, np.arange(101)))
         hover += f", better than {rank:.0f} % of the calibration faces"
@@ -252,7 +254,7 @@ def unscored_section(
 def script_data(ticks: Ticks, decimals: int, *, sampled: bool) -> str:
     """What the page's script needs to count all images, not only those shown."""
     values, counts = np.unique(ticks, return_counts=True)
-    data = {"decimals": decimals, "sampled": sampled, "ticks": [], "counts": []}
+    data = {"decimals": decimals, "finer": FINER, "sampled": sampled, "ticks": [], "counts": []}
     if sampled:
         data |= {"ticks": values.tolist(), "counts": counts.tolist()}
     return json.dumps(data, separators=(",", ":"))

@@ -279,7 +279,7 @@ def test_calibration_is_listed_and_drawn(tmp_path: Path) -> None:
     page = Page(text)
     assert page.blocks["td"] == ["5 %", "", "1.25 %", "1 (25 %)", "20 %", "", "", "2 (50 %)"]
     hrefs = [values["href"] for tag, values in page.tags if tag == "a"]
-    assert hrefs[:2] == ["#min=25.0", "#min=40.2"]
+    assert hrefs[:2] == ["#min=25.000", "#min=40.250"]
     assert "2,311 faces" in page.words and "FNMR left at FMR 0.001" in page.words
     lines = [values for tag, values in page.tags if values.get("class") == "mark"]
     assert len(lines) == 2
@@ -464,15 +464,20 @@ def test_in_a_browser_the_filter_keeps_the_range_and_the_console_is_silent(tmp_p
     seen, console = browse(page)
     assert console == []
     assert len(seen.faces) == 404 and not any(face.hidden for face in seen.faces)
-    assert "404 of 404 faces" in seen.words
+    assert " 404 faces " in seen.words
 
     seen, console = browse(page, "#min=40&max=60&order=asc")
     assert console == []
-    kept = [face.tick / 10 for face in seen.faces if not face.hidden]
+    kept = [float(face.text[0]) for face in seen.faces if not face.hidden]
     assert kept == sorted(shown[(shown >= 40) & (shown <= 60)].tolist())
     assert f"{len(kept)} of 404 faces" in seen.words
     dark = [values for _, values in seen.tags if values.get("class") == "bar off"]
     assert 0 < len(dark) < len(bar_counts(seen))
+
+    seen, console = browse(page, "#min=39.961")  # finer than what is shown: taken exactly
+    assert console == []
+    assert sum(not face.hidden for face in seen.faces) == np.sum(np.round(scores, 3) >= 39.961)
+    assert np.sum(scores >= 39.961) < np.sum(shown >= 40.0)
 
     seen, console = browse(page, "#min=200")
     assert console == [] and all(face.hidden for face in seen.faces)
