@@ -52,7 +52,7 @@ def ticks_of(scores: npt.NDArray[np.float64], decimals: int) -> Ticks:
 
 def coarser(ticks: Ticks, decimals: int) -> Ticks:
     """Ticks with so many decimals less, rounded, halves upwards: 4126 with 2 less is 41."""
-    step = 10**decimals
+    step: int = 10**decimals
     return (ticks + step // 2) // step
 
 
