@@ -47,6 +47,22 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     return decode_image(content)
 
 
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether the first bytes of a file are those of a kind of image that can be decoded."""
+    return bool(cv2.haveImageReader(os.fspath(path)))
+
+
+def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:
+    """(H, W, 3) uint8 RGB -> JPEG bytes, at most `side` pixels wide and high."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), settings)
+    return content.tobytes()
+
+
 def decode_image(content: bytes) -> Image:
     """As `read_image`, from the bytes of an image file."""
     if not content:

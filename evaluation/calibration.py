@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+DISCARD_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
+
 Scores = npt.NDArray[np.floating[Any]]
 
 
@@ -33,10 +35,15 @@ def calibration(scores: Scores) -> dict[str, Any] | None:
         scores: (V,), NaN where unreadable.
 
     Returns:
-        {"faces": V, "percentiles": 101 scores, at 0, 1, .. 100 % of the faces}; None without faces.
+        {"faces": V, "percentiles": 101 scores, at 0, 1, .. 100 % of the faces, "thresholds":
+        [{"discard": share, "score": the score below which that share lies}]}; None without faces.
     """
     good = scores[np.isfinite(scores)]
     if not len(good):
         return None
     marks = np.percentile(good.astype(np.float64), np.arange(101))
-    return {"faces": len(good), "percentiles": [round(float(mark), 4) for mark in marks]}
+    percentiles = [round(float(mark), 4) for mark in marks]
+    thresholds = [
+        {"discard": share, "score": percentiles[round(100 * share)]} for share in DISCARD_SHARES
+    ]
+    return {"faces": len(good), "percentiles": percentiles, "thresholds": thresholds}
