@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 1
+EXIT_USAGE = 2
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 

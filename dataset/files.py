@@ -17,7 +17,7 @@ from dataset.command_line import UserError
 def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its place when the block ends well.
 
-    Text is UTF-8 with `\\n` line ends. When the block raises, the temporary file goes and whatever
+    Text is UTF-8 with Unix line ends. When the block raises, the temporary file goes and whatever
     stood at `path` before stays. Missing folders are made.
 
     Raises:

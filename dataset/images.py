@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,22 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     return decode_image(content)
 
 
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether the first bytes of a file are those of a kind of image that can be decoded."""
+    return bool(cv2.haveImageReader(os.fspath(path)))
+
+
+def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:
+    """(H, W, 3) uint8 RGB -> JPEG bytes, at most `side` pixels wide and high."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), settings)
+    return content.tobytes()
+
+
 def decode_image(content: bytes) -> Image:
     """As `read_image`, from the bytes of an image file."""
     if not content:
@@ -86,7 +103,7 @@ def read_face(path: str | os.PathLike[str]) -> Image:
     return resize_face(read_image(path))
 
 
-def _over_black(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Image:
+def _over_black(pixels: npt.NDArray[Any]) -> Image:
     """(H, W, 4) BGRA or (H, W, 2) grey + alpha of 8 or 16 bits, over black: RGB of 8 bits."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)

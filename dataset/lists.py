@@ -54,9 +54,9 @@ class Table:
     def path(self, row: int) -> str:
         """The path of one record, read from disk."""
         with open(self.file, "rb") as file:
-            return os.pread(
-                file.fileno(), int(self.path_sizes[row]), int(self.starts[row])
-            ).decode("utf-8")
+            return os.pread(file.fileno(), int(self.path_sizes[row]), int(self.starts[row])).decode(
+                "utf-8"
+            )
 
     def paths(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """The paths of records `start` to `stop`, in order, read in blocks."""
@@ -244,9 +244,7 @@ def join(left: Table, right: Table) -> npt.NDArray[np.int64]:
     return rows
 
 
-def _join_keys(
-    keys: npt.NDArray[np.int64], right: Table, *, whole: bool
-) -> npt.NDArray[np.int64]:
+def _join_keys(keys: npt.NDArray[np.int64], right: Table, *, whole: bool) -> npt.NDArray[np.int64]:
     raw = right.raw_paths()
     others = _keys(raw if whole else (_last_two(path) for path in raw), len(right))
     order = np.argsort(others, kind="stable")

@@ -189,7 +189,7 @@ def _path(identity: int, number: int, kind: str = "") -> str:
 
 
 def _write(path: Path, face: Image) -> None:
-    from dataset.images import cv2
+    import cv2
 
     if path.is_file():
         return

@@ -1,0 +1,207 @@
+"""Writing embeddings of a list so that a killed run loses one batch at most.
+
+Rows go straight to their place in `Embedding_Features.npy.part`; after each batch a journal says
+which rows are there. When all are, the parts take their final names and the .json beside them is
+written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset.command_line import UserError
+from dataset.files import read_json, write_json
+from dataset.lists import Table
+
+FEATURES = "Embedding_Features.npy"
+NORMS = "Embedding_Norms.npy"
+FORMAT = 1
+
+
+class FeatureWriter:
+    """The embeddings of one list, filled in by any number of processes, in any order.
+
+    Every process opens its own writer on the same folder; `rank` names its journal. What another
+    run left unfinished is taken up if it was the same work (`about` equal), else begun anew.
+    """
+
+    def __init__(self, folder: Path, rows: int, dimension: int, about: dict[str, Any]) -> None:
+        """Describes the work; touches no file.
+
+        Args:
+            folder: annotations/feats_npy.
+            rows: N, records of the list.
+            dimension: D of the embeddings.
+            about: list, weights and preprocessing: what makes two runs the same work.
+        """
+        self.folder, self.rows, self.dimension, self.about = folder, rows, dimension, about
+        self.features, self.norms = folder / FEATURES, folder / NORMS
+        self._parts = [_part(self.features), _part(self.norms)]
+        self._files: list[tuple[int, int]] = []  # descriptor, bytes before the first row
+        self._journal: TextIO | None = None
+
+    def is_done(self) -> bool:
+        """Whether a finished file of this very work stands already."""
+        beside = self.features.with_suffix(".json")
+        if not (beside.exists() and self.features.exists() and self.norms.exists()):
+            return False
+        done: dict[str, Any] = read_json(beside)
+        return all(done.get(key) == value for key, value in self.about.items())
+
+    def unreadable(self) -> list[dict[str, Any]]:
+        """Of a finished file: the rows without an embedding, with path and reason."""
+        listed: list[dict[str, Any]] = read_json(self.features.with_suffix(".json"))["unreadable"]
+        return listed
+
+    def prepare(self) -> None:
+        """Makes the part files, or clears away those of other work; one process does this."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            plan = self.folder / "Embedding_Features.plan.json"
+            if (
+                plan.exists()
+                and read_json(plan) == self._plan()
+                and all(part.exists() for part in self._parts)
+            ):
+                return
+            self._clear()
+            shapes: list[tuple[Path, tuple[int, ...], str]] = [
+                (self._parts[0], (self.rows, self.dimension), "<f2"),
+                (self._parts[1], (self.rows,), "<f4"),
+            ]
+            for part, shape, dtype in shapes:
+                # A sparse file of the right size: rows are zero until written.
+                np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
+            write_json(plan, self._plan())
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
+
+    def missing_batches(self, size: int) -> npt.NDArray[np.int64]:
+        """Numbers of the batches, rows [i * size, (i + 1) * size), that are not all written.
+
+        The batches are the same whatever the number of processes and wherever a run was killed,
+        so a face meets the same neighbours in its batch and gets the same embedding to the bit.
+        """
+        done = np.zeros(self.rows, bool)
+        for entry in self._entries():
+            done[entry["start"] : entry["stop"]] = True
+        whole = np.logical_and.reduceat(done, np.arange(0, self.rows, size))
+        return np.flatnonzero(~whole).astype(np.int64)
+
+    def open(self, rank: int) -> None:
+        """Opens the part files and this process's journal for writing."""
+        for part, row_bytes in zip(self._parts, (self.dimension * 2, 4), strict=True):
+            header = part.stat().st_size - self.rows * row_bytes
+            self._files.append((os.open(part, os.O_WRONLY), header))
+        # A line torn by a kill stays a line of its own: the next entry begins on a fresh one.
+        journal = self.folder / f"{FEATURES}.{rank}.journal"
+        self._journal = journal.open("a", encoding="utf-8")
+        self._journal.write("\n")
+
+    def write(
+        self, start: int, embeddings: npt.NDArray[np.float32], failures: dict[int, str]
+    ) -> None:
+        """Writes rows `start` onwards.
+
+        Args:
+            start: row of the first embedding.
+            embeddings: (B, D) float32, not normalised; rows named in `failures` become zero.
+            failures: {row in the batch: reason}.
+        """
+        assert self._journal is not None, "open() first"
+        norms = np.linalg.norm(embeddings, axis=1).astype(np.float32)
+        for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist():
+            failures.setdefault(row, "its embedding is zero or not finite")
+        norms[list(failures)] = 0
+        unit = embeddings / np.where(norms > 0, norms, 1)[:, None]
+        unit[list(failures)] = 0
+        for (file, offset), array in zip(
+            self._files, (unit.astype("<f2"), norms.astype("<f4")), strict=True
+        ):
+            data = np.ascontiguousarray(array)
+            size = data.nbytes // len(data)
+            _write_all(file, data.tobytes(), offset + start * size)
+        entry = {
+            "start": start,
+            "stop": start + len(embeddings),
+            "unreadable": [[start + row, reason] for row, reason in sorted(failures.items())],
+        }
+        self._journal.write(json.dumps(entry) + "\n")
+        self._journal.flush()
+
+    def close(self) -> None:
+        """Closes the files; what was written stays."""
+        for file, _ in self._files:
+            os.close(file)
+        self._files.clear()
+        if self._journal is not None:
+            self._journal.close()
+
+    def finish(self, table: Table) -> list[dict[str, Any]]:
+        """Gives the parts their final names and writes the .json; one process does this.
+
+        Args:
+            table: the list, for the paths of unreadable rows.
+
+        Returns:
+            The rows without an embedding: row, path, reason.
+
+        Raises:
+            UserError: no image at all could be read; nothing is put in place.
+        """
+        failures = {row: reason for entry in self._entries() for row, reason in entry["unreadable"]}
+        rows = sorted(failures)
+        unreadable = [
+            {"row": row, "path": path, "reason": failures[row]}
+            for row, path in zip(rows, table.paths_at(rows), strict=True)
+        ]
+        if len(unreadable) == self.rows:
+            self._clear()
+            raise UserError(
+                f"{table.file}: none of its {self.rows} images could be read (the first: "
+                f"{unreadable[0]['path']}: {unreadable[0]['reason']}); paths are read relative to "
+                "the current folder"
+            )
+        beside = self.features.with_suffix(".json")
+        beside.unlink(missing_ok=True)  # never beside rows it does not describe
+        for part, final in zip(self._parts, (self.features, self.norms), strict=True):
+            os.replace(part, final)
+        plan = {**self._plan(), "rows_done": self.rows, "unreadable": unreadable}
+        write_json(beside, plan)
+        self._clear()
+        return unreadable
+
+    def _plan(self) -> dict[str, Any]:
+        return {"format": FORMAT, **self.about, "dimension": self.dimension}
+
+    def _entries(self) -> list[dict[str, Any]]:
+        entries = []
+        for journal in sorted(self.folder.glob(f"{FEATURES}.*.journal")):
+            for line in journal.read_text(encoding="utf-8").splitlines():
+                try:
+                    entries.append(json.loads(line))
+                except ValueError:
+                    continue  # torn by a kill: its rows are done again
+        return entries
+
+    def _clear(self) -> None:
+        leftovers = [*self._parts, self.folder / "Embedding_Features.plan.json"]
+        for path in [*leftovers, *self.folder.glob(f"{FEATURES}.*.journal")]:
+            path.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,113 @@
+"""Batches of faces, decoded ahead of the network by threads.
+
+OpenCV decodes outside Python's global lock, so threads keep every core busy without the copies,
+the start-up time and the shared memory of worker processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image, resize_face
+from dataset.lists import Table
+
+_CHUNK = 16  # images a task: large enough that handing it over costs nothing
+_AHEAD = 2  # batches decoded ahead of the one in use
+
+
+@dataclass
+class Batch:
+    """Some records of a list, decoded.
+
+    Attributes:
+        rows: (B,) int64, their rows in the list.
+        faces: (B, 112, 112, 3) uint8, RGB; zero where a record could not be read.
+        sizes: (B, 2) int32, height and width before resizing; zero where not read.
+        failures: {position in the batch: reason}.
+    """
+
+    rows: npt.NDArray[np.int64]
+    faces: npt.NDArray[np.uint8]
+    sizes: npt.NDArray[np.int32]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """(B,) bool."""
+        good = np.ones(len(self.rows), bool)
+        good[list(self.failures)] = False
+        return good
+
+
+def default_workers() -> int:
+    """Decoding threads: one a core that this process may use, at most 16."""
+    return min(16, len(os.sched_getaffinity(0)))
+
+
+def batches(
+    table: Table,
+    rows: Sequence[int] | npt.NDArray[np.int64],
+    batch_size: int,
+    num_workers: int | None = None,
+    read: Callable[[str], Image] = read_image,
+) -> Iterator[Batch]:
+    """Decodes the images of some records of a list, batch by batch, in the order given.
+
+    Args:
+        table: the list; its paths are read from disk as they are needed.
+        rows: which records.
+        batch_size: images a batch; the last one may be smaller.
+        num_workers: decoding threads; None takes `default_workers()`.
+        read: from a path to (H, W, 3) uint8 RGB; raises UnreadableImage.
+    """
+    order = np.asarray(rows, np.int64)
+    workers = default_workers() if num_workers is None else max(1, num_workers)
+    waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for start in range(0, len(order), batch_size):
+            waiting.append(_begin(pool, table, order[start : start + batch_size], read))
+            if len(waiting) > _AHEAD:
+                yield _finish(*waiting.popleft())
+        while waiting:
+            yield _finish(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(
+    pool: ThreadPoolExecutor,
+    table: Table,
+    rows: npt.NDArray[np.int64],
+    read: Callable[[str], Image],
+) -> tuple[Batch, list[Future[None]]]:
+    faces = np.zeros((len(rows), FACE_SIZE, FACE_SIZE, 3), np.uint8)
+    batch = Batch(rows, faces, np.zeros((len(rows), 2), np.int32))
+    paths = list(table.paths_at(rows))
+    futures = [
+        pool.submit(_read_chunk, batch, paths, start, read) for start in range(0, len(rows), _CHUNK)
+    ]
+    return batch, futures
+
+
+def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:
+    for future in futures:
+        future.result()
+    return batch
+
+
+def _read_chunk(batch: Batch, paths: list[str], start: int, read: Callable[[str], Image]) -> None:
+    for position in range(start, min(start + _CHUNK, len(paths))):
+        try:
+            image = read(paths[position])
+            batch.sizes[position] = image.shape[:2]
+            batch.faces[position] = resize_face(image)
+        except UnreadableImage as error:
+            batch.failures[position] = str(error)

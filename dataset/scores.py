@@ -1,0 +1,61 @@
+"""scores.csv: `path,score,status` and optional columns after them (RFC 4180)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+OK = "ok"
+NOT_SCORED = "not scored: interrupted"
+
+
+@dataclass
+class Scores:
+    """The scores of N images and why some have none.
+
+    Attributes:
+        values: (N,) float32, the network's own output; NaN where there is none.
+        reasons: {row: why it has no score}.
+    """
+
+    values: npt.NDArray[np.float32]
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls, count: int) -> Scores:
+        """N images, none scored yet."""
+        return cls(np.full(count, np.nan, np.float32))
+
+    def status(self, row: int) -> str:
+        """`ok`, or why there is no score."""
+        if np.isnan(self.values[row]):
+            return self.reasons.get(row, NOT_SCORED)
+        return OK
+
+
+def write_scores(
+    file: IO[str],
+    paths: Iterable[str],
+    scores: Scores,
+    columns: Sequence[tuple[str, Sequence[Any]]] = (),
+) -> None:
+    """Writes the header line and a row an image, in the order of `paths`.
+
+    Args:
+        file: open for text.
+        paths: N paths.
+        scores: their scores; empty where there is none.
+        columns: names and N values of optional columns.
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["path", "score", "status", *(name for name, _ in columns)])
+    for row, path in enumerate(paths):
+        value = scores.values[row]
+        text = "" if np.isnan(value) else f"{value:.4f}"
+        more = [values[row] for _, values in columns]
+        writer.writerow([path, text, scores.status(row), *more])

@@ -1,0 +1,70 @@
+"""Scores of clean and degraded faces side by side, for faces whose name says how they were made.
+
+python -m evaluation.by_kind --scores scores.csv --labels annotations/quality_pseudo_labels.txt
+
+A degraded copy carries its kind in its name, `<face>.<kind>.png` (see dataset.orl_faces).
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.lists import read_table
+from evaluation.calibration import held_out_measures
+
+CLEAN = "clean"
+
+
+def main(*, scores: Path, labels: Path) -> int:
+    """Prints the mean score and label by kind of degradation, and their rank correlation.
+
+    Args:
+        scores: a scores.csv.
+        labels: pseudo-labels, `<path> TAB <label>`, of at least the same images.
+    """
+    table = read_table(labels, "label")
+    label_of = dict(zip(table.paths(), table.values.tolist(), strict=True))
+    rows = [(path, score) for path, score in read_scores(scores) if path in label_of]
+    if not rows:
+        raise UserError(f"{scores}: has no scored image that {labels} lists")
+    kinds = np.array([kind_of(path) for path, _ in rows])
+    values = np.array([score for _, score in rows])
+    wanted = np.array([label_of[path] for path, _ in rows])
+    print(f"{'kind':<16}{'faces':>7}{'mean score':>12}{'mean label':>12}")
+    for kind in sorted(set(kinds.tolist()), key=lambda kind: (kind != CLEAN, kind)):
+        own = kinds == kind
+        print(f"{kind:<16}{own.sum():>7}{values[own].mean():>12.1f}{wanted[own].mean():>12.1f}")
+    spearman = held_out_measures(values, wanted)["spearman"]
+    print(f"Spearman between score and label: {spearman:.3f} ({len(rows)} faces)")
+    return EXIT_DONE
+
+
+def kind_of(path: str) -> str:
+    """The kind in a name: `s01/s01_03.blur.png` -> blur; clean where there is none.
+
+    >>> kind_of("s01/s01_03.blur.png"), kind_of("s01/s01_03.png")
+    ('blur', 'clean')
+    """
+    suffixes = PurePosixPath(path).suffixes
+    return suffixes[-2].lstrip(".") if len(suffixes) > 1 else CLEAN
+
+
+def read_scores(path: Path) -> list[tuple[str, float]]:
+    """The scored rows of a scores.csv."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return [
+                (row["path"], float(row["score"])) for row in csv.DictReader(file) if row["score"]
+            ]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no scores.csv (path,score,status)") from error
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,191 @@
+"""A histogram of scores as inline SVG: it needs no script, keeps its text size on any screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import numpy.typing as npt
+
+Ticks = npt.NDArray[np.int64]
+
+MAX_BARS = 60
+_DIGITS = 100  # the last decimal is no coarser than the scores' size through this,
+_STEPS_ACROSS = 20  # nor than the distance of their 5 % and 95 % quantiles through this
+_LARGEST_TICK = 1 << 52  # whole numbers that JavaScript holds exactly
+_LABEL_SHARE = 0.09  # of the axis: a label's width on a narrow screen
+_ROW = 14  # pixels between two rows of labels
+_PLOT = 180  # pixels, height of the tallest bar
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A line drawn across the histogram: its score and what is written above it."""
+
+    score: float
+    label: str
+
+
+def decimals_for(scores: npt.NDArray[np.float64]) -> int:
+    """How many decimals to show: some three digits, more where scores hardly differ.
+
+    That is 1 on the scale 0..100 and 3 on 0..1.
+
+    Args:
+        scores: (N,) float64, finite, N >= 1. A few outliers do not change the answer.
+    """
+    low, high = np.quantile(scores, [0.05, 0.95])
+    steps = [max(abs(low), abs(high)) / _DIGITS, (high - low) / _STEPS_ACROSS]
+    fine_enough = min((step for step in steps if step > 0), default=0.1)
+    return min(max(0, -math.floor(math.log10(fine_enough))), 9)
+
+
+def ticks_of(scores: npt.NDArray[np.float64], decimals: int) -> Ticks:
+    """Scores as whole numbers of the last decimal, downwards: 41.26 with 1 decimal is 412."""
+    scaled = np.asarray(scores, np.float64) * 10.0**decimals
+    ticks = np.floor(np.round(scaled, 6))  # 0.29 * 100 is 28.999999999999996
+    return np.clip(ticks, -_LARGEST_TICK, _LARGEST_TICK).astype(np.int64)
+
+
+def coarser(ticks: Ticks, decimals: int) -> Ticks:
+    """Ticks with so many decimals less, rounded, halves upwards: 4126 with 2 less is 41."""
+    step: int = 10**decimals
+    return (ticks + step // 2) // step
+
+
+def histogram_svg(ticks: Ticks, decimals: int, marks: Sequence[Mark] = ()) -> str:
+    """Draws the histogram of all scores.
+
+    Bars begin at round numbers. A few scores far from all others (outside the 0.1 % and 99.9 %
+    quantiles by more than the width between those) are counted in the first and the last bar.
+
+    Args:
+        ticks: (N,) int64, scores as whole numbers of the last decimal, N >= 1.
+        decimals: of the scores.
+        marks: lines to draw; one off the axis is left out (`histogram_edges` stretches the axis
+            to those near it).
+
+    Returns:
+        An `<svg>` element. Every bar is followed by a `.hit` area with the lowest and highest tick
+        that it counts, for the page's script.
+    """
+    scale = 10**decimals
+    exact = ticks_of(np.array([mark.score for mark in marks], np.float64), decimals + 1)
+    marked = coarser(exact, 1)
+    edges = histogram_edges(ticks, marked)
+    first, width, count = edges[0], edges[1] - edges[0], len(edges) - 1
+    bars = np.clip((ticks - first) // width, 0, count - 1)
+    heights = np.bincount(bars, minlength=count)
+    lows, highs = edges[:-1].copy(), edges[1:] - 1
+    lows[0] = min(lows[0], ticks.min())
+    highs[-1] = max(highs[-1], ticks.max())
+
+    def at(tick: float) -> str:
+        return f"{100 * (tick - first) / (edges[-1] - first):.3f}%"
+
+    shown = [
+        (mark, int(tick))
+        for mark, tick in zip(marks, marked, strict=True)
+        if edges[0] <= tick <= edges[-1]
+    ]
+    rows = _label_rows([(tick - first) / (edges[-1] - first) for _, tick in shown])
+    top = 8 + _ROW * (max(rows, default=-1) + 1)
+    floor = top + _PLOT
+    parts = [
+        f'<svg class="histogram" height="{floor + 22}" role="group" '
+        f'aria-label="Histogram of {len(ticks):,} scores from {ticks.min() / scale:.{decimals}f} '
+        f'to {ticks.max() / scale:.{decimals}f}">'
+    ]
+    tallest = int(heights.max())
+    for level in _round_levels(tallest):
+        y = f"{floor - _PLOT * level / tallest:.1f}"
+        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="0" y="{float(y) - 3:.1f}">{level:,}</text>')
+    for left, low, high, number in zip(edges[:-1], lows, highs, heights, strict=True):
+        height = _PLOT * number / tallest
+        if number:
+            height = max(height, 1.5)  # one image among many must still be seen
+        span = f'x="{at(left)}" width="{100 / count:.3f}%"'
+        text = (
+            f"{low / scale:.{decimals}f} to {high / scale:.{decimals}f}: {number:,} "
+            f"{'image' if number == 1 else 'images'} ({100 * number / len(ticks):.1f} %)"
+        )
+        parts.append(
+            f'<rect class="bar" {span} y="{floor - height:.1f}" height="{height:.1f}"/>'
+            f'<rect class="hit" {span} y="{top}" height="{_PLOT}" '
+            f'data-low="{low}" data-high="{high}"><title>{text}</title></rect>'
+        )
+    parts.append(f'<line class="axis" x1="0" x2="100%" y1="{floor}" y2="{floor}"/>')
+    for tick in _axis_labels(int(first), int(edges[-1])):
+        anchor = {0.0: "start", 1.0: "end"}.get((tick - first) / (edges[-1] - first), "middle")
+        label = f"{tick / scale:.{decimals}f}"
+        if "." in label:
+            label = label.rstrip("0").rstrip(".")
+        parts.append(f'<text x="{at(tick)}" y="{floor + 16}" text-anchor="{anchor}">{label}</text>')
+    texts = []
+    for (mark, tick), row in zip(shown, rows, strict=True):
+        x, label_y = at(tick), 10 + _ROW * row
+        parts.append(
+            f'<line class="halo" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>'
+            f'<line class="mark" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{floor}"/>'
+        )
+        near_end = tick - first > (1 - _LABEL_SHARE) * (edges[-1] - first)
+        texts.append(
+            f'<text class="mark-text" x="{x}" y="{label_y}" '
+            f'text-anchor="{"end" if near_end else "start"}">{escape(mark.label)}</text>'
+        )
+    parts += texts  # above all lines
+    parts.append("</svg>")
+    return "\n".join(parts)
+
+
+def histogram_edges(ticks: Ticks, marks: Ticks) -> Ticks:
+    """Round, evenly spaced edges (B + 1,) of B <= MAX_BARS bars around the scores and the marks."""
+    most = min(MAX_BARS, max(10, int(2 * math.sqrt(len(ticks)))))  # few images, few bars
+    low, high = (int(value) for value in np.quantile(ticks, [0.001, 0.999]).round())
+    reach = max(high - low, 10)
+    near = np.concatenate([ticks, marks])
+    near = near[(near >= low - reach) & (near <= high + reach)]
+    low, high = int(near.min()), int(near.max())
+    width = _round_up((high - low + 1) / most)
+    if -(-(high + 1) // width) - low // width > most:  # both ends cut a bar
+        width = _round_up(width + 1)
+    first, last = low // width, -(-high // width)
+    last = max(last if high % width else last + 1, first + 1)
+    return np.arange(first, last + 1, dtype=np.int64) * width
+
+
+def _round_up(value: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not below `value`."""
+    power = 1
+    while True:
+        for step in (power, 2 * power, 5 * power):
+            if step >= value:
+                return step
+        power *= 10
+
+
+def _round_levels(tallest: int) -> list[int]:
+    """At most five round counts up to the tallest bar, for the grid lines."""
+    step = _round_up(tallest / 5)
+    return list(range(step, tallest + 1, step))
+
+
+def _axis_labels(first: int, last: int) -> list[int]:
+    """Round ticks from `first` to `last`, few enough to fit a narrow screen."""
+    step = _round_up((last - first) / 8)
+    return list(range(-(-first // step) * step, last + 1, step))
+
+
+def _label_rows(positions: Sequence[float]) -> list[int]:
+    """The row of each label, positions in 0..1, so that no two of one row overlap."""
+    rows = [0] * len(positions)
+    ends: list[float] = []
+    for index in sorted(range(len(positions)), key=lambda i: positions[i]):
+        row = next((r for r, end in enumerate(ends) if positions[index] >= end), len(ends))
+        ends[row : row + 1] = [positions[index] + _LABEL_SHARE]
+        rows[index] = row
+    return rows

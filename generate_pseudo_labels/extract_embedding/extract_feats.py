@@ -1,0 +1,119 @@
+"""Runs a face recogniser over the listed images.
+
+    python generate_pseudo_labels/extract_embedding/extract_feats.py --weights sface
+    torchrun --nproc-per-node 8 generate_pseudo_labels/extract_embedding/extract_feats.py \
+        --weights R_50.pth
+
+reads annotations/DATA.labelpath and writes annotations/feats_npy/. The same command after a kill
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
+from dataset.features import FeatureWriter
+from dataset.lists import LABELPATH, Table, read_table
+from dataset.loader import batches
+from models.recognisers import Recogniser, load_recogniser
+from models.world import World, join_world
+
+
+def main(
+    weights: str,
+    backbone: Literal["R_50", "MFN"] = "R_50",
+    out_dir: Path = Path("annotations"),
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    flip: bool = False,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    device: str = "auto",
+) -> int:
+    """Runs a face recogniser over the images of annotations/DATA.labelpath.
+
+    Args:
+        weights: sface or w600k_mbf (fetched once), an .onnx file, or a torch checkpoint of backbone
+            with its recognition head.
+        backbone: the network of a torch checkpoint.
+        out_dir: the folder of DATA.labelpath; the embeddings go to its feats_npy.
+        batch_size: faces a batch; by default 16 on the CPU, 512 on a GPU.
+        num_workers: decoding threads; by default one a core.
+        flip: add the mirrored face's embedding before normalising.
+        precision: auto takes bf16 where the device is fast at it.
+        device: auto, cpu, cuda or cuda:i.
+    """
+    for name, value in (("--batch-size", batch_size), ("--num-workers", num_workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be 1 or more")
+    table = read_table(out_dir / LABELPATH)
+    with join_world(device) as world:
+        recogniser = load_recogniser(weights, backbone, device, precision)
+        writer = open_writer(table, recogniser, flip, out_dir)
+        if writer.is_done():
+            unreadable = writer.unreadable()
+        else:
+            run(table, recogniser, writer, world, batch_size, num_workers, flip)
+            unreadable = writer.finish(table) if world.first else []
+        world.barrier()
+    if not world.first:
+        return EXIT_DONE
+    print(f"{writer.features}: {len(table)} rows of {recogniser.dimension}, by {weights}")
+    for entry in unreadable[:5]:
+        print(f"unreadable: {entry['path']}: {entry['reason']}")
+    if unreadable:
+        print(f"unreadable: {len(unreadable)} images, all named in the .json beside it")
+    return EXIT_SKIPPED if unreadable else EXIT_DONE
+
+
+def open_writer(table: Table, recogniser: Recogniser, flip: bool, out_dir: Path) -> FeatureWriter:
+    """Describes this work: two runs with equal descriptions are the same work."""
+    about = {
+        "list": {"path": str(table.file), "sha256": table.sha256, "rows": len(table)},
+        "weights": {k: v for k, v in recogniser.about.items() if k != "preprocessing"},
+        "preprocessing": {**recogniser.about["preprocessing"], "flip": flip},
+    }
+    return FeatureWriter(out_dir / "feats_npy", len(table), recogniser.dimension, about)
+
+
+def run(
+    table: Table,
+    recogniser: Recogniser,
+    writer: FeatureWriter,
+    world: World,
+    batch_size: int | None,
+    num_workers: int | None,
+    flip: bool,
+) -> None:
+    """Embeds the rows that are missing; each process takes a contiguous part of them."""
+    if world.first:
+        writer.prepare()
+    world.barrier()
+    size = batch_size or recogniser.batch_size
+    missing = writer.missing_batches(size)
+    world.barrier()  # every process has read the journals before any writes to one
+    share = missing[world.share(len(missing)).start : world.share(len(missing)).stop]
+    rows = (share[:, None] * size + np.arange(size)).ravel()
+    rows = rows[rows < len(table)]
+    writer.open(world.rank)
+    bar = tqdm(total=len(rows), desc="embed", unit=" images", disable=not world.first)
+    try:
+        for batch in batches(table, rows, size, num_workers):
+            embeddings = recogniser.embed(batch.faces)
+            if flip:
+                mirrored = np.ascontiguousarray(batch.faces[:, :, ::-1])
+                embeddings = np.float32(0.5) * (embeddings + recogniser.embed(mirrored))
+            writer.write(int(batch.rows[0]), embeddings, batch.failures)
+            bar.update(len(batch.rows))
+    finally:
+        bar.close()
+        writer.close()
+    world.barrier()
+
+
+if __name__ == "__main__":
+    run_script(main)

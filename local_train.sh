@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Trains on all visible GPUs of this machine, or in one process on the CPU; logs to logs/.
+#
+#   bash local_train.sh --backbone R_50 --epochs 20    arguments go to train.py
+set -euo pipefail
+cd "$(dirname "$0")"
+
+python=python
+[ -x .venv/bin/python ] && python=.venv/bin/python
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+mkdir -p logs
+log=logs/train_$(date +%Y%m%d_%H%M%S).log
+echo "training in ${gpus/#0/1 CPU} process(es); log: $log"
+"$python" -m torch.distributed.run --standalone --nproc-per-node "$((gpus > 0 ? gpus : 1))" \
+    train.py "$@" 2>&1 | tee "$log"

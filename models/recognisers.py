@@ -1,0 +1,199 @@
+"""Face recognisers, torch or ONNX, behind one call: uint8 RGB faces in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset.assets import fetch
+from dataset.command_line import UserError, note
+from dataset.files import read_json, sha256_of
+
+Faces = npt.NDArray[np.uint8]
+Embeddings = npt.NDArray[np.float32]
+Precision = Literal["auto", "fp32", "bf16"]  # as models.device, without importing torch
+
+
+@dataclass(frozen=True)
+class OnnxInput:
+    """How an ONNX recogniser wants its faces: (x - mean) / scale of 0..255 pixels, NCHW.
+
+    Attributes:
+        colour: RGB or BGR.
+        mean: subtracted first.
+        scale: divided by then.
+        dimension: length of its embedding; 0 when not known beforehand.
+    """
+
+    colour: str
+    mean: float
+    scale: float
+    dimension: int
+
+
+# The recognisers known by name. Another ONNX file is described by a .json beside it with the same
+# fields; without one it is taken to follow InsightFace's convention.
+ONNX_RECOGNISERS = {
+    "sface": OnnxInput("RGB", 0.0, 1.0, 128),
+    "w600k_mbf": OnnxInput("RGB", 127.5, 127.5, 512),
+}
+_INSIGHTFACE = OnnxInput("RGB", 127.5, 127.5, 0)
+
+
+class Recogniser(Protocol):
+    """What extract_feats needs of a recogniser."""
+
+    about: dict[str, Any]  # weights and preprocessing, for the .json beside the embeddings
+    dimension: int  # D
+    batch_size: int  # faces a call that suit the device
+
+    def embed(self, faces: Faces) -> Embeddings:
+        """(B, 112, 112, 3) uint8 RGB -> (B, D) float32, not normalised."""
+
+
+def load_recogniser(
+    weights: str, backbone: str = "R_50", device: str = "auto", precision: Precision = "auto"
+) -> Recogniser:
+    """Loads a recogniser.
+
+    Args:
+        weights: a name in ONNX_RECOGNISERS (fetched once, then cached), an .onnx file, or a torch
+            checkpoint of `backbone` with a recognition head.
+        backbone: R_50 or MFN; for torch checkpoints.
+        device: auto, cpu, cuda or cuda:i.
+        precision: auto, fp32 or bf16; ONNX files run in the precision they were made in.
+
+    Raises:
+        UserError: unknown name, missing or damaged file, or weights that do not fit.
+    """
+    if weights in ONNX_RECOGNISERS:
+        return _OnnxRecogniser(fetch(weights), weights, ONNX_RECOGNISERS[weights], device)
+    if not Path(weights).is_file():
+        known = ", ".join(ONNX_RECOGNISERS)
+        raise UserError(f"--weights {weights}: no such file, and no known name ({known})")
+    if weights.endswith(".onnx"):
+        return _OnnxRecogniser(Path(weights), weights, _describe(Path(weights)), device)
+    return _TorchRecogniser(weights, backbone, device, precision)
+
+
+class _TorchRecogniser:
+    def __init__(self, weights: str, backbone: str, device: str, precision: Precision) -> None:
+        import torch
+
+        from models.checkpoints import load_network
+        from models.device import choose_compute
+        from models.networks import FaceModel
+
+        self._compute = choose_compute(device, precision)
+        name, network = load_network(weights, recognition=True, backbone=backbone)
+        model = FaceModel(network).to(memory_format=torch.channels_last)
+        self._model = model.to(self._compute.device).eval()
+        self.dimension = 512
+        self.batch_size = 512 if self._compute.device.type == "cuda" else 16
+        self.about = {
+            "weights": weights,
+            "sha256": sha256_of(weights),
+            "backbone": name,
+            "precision": str(self._compute),
+            "preprocessing": asdict(OnnxInput("RGB", 127.5, 127.5, self.dimension)),
+        }
+
+    def embed(self, faces: Faces) -> Embeddings:
+        import torch
+
+        with torch.inference_mode(), self._compute.autocast():
+            on_device = torch.from_numpy(faces).to(self._compute.device, non_blocking=True)
+            out: Embeddings = self._model(on_device).float().cpu().numpy()
+        return out
+
+
+class _OnnxRecogniser:
+    def __init__(self, path: Path, name: str, wants: OnnxInput, device: str) -> None:
+        import onnxruntime
+
+        threads = len(os.sched_getaffinity(0))
+        available = onnxruntime.get_available_providers()
+        on_gpu = device != "cpu" and "CUDAExecutionProvider" in available
+        if device.startswith("cuda") and not on_gpu:
+            raise UserError(
+                f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or install "
+                "onnxruntime-gpu in place of onnxruntime"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # faces run side by side, one a thread
+        providers = ["CUDAExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: is not an ONNX network that can be run ({reason})") from error
+        self._input = self._session.get_inputs()[0]
+        shape = self._input.shape
+        if len(shape) != 4 or list(shape[1:]) != [3, 112, 112]:
+            raise UserError(f"{path}: takes input {shape}; a recogniser takes [N, 3, 112, 112]")
+        self._wants = wants
+        # On the CPU single faces on parallel threads are as fast as a batch, and a row then does
+        # not depend on the batch it came in. A graph may also be fixed to batches of 1 (sface).
+        self._whole_batch = on_gpu and not isinstance(shape[0], int)
+        self._pool = ThreadPoolExecutor(1 if on_gpu else threads, thread_name_prefix="embed")
+        probe = self._run(np.zeros((1, 112, 112, 3), np.uint8))
+        if probe.ndim != 2 or wants.dimension not in (0, probe.shape[1]):
+            raise UserError(
+                f"{path}: gives an output of shape {probe.shape}, not (N, {wants.dimension or 'D'})"
+            )
+        self.dimension = int(probe.shape[1])
+        self.batch_size = 64
+        described = {**asdict(wants), "dimension": self.dimension}
+        self.about = {
+            "weights": name,
+            "sha256": sha256_of(path),
+            "precision": "as the file",
+            "preprocessing": described,
+        }
+
+    def embed(self, faces: Faces) -> Embeddings:
+        if self._whole_batch:
+            return self._run(faces)
+        ones = [faces[index : index + 1] for index in range(len(faces))]
+        return np.concatenate(list(self._pool.map(self._run, ones)))
+
+    def _run(self, faces: Faces) -> Embeddings:
+        x = faces.transpose(0, 3, 1, 2)
+        if self._wants.colour == "BGR":
+            x = x[:, ::-1]
+        x = np.ascontiguousarray((x - np.float32(self._wants.mean)) / np.float32(self._wants.scale))
+        return np.asarray(self._session.run(None, {self._input.name: x})[0], np.float32)
+
+
+def _describe(path: Path) -> OnnxInput:
+    """The input of an ONNX file: known by its bytes, by the .json beside it, or assumed."""
+    from dataset.assets import ASSETS
+
+    digest = sha256_of(path)
+    for name, wants in ONNX_RECOGNISERS.items():
+        if ASSETS[name].sha256 == digest:
+            return wants
+    beside = path.with_suffix(".json")
+    if beside.exists():
+        try:
+            wants = OnnxInput(**read_json(beside))
+            if wants.colour not in ("RGB", "BGR") or float(wants.scale) == 0:
+                raise TypeError
+        except TypeError as error:
+            raise UserError(
+                f"{beside}: must hold colour (RGB or BGR), mean, scale (not 0) and dimension "
+                "(0 when not known)"
+            ) from error
+        return wants
+    note(
+        f"{path}: taken to want RGB, (x - 127.5) / 127.5; if not, write colour, mean, scale and "
+        f"dimension into {beside.name} beside it"
+    )
+    return _INSIGHTFACE

@@ -1,0 +1,83 @@
+"""The processes of one torchrun, or the one process there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes; `rank` 0 reports and writes."""
+
+    rank: int
+    size: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reports and writes."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for every process; nothing to wait for in a world of one."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def share(self, count: int) -> range:
+        """This process's contiguous part of `count` things; the parts differ by one at most."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes; every process must ask."""
+        if self.size == 1:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        asked = torch.tensor(float(flag), device=device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return bool(asked.item())
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over the processes; every process must ask."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            value = value.clone()
+            dist.all_reduce(value)
+        return float(value.item()) / self.size
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Joins the process group that torchrun describes; a world of one without torchrun.
+
+    Args:
+        device: as given to `--device`; nccl where it means a GPU, gloo on the CPU.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1)
+        return
+    import torch
+    import torch.distributed as dist
+
+    from models.device import choose_compute
+
+    chosen = choose_compute(device).device
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Command 1: sets up, then runs the whole chain on real faces and ends in a page to look at.
+#
+#   bash quickstart.sh                everything, into quickstart/
+#   bash quickstart.sh --setup-only   only .venv, with requirements.txt installed
+#
+# Run again, it does no finished work twice.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# --- Set up -------------------------------------------------------------------------------------
+setup() {
+    local python="${PYTHON:-python3}" stamp=.venv/requirements.sha256 wanted
+    command -v "$python" >/dev/null ||
+        fail "python3 is missing: apt-get install python3 python3-venv"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        fail "$("$python" --version) is too old: 3.10 or later is needed; set PYTHON=/path/to/python3"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "the venv module is missing: apt-get install python3-venv"
+    wanted=$(cat requirements.txt pyproject.toml | sha256sum)
+    if [ ! -x .venv/bin/python ]; then
+        echo "== making .venv"
+        "$python" -m venv .venv
+    fi
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        echo "== installing requirements.txt into .venv (about 6 GB with torch's CUDA libraries)"
+        .venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
+            -r requirements.txt
+        echo "$wanted" >"$stamp"
+    fi
+    local trouble
+    if ! trouble=$(.venv/bin/python -c 'import cv2' 2>&1); then
+        case "$trouble" in
+            *libGL.so.1*) fail "libGL.so.1 is missing: apt-get install libgl1" ;;
+            *libgthread* | *libglib*) fail "libglib is missing: apt-get install libglib2.0-0" ;;
+            *) fail "OpenCV does not load: ${trouble##*$'\n'}" ;;
+        esac
+    fi
+}
+
+# --- The chain: the commands that README shows ----------------------------------------------------
+# stage NAME TARGET SOURCE COMMAND...: runs COMMAND unless TARGET is newer than SOURCE.
+stage() {
+    local name=$1 target=$2 source=$3
+    shift 3
+    if [ -e "$target" ] && [ ! "$source" -nt "$target" ]; then
+        echo "== $name: done before"
+        return
+    fi
+    echo "== $name: python $*"
+    python "$@"
+    touch "$target"
+}
+
+chain() {
+    local q=quickstart
+    local notes=$q/annotations model=$q/checkpoints/sdd_fiqa
+    stage faces $q/faces/orl_faces.json dataset/orl_faces.py \
+        -m dataset.orl_faces --out-dir $q/faces
+    stage list $notes/DATA.labelpath $q/faces/orl_faces.json \
+        generate_pseudo_labels/gen_datalist.py --data-root $q/faces --out-dir $notes
+    stage embed $notes/feats_npy/Embedding_Features.json $notes/DATA.labelpath \
+        generate_pseudo_labels/extract_embedding/extract_feats.py --weights sface --out-dir $notes
+    stage label $notes/quality_pseudo_labels.txt $notes/feats_npy/Embedding_Features.json \
+        generate_pseudo_labels/gen_pseudo_labels.py --out-dir $notes
+    stage train $model/net_5epoch.pth $notes/quality_pseudo_labels.txt \
+        train.py --img-list $notes/quality_pseudo_labels.txt --checkpoints $q/checkpoints \
+        --backbone MFN --epochs 5 --lr 1e-3 --batch-size 32 --val-identities 0.25
+    stage score $q/scores.csv $model/net_5epoch.pth \
+        eval.py $model/held_out.txt --model $model/net_5epoch.pth \
+        --out $q/scores.csv --report $q/report.html
+    echo "== the identities left out of training"
+    python -m evaluation.by_kind --scores $q/scores.csv --labels $notes/quality_pseudo_labels.txt
+    echo "Faces in order of their scores: $PWD/$q/report.html"
+}
+
+setup
+[ "${1:-}" = --setup-only ] && exit
+# shellcheck source=/dev/null
+source .venv/bin/activate
+chain

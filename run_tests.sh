@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Command 2: sets up as quickstart.sh does, then lint, types and tests. CI runs this file.
+#
+#   bash run_tests.sh              all of it
+#   bash run_tests.sh -k labels    arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")"
+
+bash quickstart.sh --setup-only
+# shellcheck source=/dev/null
+source .venv/bin/activate
+stamp=.venv/dev.sha256
+wanted=$(sha256sum <pyproject.toml)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "== installing ruff, mypy and pytest into .venv"
+    python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+    echo "$wanted" >"$stamp"
+fi
+echo "== ruff"
+ruff format --check .
+ruff check .
+echo "== mypy"
+mypy .
+echo "== pytest"
+python -m pytest "$@"

@@ -1,0 +1,392 @@
+"""Trains a quality network on pseudo-labels.
+
+On the CPU, or one GPU:      python train.py
+On the 8 GPUs of a machine:  torchrun --nproc-per-node 8 train.py
+On 2 machines of 8:          torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \
+                                 --rdzv-endpoint HOST:29500 train.py
+
+The settings stand in train_config.py; each is a flag too. The same command goes on after a kill,
+a crash or Ctrl-C from the last save.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dataset.command_line import EXIT_DONE, EXIT_INTERRUPTED, UserError, fail, note, run_script
+from dataset.files import replacing, write_json
+from dataset.loader import Batch, batches
+from dataset.training_list import (
+    TrainingList,
+    epoch_flips,
+    epoch_order,
+    read_training_list,
+)
+from evaluation.calibration import calibration, held_out_measures
+from models.checkpoints import read_resume, save_network, save_resume, start_from
+from models.device import Compute, choose_compute
+from models.networks import FaceModel, build_network
+from models.sync_norm import with_shared_statistics
+from models.training_log import Log
+from models.world import World, join_world
+from train_config import TrainConfig
+
+
+def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> int:
+    """Trains a quality network on pseudo-labels.
+
+    Args:
+        config: the settings.
+    """
+    for rule, holds in config.rules().items():
+        if not holds:
+            raise UserError(f"train_config: {rule}; got {getattr(config, rule.split()[0])}")
+    with join_world(config.device) as world:
+        return train(config, world)
+
+
+def train(config: TrainConfig, world: World) -> int:
+    """The whole of it: the data, the network, the loop. Returns an exit code."""
+    compute = choose_compute(config.device, config.precision)
+    torch.manual_seed(config.seed)
+    data = read_training_list(
+        config.img_list, config.val_identities, config.id_key_index, config.seed
+    )
+    # A small list is one batch; else the images over a multiple of the batch sit out one epoch.
+    local = min(config.batch_size, len(data.train) // world.size)
+    if local < 2:
+        raise UserError(f"{config.img_list}: {len(data.train)} images to learn from are too few")
+    step_size = local * world.size
+    steps = len(data.train) // step_size
+    total = steps * config.epochs
+
+    network = build_network(config.backbone, dropout=config.dropout)
+    started = "random weights"
+    if config.finetuning_model is not None:
+        loaded = start_from(network, config.finetuning_model, config.backbone)
+        started = f"{config.finetuning_model}: {loaded}"
+    if config.sync_bn and world.size > 1:
+        network = with_shared_statistics(network)
+    model: nn.Module = FaceModel(network).to(memory_format=torch.channels_last)
+    model.to(compute.device)
+    optimiser = torch.optim.Adam(
+        model.parameters(),
+        config.lr,
+        config.betas,
+        config.eps,
+        config.weight_decay,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimiser, list(config.milestones), config.lr_gamma
+    )
+
+    folder = config.checkpoints / config.checkpoints_name
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "loss": 0.0}
+    resumed = read_resume(folder, resume_key(config, data, step_size))
+    if resumed is not None:
+        network.load_state_dict(resumed["network"])
+        optimiser.load_state_dict(resumed["optimiser"])
+        schedule.load_state_dict(resumed["schedule"])
+        state = resumed["state"]
+        started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
+    log = Log(folder, world, state["epoch"] * steps + state["step"])
+    if world.first:
+        describe(config, data, folder, started, compute, step_size)
+    running: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+    if world.size > 1:
+        on_gpu = [compute.device] if compute.device.type == "cuda" else None
+        running = nn.parallel.DistributedDataParallel(running, device_ids=on_gpu)
+
+    def save() -> None:
+        if world.first:
+            content = {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "state": state,
+            }
+            save_resume(folder, resume_key(config, data, step_size), content)
+
+    stop = StopRequest()
+    unreadable = Unreadable(data, config.max_unreadable)
+    saved = time.monotonic()
+    for epoch in range(state["epoch"], config.epochs):
+        order = epoch_order(data.train, config.seed, epoch)[: steps * step_size]
+        # Every global batch is the same whatever the number of processes; each takes its slice.
+        own = order.reshape(steps, world.size, local)[state["step"] :, world.rank].ravel()
+        flips = epoch_flips(len(data.table), config.seed, epoch) & config.flip
+        model.train()
+        shown, since = state["step"], time.monotonic()
+        bar = log.bar(steps, state["step"], f"epoch {epoch + 1}/{config.epochs}")
+        previous: tuple[Tensor, Batch] | None = None
+        for batch in batches(data.table, own, local, config.num_workers):
+            unreadable.check(batch)
+            good = batch.readable
+            faces = to_device(batch.faces[good], compute)  # (B, 112, 112, 3) uint8
+            mirrored = to_device(flips[batch.rows[good]], compute)[:, None, None, None]
+            labels = to_device(data.table.values[batch.rows[good]].astype(np.float32), compute)
+            # Dropout's numbers depend on where we are, not on how we came here: a resumed run
+            # draws what an uninterrupted one would have drawn.
+            torch.manual_seed(_step_seed(config.seed, epoch, state["step"], world.rank))
+            with compute.autocast():
+                scores = running(torch.where(mirrored, faces.flip(2), faces))[:, 0]  # (B,)
+            loss = point_losses(config, scores, labels).sum() / local
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            state["step"] += 1
+            if previous is not None:
+                check_finite(*previous, state, data, folder)  # one step late: no wait for the GPU
+            previous = loss.detach(), batch
+            bar.update()
+            if state["step"] % config.display == 0 or state["step"] == steps:
+                mean = world.mean(loss.detach())
+                rate = (state["step"] - shown) * step_size / (time.monotonic() - since)
+                shown, since = state["step"], time.monotonic()
+                done = epoch * steps + state["step"]
+                bar.set_postfix_str(f"loss {mean:.3f}, {rate:.0f} images/s")
+                log.write(
+                    epoch=epoch + 1,
+                    step=done,
+                    loss=mean,
+                    lr=float(schedule.get_last_lr()[0]),
+                    images_per_s=rate,
+                    seconds_left=(total - done) * step_size / rate,
+                )
+            if world.size == 1 or state["step"] % config.display == 0:  # asking costs a message
+                late = time.monotonic() - saved > 60 * config.save_minutes
+                stopping = world.any(stop.asked)
+                if stopping or world.any(late):
+                    check_finite(*previous, state, data, folder)
+                    save()
+                    saved = time.monotonic()
+                if stopping:
+                    bar.close()
+                    return _stopped(world)
+        bar.close()
+        if previous is not None:
+            check_finite(*previous, state, data, folder)
+        schedule.step()
+        state["epoch"], state["step"] = epoch + 1, 0
+        finish_epoch(config, data, model, network, compute, world, folder, state, steps, log)
+        save()
+        saved = time.monotonic()
+    log.close()
+    if world.first:
+        print(f"{folder}: trained {config.epochs} epochs")
+    return EXIT_DONE
+
+
+def point_losses(config: TrainConfig, scores: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each image: (B,) scores and (B,) labels, both of 0..100 -> (B,)."""
+    if config.loss == "huber":
+        # SmoothL1: the square divided by 2 beta inside beta, straight outside (as published).
+        return functional.smooth_l1_loss(scores, labels, reduction="none", beta=config.huber_beta)
+    if config.loss == "l1":
+        return (scores - labels).abs()
+    return (scores - labels).square()
+
+
+@torch.inference_mode()
+def validate(
+    config: TrainConfig, data: TrainingList, model: nn.Module, compute: Compute, world: World
+) -> npt.NDArray[np.float32]:
+    """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it."""
+    model.eval()
+    scores = torch.zeros(len(data.held_out), device=compute.device)
+    own = world.share(len(data.held_out))
+    at = own.start
+    rows = data.held_out[own.start : own.stop]
+    for batch in batches(data.table, rows, config.batch_size, config.num_workers):
+        with compute.autocast():
+            part = model(to_device(batch.faces, compute))[:, 0].float()
+        part[~to_device(batch.readable, compute)] = torch.nan
+        scores[at : at + len(part)] = part
+        at += len(part)
+    if world.size > 1:
+        dist.all_reduce(scores)
+    out: npt.NDArray[np.float32] = scores.cpu().numpy()
+    return out
+
+
+def finish_epoch(
+    config: TrainConfig,
+    data: TrainingList,
+    model: nn.Module,
+    network: nn.Module,
+    compute: Compute,
+    world: World,
+    folder: Path,
+    state: dict[str, Any],
+    steps: int,
+    log: Log,
+) -> None:
+    """Measures the network on the held-out images and saves it, best.pth too if it is the best."""
+    measures: dict[str, float] = {}
+    about: dict[str, Any] = {
+        "architecture": config.backbone,
+        "head": "quality",
+        "input": {"size": 112, "colour": "RGB", "mean": 127.5, "scale": 127.5},
+        "training": {"epoch": state["epoch"], "labels_sha256": data.table.sha256},
+        "calibration": None,
+    }
+    if len(data.held_out):
+        scores = validate(config, data, model, compute, world)
+        measures = held_out_measures(scores, data.table.values[data.held_out])
+        about["training"].update(measures)
+        about["calibration"] = calibration(scores)
+        log.write(epoch=state["epoch"], step=state["epoch"] * steps, **measures)
+        log.say(
+            f"epoch {state['epoch']}: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items())
+        )
+    better = measures.get(config.best_by, math.inf) * (-1 if config.best_by == "mae" else 1)
+    if world.first:
+        save_network(folder / f"net_{state['epoch']}epoch.pth", network, about)
+        if not better <= state["best"] or better == math.inf:
+            save_network(folder / "best.pth", network, about)
+    if not better <= state["best"]:
+        state["best"] = better
+
+
+def check_finite(
+    loss: Tensor, batch: Batch, state: dict[str, Any], data: TrainingList, folder: Path
+) -> None:
+    """Stops at a loss that is NaN or infinite: says where, with which files, what to go back to."""
+    if math.isfinite(loss.item()):
+        return
+    shown = ", ".join(data.table.paths_at(batch.rows[:5]))
+    raise UserError(
+        f"loss {loss.item()} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: "
+        f"{shown}, ...); the last good save stands in {folder}; lower --lr"
+    )
+
+
+def to_device(array: npt.NDArray[Any], compute: Compute) -> Tensor:
+    """Copies an array to the device, without waiting for it on a GPU."""
+    tensor = torch.from_numpy(array)
+    if compute.device.type == "cuda":
+        return tensor.pin_memory().to(compute.device, non_blocking=True)
+    return tensor
+
+
+def describe(
+    config: TrainConfig,
+    data: TrainingList,
+    folder: Path,
+    started: str,
+    compute: Compute,
+    step_size: int,
+) -> None:
+    """Prints what is about to happen, and leaves it in the folder."""
+    print(
+        f"{config.backbone} on {compute}: {len(data.train)} images to learn from, "
+        f"{len(data.held_out)} held out; {step_size} images a step in all"
+    )
+    print(f"start: {started}")
+    plain = json.loads(json.dumps(asdict(config), default=str))
+    write_json(folder / "config.json", {"command": sys.argv, "settings": plain})
+    with replacing(folder / "held_out.txt") as file:
+        for path, row in zip(data.table.paths_at(data.held_out), data.held_out, strict=True):
+            file.write(f"{path}\t{data.table.values[row]:.4f}\n")
+
+
+# Settings that may change between a run and its resumption.
+_FREE = {
+    "img_list",
+    "feats",
+    "checkpoints",
+    "checkpoints_name",
+    "batch_size",
+    "epochs",
+    "best_by",
+} | {
+    "val_fmr",
+    "max_unreadable",
+    "display",
+    "save_minutes",
+    "num_workers",
+    "device",
+    "precision",
+    "compile",
+}
+
+
+def resume_key(config: TrainConfig, data: TrainingList, step_size: int) -> dict[str, Any]:
+    """What must be equal for a training to be the same training: {setting: value}."""
+    settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return {**plain, "labels": data.table.sha256, "images a step": step_size}
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        """Takes over both signals."""
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Unreadable:
+    """Counts the images that cannot be read: each reported once, too many stop the run."""
+
+    def __init__(self, data: TrainingList, most: float) -> None:
+        """Allows the share `most` of the images to learn from."""
+        self.data, self.most = data, most
+        self.rows: set[int] = set()
+
+    def check(self, batch: Batch) -> None:
+        """Reports what is new in a batch.
+
+        Raises:
+            UserError: more than the share allowed, or fewer than two images left of a batch.
+        """
+        for position, reason in batch.failures.items():
+            row = int(batch.rows[position])
+            if row not in self.rows:
+                path = self.data.table.path(row)
+                note(f"{self.data.table.file}:{row + 1}: {path}: {reason}; skipped")
+                self.rows.add(row)
+        bad, all_rows = len(self.rows), len(self.data.train)
+        if bad > self.most * all_rows or len(batch.rows) - len(batch.failures) < 2:
+            raise UserError(
+                f"{self.data.table.file}: {bad} of {all_rows} images cannot be read, more than "
+                f"--max-unreadable {self.most:g} allows; mend the list, or allow more"
+            )
+
+
+def _stopped(world: World) -> int:
+    if world.first:
+        fail("stopped and saved; the same command goes on from here")
+    return EXIT_INTERRUPTED
+
+
+def _step_seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+if __name__ == "__main__":
+    run_script(main)

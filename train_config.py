@@ -1,0 +1,113 @@
+"""The settings of training: edit them here, or override them on the command line.
+
+    python train.py --backbone MFN --epochs 10
+
+The defaults are the published ones; a comment says where one differs and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Trains a quality network on pseudo-labels."""
+
+    # labels to learn, `<path> TAB <label>`, as gen_pseudo_labels writes them
+    img_list: Path = Path("annotations/quality_pseudo_labels.txt")
+    # start from this checkpoint by key name: a recognition network of the same backbone, or a
+    # quality network; None starts from random weights
+    finetuning_model: Path | None = None
+    # folder of all trainings
+    checkpoints: Path = Path("checkpoints")
+    # this training's folder below it; the same name goes on where it stopped
+    checkpoints_name: str = "sdd_fiqa"
+    # the network: R_50 as published, MFN for a small one
+    backbone: Literal["R_50", "MFN"] = "R_50"
+    # huber (SmoothL1), l1 or l2, on labels of 0..100
+    loss: Literal["huber", "l1", "l2"] = "huber"
+    # where Huber turns from square to straight, in label points
+    huber_beta: float = 1.0
+    # Adam's learning rate
+    lr: float = 1e-4
+    # Adam's averaging constants
+    betas: tuple[float, float] = (0.9, 0.99)
+    # Adam's epsilon
+    eps: float = 1e-6
+    # L2 penalty, added to the gradient
+    weight_decay: float = 5e-4
+    # epochs after which lr is multiplied by lr_gamma
+    milestones: tuple[int, ...] = (5, 10)
+    # factor at each milestone
+    lr_gamma: float = 0.1
+    # passes over the training images
+    epochs: int = 20
+    # images a step and process; published: 5000 over 8 GPUs, 625 each, more than most memories hold
+    batch_size: int = 128
+    # share of the head's inputs dropped in training
+    dropout: float = 0.5
+    # mirror half of the images, others each epoch
+    flip: bool = True
+    # share BatchNorm's statistics among processes
+    sync_bn: bool = False
+    # share of the identities held out to validate on (published: none); 0 holds out none
+    val_identities: float = 0.05
+    # which part of a path is the identity, where no DATA.labelpath beside the labels says it
+    id_key_index: int = -2
+    # embeddings of the same list, for the area over the error-versus-discard curve of the held-out
+    # images
+    feats: Path | None = None
+    # false match rate of that curve
+    val_fmr: float = 1e-2
+    # which measure on the held-out images picks best.pth
+    best_by: Literal["spearman", "mae", "aoc"] = "spearman"
+    # share of unreadable training images at which the run stops
+    max_unreadable: float = 0.01
+    # seed of the split, the order, the flips, the dropout and the random weights
+    seed: int = 0
+    # steps between two log lines
+    display: int = 20
+    # minutes between two saves of last.ckpt within an epoch; it is saved at each epoch's end anyway
+    save_minutes: float = 10.0
+    # decoding threads a process; None takes one a core
+    num_workers: int | None = None
+    # auto, cpu, cuda or cuda:i
+    device: str = "auto"
+    # auto takes bf16 where the device is fast at it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # compile the network with torch.compile: slow to start, then faster on GPUs
+    compile: bool = False
+
+    def rules(self) -> dict[str, bool]:
+        """What must hold of the settings: {rule: whether it does}."""
+        return {
+            "huber_beta must be above 0": self.huber_beta > 0,
+            "lr must be above 0": self.lr > 0,
+            "betas must lie in [0, 1)": all(0 <= beta < 1 for beta in self.betas),
+            "eps must be above 0": self.eps > 0,
+            "weight_decay must be 0 or more": self.weight_decay >= 0,
+            "milestones must be epochs, in rising order": (
+                list(self.milestones) == sorted(set(self.milestones))
+                and all(epoch > 0 for epoch in self.milestones)
+            ),
+            "lr_gamma must be above 0": self.lr_gamma > 0,
+            "epochs must be 1 or more": self.epochs >= 1,
+            "batch_size must be 2 or more (BatchNorm needs two)": self.batch_size >= 2,
+            "dropout must lie in [0, 1)": 0 <= self.dropout < 1,
+            "val_identities must lie in [0, 1)": 0 <= self.val_identities < 1,
+            "id_key_index must not be -1, the image's own name": self.id_key_index != -1,
+            "val_fmr must lie in (0, 1)": 0 < self.val_fmr < 1,
+            "best_by aoc needs feats and val_identities above 0": (
+                self.best_by != "aoc" or (self.feats is not None and self.val_identities > 0)
+            ),
+            "max_unreadable must lie in [0, 1]": 0 <= self.max_unreadable <= 1,
+            "display must be 1 or more": self.display >= 1,
+            "save_minutes must be above 0": self.save_minutes > 0,
+            "num_workers must be 1 or more": self.num_workers is None or self.num_workers >= 1,
+            "checkpoints_name must be a folder name": (
+                self.checkpoints_name not in ("", ".", "..") and "/" not in self.checkpoints_name
+            ),
+        }
