@@ -10,7 +10,7 @@ axes, so a number means nothing without them:
 - `images` are discarded, and with them their pairs (SDD-FIQA, SER-FIQ's authors), or `pairs` (the
   rest). With the fixed threshold phi counts genuine pairs (Schlett et al.), with the recomputed one
   genuine and impostor pairs together (CR-FIQA's code);
-- the area: see `areas`.
+- the area: see areas.py.
 
 fmr and fnmr everywhere: a pair matches if s >= t.
 """
@@ -30,8 +30,6 @@ from evaluation.thresholds import Subsets, allowed_false_matches, exact_threshol
 ThresholdRule = Literal["recomputed", "fixed"]
 DiscardRule = Literal["images", "pairs"]
 GRID = 96  # phi = 0, .01, ..., .95
-FULL_LIMIT = 0.95
-FEW_ERRORS = 30
 
 Values = npt.NDArray[np.float64]
 
@@ -152,87 +150,6 @@ def evaluate(
             for column, fmr in enumerate(fmrs):
                 curves[name, fmr, rule] = drawer.curve(rule, column, thresholds)
     return curves
-
-
-def areas(curve: Curve, limits: Sequence[float] = (0.2, 0.3)) -> dict[str, float]:
-    """Every area of one curve; NaN where it covers a point that cannot be had (see `refusal`).
-
-    - `aoc` (SDD-FIQA): 1 - (1/g(0)) integral_0^.95 g dphi; higher is better, useless about .05.
-    - `pauc_<L>`: integral_0^L g / (L g(0)); lower is better, useless about 1 (DifFIQA, eDifFIQA,
-      FROQ, CLIB-FIQA).
-    - `pauc_raw_<L>`: 1000 integral_0^L g.
-    - `auc`: the trapezoid over phi = 0, .05, ..., .95 (CR-FIQA's code).
-    - `stepwise_<L>`: sum of e_i (min(d_{i+1}, L) - d_i) (Schlett et al.).
-    - `best_line_<L>`, `best_<L>` (fixed threshold, pairs): what a perfect score would reach, drawn
-      as a straight line as Schlett et al. do, and by the definition of g.
-
-    The integrals are trapezoids between the shares really discarded, up to the last that does not
-    pass the limit, whose value is carried on from there.
-    """
-    start = float(curve.fnmr[0])
-    found: dict[str, float] = {}
-    whole = trapezoid(curve.shares, curve.fnmr, FULL_LIMIT)
-    found["aoc"] = 1 - whole / start if start > 0 else np.nan
-    for limit in limits:
-        part = trapezoid(curve.shares, curve.fnmr, limit)
-        found[f"pauc_{limit:g}"] = part / (limit * start) if start > 0 else np.nan
-        found[f"pauc_raw_{limit:g}"] = 1000 * part
-    found["auc"] = trapezoid(curve.shares[curve.coarse], curve.fnmr[curve.coarse], FULL_LIMIT)
-    for limit in limits:
-        found[f"stepwise_{limit:g}"] = stepwise(*curve.steps, limit)
-        if curve.rules == Rules("fixed", "pairs"):
-            found[f"best_line_{limit:g}"] = start**2 / 2 - max(0.0, start - limit) ** 2 / 2
-            end = min(start, limit)
-            rest = (1 - start) * np.log1p(-end) if start < 1 else 0.0
-            found[f"best_{limit:g}"] = float(end + rest)
-    return found
-
-
-def refusal(curve: Curve, limit: float = FULL_LIMIT) -> str | None:
-    """Why the area up to `limit` cannot be had, in words; None where it can."""
-    if curve.reach < 0:
-        return (
-            f"FMR {curve.fmr:g} cannot be shown with {int(curve.impostors[0]):,} impostor pairs"
-            f" (smallest {1 / max(int(curve.impostors[0]), 1):.1e})"
-        )
-    refused = np.flatnonzero(np.isnan(curve.fnmr))
-    if len(refused) and curve.shares[refused[0]] <= limit:
-        at = int(refused[0])
-        return (
-            f"FMR {curve.fmr:g} cannot be shown once {float(curve.shares[at]):.0%} are discarded"
-            f" ({int(curve.impostors[at]):,} impostor pairs are left); largest phi"
-            f" {curve.reach:.2f}"
-        )
-    if curve.fnmr[0] == 0:
-        return f"no genuine error at FMR {curve.fmr:g}: an area relative to g(0) = 0 means nothing"
-    return None
-
-
-def trapezoid(shares: Values, values: Values, limit: float) -> float:
-    """Integral from 0 to `limit` over the points not past it, the last one's value carried on."""
-    weights = quadrature(shares, limit)
-    used = weights != 0
-    return float(values[used] @ weights[used])
-
-
-def quadrature(shares: Values, limit: float) -> Values:
-    """(S,) weights of the trapezoid: the integral up to `limit` is their sum with the values."""
-    weights = np.zeros(len(shares))
-    count = int(np.searchsorted(shares, limit + 1e-12, side="right"))
-    inside = shares[:count]
-    half = np.diff(inside) / 2
-    weights[: count - 1] += half
-    weights[1:count] += half
-    weights[count - 1] += limit - inside[-1]
-    return weights
-
-
-def stepwise(shares: Values, values: Values, limit: float) -> float:
-    """Sum of e_i (min(d_{i+1}, limit) - d_i): each value holds until the next share."""
-    ends = np.minimum(np.append(shares[1:], limit), limit)
-    widths = np.maximum(ends - shares, 0.0)
-    used = widths > 0
-    return float(values[used] @ widths[used])
 
 
 class _Drawer:

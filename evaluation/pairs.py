@@ -101,10 +101,8 @@ class AllPairs:
     def probe(self, images: int, seed: int) -> Pairs:
         """All impostor pairs among some images drawn at random."""
         count = len(self.features)
-        drawn = np.arange(count, dtype=np.int32)
-        if images < count:
-            drawn = np.random.default_rng(seed).choice(count, images, replace=False)
-            drawn = np.sort(drawn).astype(np.int32)
+        chosen = np.random.default_rng(seed).permutation(count)[:images]
+        drawn: Rows = np.sort(chosen).astype(np.int32)
         some = AllPairs(self.features[drawn], self.identities[drawn], self.genuine, 0)
         parts = [Pairs(p.similarity, drawn[p.first], drawn[p.second]) for p in some.tail(-2.0)]
         return joined(parts)
