@@ -39,10 +39,21 @@ class Pairs(NamedTuple):
 class PairSource(Protocol):
     """What the evaluator asks of a set of pairs."""
 
-    identities: Rows
-    genuine: Pairs
-    impostors: int
-    exhaustive: bool
+    @property
+    def identities(self) -> Rows:
+        """(n,) int32, 0 to C - 1."""
+
+    @property
+    def genuine(self) -> Pairs:
+        """The genuine pairs."""
+
+    @property
+    def impostors(self) -> int:
+        """How many impostor pairs are looked at."""
+
+    @property
+    def exhaustive(self) -> bool:
+        """No impostor pair was left to chance."""
 
     def tail(self, floor: float) -> Iterator[Pairs]:
         """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
