@@ -85,7 +85,7 @@ def main(
     features = gather.load_features(feats, table, notes)
     scored = gather.load_scores(scores, table, notes)
     files = dict(zip(features, feats, strict=True))
-    judged = scored | reference_scores(reference, table, identities, files, seed)
+    judged = scored | reference_scores(reference, table, identities, files, seed, notes)
     if not judged:
         raise UserError("nothing to judge: give --scores, --reference or both")
     usable = gather.usable_images(table, features, judged, exclude, notes)
@@ -174,6 +174,7 @@ def reference_scores(
     identities: Identities,
     feats: Mapping[str, Path],
     seed: int,
+    notes: gather.Notes,
 ) -> gather.ScoreTable:
     """The scores of --reference, by name; NaN for images that have none."""
     found: gather.ScoreTable = {}
@@ -192,6 +193,9 @@ def reference_scores(
                     if name == "norm"
                     else own_labels(path, table, identities)
                 )
+    for name, values in found.items():
+        lost = int(np.count_nonzero(np.isnan(values)))
+        notes.leave_out(lost, f"{lost:,} of {len(table):,} images have no {name}")
     return found
 
 

@@ -186,7 +186,8 @@ def describe(
             f"all {genuine:,} genuine pairs; a SAMPLE of {source.impostors:,} impostor pairs, drawn"
             f" with replacement, seed {seed}"
         )
-    share = np.bincount(source.identities[source.genuine.first]).max() / genuine
+    own = np.bincount(source.identities[source.genuine.first]).max(initial=0)
+    share = own / max(genuine, 1)
     if share > 0.2:
         notes.add(f"one identity makes {share:.0%} of the genuine pairs: see --max-images-per-id")
     if bootstrap:
