@@ -55,8 +55,6 @@ def markdown(report: Report) -> str:
     refused = dict.fromkeys(_refusals(report.cells))
     if refused:
         parts.append("Refused:\n" + "\n".join(f"- {line}" for line in refused))
-    if report.differences:
-        parts.append("## Can the best be told from the rest?\n\n" + _difference_table(report))
     for name, (cell, advice) in report.advice.items():
         rules = cell.curve.rules
         where = f"{cell.recogniser}, FMR {cell.curve.fmr:g}, threshold {rules.threshold}"
@@ -124,6 +122,8 @@ def _main_table(report: Report) -> str:
     names = [report.area, *(name for name in names if name != report.area)]
     head = ["recogniser", "FMR", "threshold", "discards", "scorer", "FNMR at 0", "errors"]
     rows = [[*head, "smallest FMR", *(title(name) for name in names)]]
+    if report.differences:
+        rows[0].append(f"{title(report.area)} not told apart from")
     for cell in report.cells:
         curve = cell.curve
         start = float(curve.fnmr[0])
@@ -143,31 +143,18 @@ def _main_table(report: Report) -> str:
                 low, high = (show(name, end) for end in cell.intervals[name])
                 text += f" [{low}, {high}]"
             row.append(text)
+        if report.differences:
+            row.append(", ".join(_alike(cell, report.differences)))
         rows.append(row)
     return _table(rows)
 
 
-def _difference_table(report: Report) -> str:
-    head = ["recogniser", "FMR", "threshold", "discards", "best", "other"]
-    rows = [[*head, f"difference in {title(report.area)}", "95 % interval", "verdict"]]
-    for one in report.differences:
-        curve = one.better.curve
-        ends = f"[{show(one.area, one.low)}, {show(one.area, one.high)}]"
-        verdict = "no interval" if np.isnan(one.low) else "not told apart"
-        rows.append(
-            [
-                one.better.recogniser,
-                f"{curve.fmr:g}",
-                curve.rules.threshold,
-                curve.rules.discard,
-                one.better.scorer,
-                one.other.scorer,
-                show(one.area, one.value),
-                ends,
-                "told apart" if one.told_apart else verdict,
-            ]
-        )
-    return _table(rows)
+def _alike(cell: Cell, differences: Sequence[Difference]) -> Iterable[str]:
+    """The scorers whose difference to this one may be chance."""
+    for one in differences:
+        alike = not one.told_apart and not np.isnan(one.value)
+        if alike and (cell is one.better or cell is one.other):
+            yield one.other.scorer if cell is one.better else one.better.scorer
 
 
 def _advice_table(advice: Advice, discards: str) -> str:
@@ -248,7 +235,7 @@ def _as_json(report: Report) -> dict[str, Any]:
             "threshold_at": one.better.curve.rules.threshold,
             "discard": one.better.curve.rules.discard,
             "area": one.area,
-            "best": one.better.scorer,
+            "better": one.better.scorer,
             "other": one.other.scorer,
             "difference": one.value,
             "low": one.low,

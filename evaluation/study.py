@@ -82,8 +82,8 @@ class Difference:
     """Two scorers on the same pairs: area of the better minus area of the other, and its interval.
 
     Attributes:
-        better: the cell with the best area of its group.
-        other: another cell of the group.
+        better: the cell that comes first in its group.
+        other: one that comes after it.
         area: the area's name.
         value: the difference of the areas.
         low: the bootstrap's lower end, identities drawn alike for both.
@@ -146,22 +146,18 @@ def study(
 def differences(
     cells: Sequence[Cell], area: str, limits: Sequence[float] = LIMITS
 ) -> list[Difference]:
-    """The best scorer of each group against each other one; empty without a bootstrap."""
+    """Every two scorers of each group, the better one first; empty without a bootstrap."""
     found: list[Difference] = []
-    best: dict[tuple[str, float, Rules], Cell] = {}
+    groups: dict[tuple[str, float, Rules], list[tuple[Cell, Values]]] = {}
     for cell in cells:
-        key = (cell.recogniser, cell.curve.fmr, cell.curve.rules)
-        better = best.setdefault(key, cell)
-        if cell is better or cell.replicates is None or better.replicates is None:
+        if cell.replicates is None:
             continue
-        drawn = [
-            grid_areas(one.curve, one.replicates, limits)[area]
-            for one in (better, cell)
-            if one.replicates is not None
-        ]
-        low, high = interval(drawn[0] - drawn[1])
-        value = better.areas[area] - cell.areas[area]
-        found.append(Difference(better, cell, area, value, low, high))
+        key = (cell.recogniser, cell.curve.fmr, cell.curve.rules)
+        drawn = grid_areas(cell.curve, cell.replicates, limits)[area]
+        for better, of_better in groups.setdefault(key, []):
+            value = better.areas[area] - cell.areas[area]
+            found.append(Difference(better, cell, area, value, *interval(of_better - drawn)))
+        groups[key].append((cell, drawn))
     return found
 
 

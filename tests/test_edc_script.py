@@ -101,6 +101,8 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path) -> None:
     assert len(content["cells"]) == len(rows)
     assert content["cells"][0]["curve"]["shares"][0] == 0
     assert any(one["told_apart"] for one in content["differences"])
+    good = next(line for line in done.stdout.splitlines() if "| good |" in line)
+    assert good.endswith("|  |") and "AOC not told apart from |" in done.stdout
     calibration = json.loads((out / "calibration.json").read_text())
     assert calibration["fmr"] == 1e-3 and calibration["recogniser"] == "one"
     assert len(calibration["shares"]) == len(calibration["thresholds"]) == len(calibration["fnmr"])
