@@ -116,7 +116,7 @@ def train(config: TrainConfig, world: World) -> int:
         scaler.load_state_dict(resumed["scaler"])
         state = resumed["state"]
         started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
-    log = Log(folder, world, state["epoch"] * steps + state["step"])
+    log = Log(folder, world, state["epoch"], state["epoch"] * steps + state["step"])
     if world.first:
         describe(config, data, folder, started, compute, step_size)
     running: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]

@@ -24,7 +24,8 @@ from dataset.training_list import epoch_flips, epoch_order, read_training_list
 from models.checkpoints import read_resume, save_resume
 from models.prelu import PReLU
 from models.sync_norm import with_shared_statistics
-from train import TrainConfig, point_losses
+from train import point_losses
+from train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
