@@ -41,7 +41,7 @@ def held_out_curve(
     Images are discarded and the threshold is recomputed, as in the paper; NaN scores drop out.
 
     Raises:
-        UserError: no pairs, or too few to show that FMR.
+        UserError: no pairs, too few to show that FMR at every share, or no genuine error.
     """
     good = np.isfinite(scores) & (np.linalg.norm(features, axis=1) > 0)
     source = all_pairs(features[good], identities[good].astype(np.int32))
@@ -50,8 +50,13 @@ def held_out_curve(
         curve = evaluate(source, {"": scores[good]}, [fmr], [rules])["", fmr, rules]
     except ValueError as error:
         raise UserError(f"the held-out faces: {error}; hold out more identities") from error
-    if np.isnan(curve.fnmr[0]):
-        raise UserError(f"the held-out faces: {refusal(curve)}; raise --val-fmr or hold out more")
+    if (why := refusal(curve)) is not None:
+        raise UserError(f"the held-out faces: {why}; raise --val-fmr, or hold out more identities")
+    if curve.errors[0] == 0:
+        raise UserError(
+            f"the held-out faces: have no genuine error at FMR {fmr:g}, so nothing to tell scores "
+            "apart by; lower --val-fmr, or hold out more identities"
+        )
     return curve
 
 
