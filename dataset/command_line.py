@@ -45,7 +45,12 @@ def run_script(main: Callable[..., int]) -> None:
 
 
 def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
-    """Prints one `error:` line on stderr and returns the exit code."""
+    """Prints one `error:` line on stderr, below any progress bar, and returns the exit code."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):  # those that an exception left open
+            bar.close()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 

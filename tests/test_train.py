@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import tyro
 from torch import nn
 
 from dataset.command_line import UserError
@@ -26,7 +28,7 @@ from evaluation.calibration import held_out_curve
 from models.checkpoints import read_resume, save_resume
 from models.prelu import PReLU
 from models.sync_norm import with_shared_statistics
-from train import point_losses
+from train import main, point_losses
 from train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -270,18 +272,26 @@ def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path) -> Non
         (["--milestones", "5", "3"], "milestones must be epochs, in rising order"),
         (["--best-by", "aoc"], "best_by aoc needs feats"),
         (["--img-list", "nowhere.txt"], "nowhere.txt: cannot be read"),
-        (["--img-list", "annotations/DATA.labelpath", "--val-identities", "0.9"], "6 identities"),
+        (["--val-identities", "0.95"], "has 6 identities, too few to hold out 6"),
         (["--feats", "annotations/DATA.labelpath"], "is not a whole .npy array"),
-        (["--finetuning-model", "annotations/DATA.labelpath"], "not a torch checkpoint"),
+        (["--finetuning-model", "annotations/DATA.labelpath"], "is no checkpoint of plain tensors"),
         (["--checkpoints-name", "plain", "--seed", "3"], "is of another training (seed 0, now 3)"),
-        (["--lr", "1e30", "--checkpoints-name", "boom"], "last good save stands in"),
     ],
 )
-def test_a_mistake_is_one_line(plain: Path, change: list[str], message: str) -> None:
-    code, _, err = run(plain, *TINY, "--val-identities", "0.3", *change)
+def test_a_mistake_is_refused_with_its_rule(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, change: list[str], message: str
+) -> None:
+    monkeypatch.chdir(plain)
+    arguments = [*TINY, "--val-identities", "0.3", "--checkpoints-name", "mistake", *change]
+    with pytest.raises(UserError, match=re.escape(message)):
+        tyro.cli(main, args=arguments)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_batch(plain: Path) -> None:
+    code, _, err = run(plain, *TINY, "--lr", "1e30", "--checkpoints-name", "boom")
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == 1 and len(lines) == 1 and message in lines[0]
-    assert "Traceback" not in err
+    assert code == 1 and len(lines) == 1 and "Traceback" not in err
+    assert "faces/p" in lines[0] and "last good save stands in checkpoints/boom" in lines[0]
 
 
 def test_unreadable_images_are_named_and_stop_the_run_beyond_a_share(faces: Path) -> None:
@@ -378,7 +388,7 @@ def test_shared_statistics_are_batch_norms(tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
     shared = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
     shared.load_state_dict(plain.state_dict())
-    with_shared_statistics(shared)
+    shared = with_shared_statistics(shared).double()
     x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
