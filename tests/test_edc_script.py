@@ -264,3 +264,13 @@ def test_numbers_are_shown_short() -> None:
         "pAUC(.3) raw e3",
         "best line(.2)",
     ]
+
+
+def test_the_label_is_an_oracle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("generate_pseudo_labels.similarity_distance")
+    assert call(folder, monkeypatch, reference=("labels", "random"), fmr=(0.05,)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split(" | ") for line in lines if line.startswith("| one | 0.05 |")]
+    assert table[0][4] == "labels" and len(table) == 3
