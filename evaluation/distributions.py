@@ -82,6 +82,7 @@ def draw_distributions(
             f"{example.title}: label {example.label:.1f}, W1 {example.w1:.3f}", loc="left"
         )
         if example.face is not None:
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.8)  # room for the face above the bars
             corner = axes.inset_axes((0.72, 0.52, 0.27, 0.46))
             corner.imshow(example.face)
             corner.set_axis_off()

@@ -18,7 +18,8 @@ from generate_pseudo_labels.embedded_set import EmbeddedSet
 Floats = npt.NDArray[np.float32]
 
 _SAMPLE = 4096  # images among which a cluster is looked for
-_NEIGHBOURS = 16
+_NEIGHBOURS = 8  # identities
+_STANDS_OUT = 0.15  # similarity of a cluster's images above the usual
 _BLOCK = 8192
 _ROUNDS = 20
 
@@ -58,9 +59,10 @@ def find_cluster(embedded: EmbeddedSet, seed: int) -> tuple[Floats, int]:
     """Looks for the UI in the set itself: the direction where different people crowd together.
 
     Recognisable faces are close to their own identity alone; unrecognisable ones of all identities
-    are close to each other. So, in a sample, the image whose nearest images of OTHER identities are
-    most similar is the seed of the cluster, and the cluster is what lies nearer to its mean than
-    half as far as the seed's neighbours do on average, found in rounds.
+    are close to each other. So, in a sample, the seed of the cluster is the image that is most
+    similar to images of several OTHER identities, one of each (of one other identity alone, a
+    mislabelled image would be the seed). Its members are as similar to each other as half way
+    between what the seed's neighbours are to it and what is usual; they are found in rounds.
 
     Args:
         embedded: the set.
@@ -70,8 +72,7 @@ def find_cluster(embedded: EmbeddedSet, seed: int) -> tuple[Floats, int]:
         (D,) f_UI and how many images of the sample belong to the cluster.
 
     Raises:
-        ValueError: no such cluster, in a sample of fewer than 3 identities or one that is spread
-            evenly.
+        ValueError: no such cluster: fewer than 3 identities, or people keep apart.
     """
     rng = np.random.default_rng(seed)
     count = len(embedded.groups)
@@ -80,20 +81,27 @@ def find_cluster(embedded: EmbeddedSet, seed: int) -> tuple[Floats, int]:
     rows: Floats = embedded.at(positions)
     similarity = rows @ rows.T
     similarity[owner[:, None] == owner] = -1
-    near = min(_NEIGHBOURS, count - 1)
-    crowd = np.partition(similarity, -near, axis=1)[:, -near:].mean(1)
+    begins = np.flatnonzero(np.diff(owner, prepend=-1))  # positions stand by identity
+    closest = np.maximum.reduceat(similarity, begins, axis=1)  # (n, identities)
+    near = min(_NEIGHBOURS, len(begins) - 1)
+    if near < 2:
+        raise ValueError("it has fewer than 3 identities")
+    crowd = np.partition(closest, -near, axis=1)[:, -near:].mean(1)
     first = int(crowd.argmax())
     # Chance alone brings strangers as close as the typical image's nearest ones.
     bound = (float(crowd[first]) + float(np.median(crowd))) / 2
-    if crowd[first] - np.median(crowd) < 0.1 or len(np.unique(owner)) < 3:
+    if crowd[first] - np.median(crowd) < _STANDS_OUT:
         raise ValueError("its images of different people gather nowhere")
     members = similarity[first] >= bound
     members[first] = True
     centre = centre_of(rows[members])
     for _ in range(_ROUNDS):
-        again = rows @ centre >= bound
+        # Images of similarity s to each other have similarity sqrt(s) to their mean.
+        again = rows @ centre >= bound**0.5
         if again.sum() < 2 or np.array_equal(again, members):
             break
         members = again
         centre = centre_of(rows[members])
+    if 2 * np.bincount(owner[members]).max() > members.sum():
+        raise ValueError("its closest images are mostly of one person")
     return centre, int(members.sum())
