@@ -13,6 +13,7 @@ what the machine can multiply and read, so that the distance to it is known.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +22,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dataset.command_line import EXIT_DONE, run_script
+from dataset.command_line import EXIT_DONE, UserError, run_script
 from dataset.threads import one_blas_thread, usable_cores
 
 _REFERENCE_IMAGES = 100
+_IN_BETWEEN = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -164,17 +171,18 @@ def time_command(folder: Path, estimator: str, device: str) -> tuple[float, floa
     script = _ROOT / "generate_pseudo_labels" / "gen_pseudo_labels.py"
     command = [sys.executable, str(script), "--out-dir", str(folder), "--estimator", estimator]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    quiet.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
+    # A process inherits the peak of whoever started it; a small one in between keeps ours out.
     begin = time.perf_counter()
-    child = os.posix_spawn(
-        sys.executable, [*command, "--device", device], environment, file_actions=quiet
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_BETWEEN, *command, "--device", device],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
-    _, status, usage = os.wait4(child, 0)
     seconds = time.perf_counter() - begin
-    if status != 0:
-        raise SystemExit(f"{' '.join(command)} failed; run it to see why")
-    return seconds, usage.ru_maxrss / 1024
+    if done.returncode != 0:
+        raise UserError(f"{' '.join(command)} failed: {done.stderr[-300:]}")
+    return seconds, int(done.stdout.split()[-1]) / 1024
 
 
 def time_resident(folder: Path, images: int, dimension: int, device: str) -> None:
