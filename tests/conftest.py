@@ -124,30 +124,30 @@ def faces(tmp_path_factory: pytest.TempPathFactory, make_faces: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def random_state() -> Callable[..., dict[str, Any]]:
-    """State dicts of random weights, by backbone and head; statistics are random too.
+    """State dicts of random weights, by backbone and head; the same arguments, the same weights.
 
-    The same arguments give the same weights.
+    BatchNorm's statistics are those of some made-up faces, so that signals neither die nor grow,
+    and the quality head is scaled so that scores spread over tens of points about 50.
     """
     import torch
+    from torch import nn
 
-    from models.networks import build_network
+    from models.networks import FaceModel, build_network
 
     def make(backbone: str = "MFN", recognition: bool = False) -> dict[str, Any]:
         torch.manual_seed(5)
-        network = build_network(backbone, recognition=recognition)
-        state = network.state_dict()
-        for key, value in state.items():
-            if key.endswith("running_mean"):
-                value.normal_(0, 0.1)
-            elif key.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif key.endswith("num_batches_tracked"):
-                value.fill_(7)
-            elif key == "quality.3.weight":
-                value.mul_(40)  # so that scores spread over points, not hundredths
-            elif key == "quality.3.bias":
-                value.fill_(50)
-        return dict(state)
+        network = build_network(backbone, recognition=recognition, dropout=0.0)
+        for module in network.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.momentum = 1.0
+        faces = np.stack([face(identity, image) for identity in range(4) for image in range(2)])
+        with torch.no_grad():
+            FaceModel(network).train()(torch.from_numpy(faces))
+        state: dict[str, Any] = network.state_dict()
+        if not recognition:
+            state["quality.3.weight"].mul_(20)
+            state["quality.3.bias"].fill_(50)
+        return state
 
     return make
 
