@@ -30,9 +30,14 @@ class Compute:
         """The autocast context of this precision (one that does nothing for float32)."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
 
+    @property
+    def name(self) -> str:
+        """`fp32` or `bf16`."""
+        return "fp32" if self.dtype == torch.float32 else "bf16"
+
     def __str__(self) -> str:
         """For people: `cuda:0 bf16`."""
-        return f"{self.device} {'fp32' if self.dtype == torch.float32 else 'bf16'}"
+        return f"{self.device} {self.name}"
 
 
 def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compute:
