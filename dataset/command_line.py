@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -31,6 +32,8 @@ def run_script(main: Callable[..., int]) -> None:
     """
     import tyro
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = tyro.cli(main)
         sys.stdout.flush()
@@ -40,7 +43,7 @@ def run_script(main: Callable[..., int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
     except KeyboardInterrupt:
-        code = fail("interrupted; the same command goes on from here", EXIT_INTERRUPTED)
+        code = fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code)
 
 
@@ -51,7 +54,8 @@ def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
 
         for bar in list(getattr(tqdm, "_instances", ())):  # those that an exception left open
             bar.close()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(part.strip() for part in message.splitlines())
+    print(f"error: {line}", file=sys.stderr)
     return code
 
 
