@@ -3,9 +3,9 @@
 python benchmarks/extraction.py
 
 "plain" is the published definition, float32, NCHW, in batches. "ours" is what extract_feats runs:
-channels_last and, where the device is fast at it, bf16. Decoding is left out; both see the same faces,
-and the cosine between their embeddings is printed. Weights are random, with BatchNorm's statistics
-taken from the faces, so that signals neither die nor grow.
+channels_last and, where the device is fast at it, bf16. Decoding is left out; both see one set
+of faces, and the cosine between their embeddings is printed. Weights are random, with BatchNorm's
+statistics taken from the faces, so that signals neither die nor grow.
 """
 
 from __future__ import annotations
