@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy.typing as npt
 from dataset.assets import fetch
 from dataset.command_line import UserError, note
 from dataset.files import read_json, sha256_of
+from dataset.threads import usable_cores
+from models.onnx_files import open_onnx
 
 Faces = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -115,26 +116,9 @@ class _TorchRecogniser:
 
 class _OnnxRecogniser:
     def __init__(self, path: Path, name: str, wants: OnnxInput, device: str) -> None:
-        import onnxruntime
-
-        threads = len(os.sched_getaffinity(0))
-        available = onnxruntime.get_available_providers()
-        on_gpu = device != "cpu" and "CUDAExecutionProvider" in available
-        if device.startswith("cuda") and not on_gpu:
-            raise UserError(
-                f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or install "
-                "onnxruntime-gpu in place of onnxruntime"
-            )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1  # faces run side by side, one a thread
-        providers = ["CUDAExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's errors share no base class of their own
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: is not an ONNX network that can be run ({reason})") from error
-        self._input = self._session.get_inputs()[0]
+        # Faces run side by side, one a thread.
+        network = open_onnx(path, device, threads=1)
+        self._session, self._input, on_gpu = network.session, network.input, network.on_gpu
         shape = self._input.shape
         if len(shape) != 4 or list(shape[1:]) != [3, 112, 112]:
             raise UserError(f"{path}: takes input {shape}; a recogniser takes [N, 3, 112, 112]")
@@ -142,7 +126,7 @@ class _OnnxRecogniser:
         # On the CPU single faces on parallel threads are as fast as a batch, and a row then does
         # not depend on the batch it came in. A graph may also be fixed to batches of 1 (sface).
         self._whole_batch = on_gpu and not isinstance(shape[0], int)
-        self._pool = ThreadPoolExecutor(1 if on_gpu else threads, thread_name_prefix="embed")
+        self._pool = ThreadPoolExecutor(1 if on_gpu else usable_cores(), thread_name_prefix="embed")
         probe = self._run(np.zeros((1, 112, 112, 3), np.uint8))
         if probe.ndim != 2 or wants.dimension not in (0, probe.shape[1]):
             raise UserError(
