@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ def read_state(path: str | os.PathLike[str]) -> State:
         UserError: missing, damaged, not a checkpoint, or one that needs code to be read.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it is about to refuse
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
@@ -61,7 +64,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
             f"{path}: is no checkpoint of plain tensors, and nothing else is loaded from a file; "
             "save the network's state_dict"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except Exception as error:  # torch's reader fails in as many ways as a file can be damaged
         raise UserError(f"{path}: is damaged or not a torch checkpoint; get it again") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
