@@ -14,10 +14,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import eval as scoring
 from dataset.command_line import UserError
 from dataset.files import sha256_of
+from dataset.images import read_image
+from dataset.listed import ListedFaces
+from dataset.scan import table_of
 from models import load_quality_model
 from models.checkpoints import read_state
 from models.networks import FaceModel, build_network
@@ -294,3 +299,33 @@ def test_damaged_checkpoints_are_never_a_traceback(tmp_path):
         except UserError:
             refused += 1
     assert refused > 100
+
+
+def test_scores_do_not_depend_on_batch_order_or_workers(model, tmp_path):
+    for row, face in enumerate(patterns(23, seed=6)):
+        cv2.imwrite(str(tmp_path / f"{row:02}.png"), face)
+    names = sorted(str(path) for path in tmp_path.glob("*.png"))
+
+    def scores_of(paths, batch_size, workers):
+        table = table_of(iter(paths), tmp_path / "list.txt")
+        faces = ListedFaces(table, batch_size, workers)
+        scores, _ = scoring.score(faces, len(paths), model)
+        return dict(zip(paths, scores.values.tolist(), strict=True))
+
+    expected = scores_of(names, 23, 1)
+    assert np.std(list(expected.values())) > 5
+    for paths, batch_size, workers in [(names, 1, 1), (names[::-1], 7, 3), (names, 16, 2)]:
+        assert scores_of(paths, batch_size, workers) == pytest.approx(expected, abs=1e-3)
+
+
+def test_decoders_agree(made, tmp_path):
+    """Pillow and OpenCV within 2 of 255 in every pixel, and 0.1 points in every score."""
+    faces = []
+    for row, face in enumerate(patterns(8, seed=7)):
+        path = tmp_path / f"{row}.jpg"
+        cv2.imwrite(str(path), face, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        faces.append((read_image(path), np.asarray(Image.open(path).convert("RGB"))))
+    by_opencv, by_pillow = (np.stack(side) for side in zip(*faces, strict=True))
+    assert np.abs(by_opencv.astype(int) - by_pillow).max() <= 2
+    model = load_quality_model(made / "mfn.onnx")
+    np.testing.assert_allclose(model(by_opencv), model(by_pillow), atol=0.1)
