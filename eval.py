@@ -36,7 +36,8 @@ from dataset.listed import Faces, ListedFaces
 from dataset.lists import Table
 from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
-from evaluation.summary import Meaning, summarise
+from evaluation.meaning import Meaning
+from evaluation.summary import summarise
 from models.quality import QualityModel, load_quality_model
 
 

@@ -7,8 +7,10 @@ Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 1
@@ -53,3 +55,18 @@ def note(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(message, file=sys.stderr)
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop at the next good moment; a second one stops at once."""
+
+    def __init__(self) -> None:
+        """Takes over both signals."""
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

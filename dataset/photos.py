@@ -6,8 +6,6 @@ stands for a photo that has none or cannot be read, so that every photo has at l
 
 from __future__ import annotations
 
-import copy
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,7 +66,6 @@ class PhotoFaces:
         """
         self.photos, self.all_faces = photos, all_faces
         self._aligner = FaceAligner()
-        self._local = threading.local()
         self._batch_size = batch_size
         self._workers = num_workers or default_workers()
         self._photo = _Growing((), np.int64)  # row of `photos`
@@ -153,17 +150,13 @@ class PhotoFaces:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _search(self, rows: range, paths: list[str]) -> list[_Photo]:
-        if not hasattr(self._local, "aligner"):
-            self._local.aligner = copy.copy(self._aligner)  # a detector belongs to one thread
+        most = None if self.all_faces else 1
         photos = []
         for row, path in zip(rows, paths, strict=True):
             photo = _Photo(row)
             try:
-                image = read_image(path)
-                faces = self._local.aligner.detect(image)
-                wanted = faces if self.all_faces else faces[:1]
-                photo.found = [(face, align(image, face.landmarks)) for face in wanted]
-            except UnreadableImage as error:
+                photo.found = self._aligner.align(read_image(path), most)
+            except ValueError as error:  # unreadable; or five landmarks in one point
                 photo.reason = str(error)
             photos.append(photo)
         return photos

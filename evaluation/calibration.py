@@ -10,7 +10,6 @@ and write it beside the checkpoint:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ import numpy.typing as npt
 
 from dataset.command_line import EXIT_DONE, UserError, run_script
 from dataset.files import read_json, sha256_of, write_json
-from evaluation.report_sections import check_calibration
+from evaluation.areas import refusal
+from evaluation.edc import Curve, Rules, evaluate
+from evaluation.meaning import DECIMALS
+from evaluation.pairs import all_pairs
 
 DISCARD_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
-DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
 _FEWEST = 101  # faces: below, percentiles would be made up between them
 
 Scores = npt.NDArray[np.floating[Any]]
-Calibration = Mapping[str, Any]
 
 
 def main(*, scores: Path, model: Path) -> int:
@@ -70,90 +70,61 @@ def held_out_measures(scores: Scores, labels: Scores) -> dict[str, float]:
     }
 
 
-def calibration(
-    scores: Scores, fnmr: Mapping[float, float] | None = None, fmr: float | None = None
-) -> dict[str, Any] | None:
-    """The table that turns a score into a percentile of held-out faces.
+def held_out_curve(
+    scores: Scores, features: Scores, identities: npt.NDArray[np.integer[Any]], fmr: float
+) -> Curve:
+    """Error against discard of (V,) scores on all pairs of (V, D) embeddings.
+
+    Images are discarded and the threshold is recomputed, as in the paper; NaN scores drop out.
+
+    Raises:
+        UserError: no pairs, too few to show that FMR at every share, or no genuine error.
+    """
+    good = np.isfinite(scores) & (np.linalg.norm(features, axis=1) > 0)
+    source = all_pairs(features[good], identities[good].astype(np.int32))
+    rules = Rules("recomputed", "images")
+    try:
+        curve = evaluate(source, {"": scores[good]}, [fmr], [rules])["", fmr, rules]
+    except ValueError as error:
+        raise UserError(f"the held-out faces: {error}; hold out more identities") from error
+    if (why := refusal(curve)) is not None:
+        raise UserError(f"the held-out faces: {why}; raise --val-fmr, or hold out more identities")
+    if curve.errors[0] == 0:
+        raise UserError(
+            f"the held-out faces: have no genuine error at FMR {fmr:g}, so nothing to tell scores "
+            "apart by; lower --val-fmr, or hold out more identities"
+        )
+    return curve
+
+
+def calibration(scores: Scores, curve: Curve | None = None) -> dict[str, Any] | None:
+    """The table that says what a model's scores mean.
 
     Args:
-        scores: (V,), NaN where unreadable.
-        fnmr: for shares in DISCARD_SHARES, the FNMR among the faces left when that share of lowest
-            scores is discarded; shares without one have none in the table.
-        fmr: the FMR at which those were measured.
+        scores: (V,) of held-out faces, NaN where unreadable.
+        curve: their error against discard, for the FNMR that each threshold leaves.
 
     Returns:
         {"faces": V, "percentiles": 101 scores, at 0, 1, .. 100 % of the faces, "thresholds":
-        [{"discard": share, "score": the score below which that share lies, "fnmr": where given}],
-        "fmr": where given}; None without faces.
+        [{"discard": share, "score": the score below which that share lies, "fnmr": what is left
+        without it}], "fmr": of those}; the last two with a curve only. None without faces.
     """
     good = scores[np.isfinite(scores)]
     if not len(good):
         return None
     marks = np.percentile(good.astype(np.float64), np.arange(101))
     percentiles = [round(float(mark), DECIMALS) for mark in marks]
-    left = fnmr or {}
     thresholds = [
-        {
-            "discard": share,
-            "score": percentiles[round(100 * share)],
-            **({"fnmr": left[share]} if share in left else {}),
-        }
-        for share in DISCARD_SHARES
+        {"discard": share, "score": percentiles[round(100 * share)]} for share in DISCARD_SHARES
     ]
-    table = {"faces": len(good), "percentiles": percentiles, "thresholds": thresholds}
-    return table if fmr is None else {**table, "fmr": fmr}
-
-
-def percentiles_of(scores: Scores, table: Calibration) -> npt.NDArray[np.float64]:
-    """The share of the calibration faces, in percent, with a score below each of (N,) scores.
-
-    0 at and below the lowest of them, 100 at and above the highest; NaN stays NaN.
-    """
-    # Where many faces share one score, the middle of their percentiles.
-    marks = np.asarray(table["percentiles"], np.float64)
-    values = np.asarray(scores, np.float64)
-    rising, first = np.unique(marks, return_index=True)
-    last = len(marks) - 1 - np.unique(marks[::-1], return_index=True)[1]
-    out: npt.NDArray[np.float64] = np.interp(values, rising, (first + last) / 2)
-    out[values < marks[0]], out[values > marks[-1]] = 0.0, 100.0
-    return np.where(np.isnan(values), np.nan, out)
-
-
-def threshold_that_keeps(share: float, table: Calibration) -> float:
-    """The score that a share of the calibration faces reach; between percentiles, interpolated."""
-    score = np.interp(100 * (1 - share), np.arange(101), table["percentiles"])
-    return round(float(score), DECIMALS)
-
-
-def reaches(scores: Scores, threshold: float) -> npt.NDArray[np.bool_]:
-    """Whether each of (N,) scores, rounded as in scores.csv, is at least a threshold."""
-    rounded = np.round(np.asarray(scores, np.float64), DECIMALS)
-    above: npt.NDArray[np.bool_] = rounded >= threshold
-    return above
-
-
-def usable(table: Any, name: str) -> Calibration:
-    """The calibration of the model called `name`.
-
-    Raises:
-        UserError: there is none, or it is damaged; the message says how to make one.
-    """
-    if table is None:
-        raise UserError(
-            f"{name}: has no calibration, which --percentile and --accept need; train.py makes one "
-            "when --val-identities is above 0, and `python -m evaluation.calibration` from a "
-            "scores.csv (docs/scores.md)"
-        )
-    try:
-        if not isinstance(table, Mapping) or table.get("percentiles") is None:
-            raise ValueError("calibration: `percentiles` must be 101 rising scores")
-        check_calibration(table)
-    except ValueError as error:
-        raise UserError(
-            f"{name}: its calibration is damaged ({error}); make it again with "
-            "`python -m evaluation.calibration` (docs/scores.md)"
-        ) from error
-    return table
+    table: dict[str, Any] = {"faces": len(good), "percentiles": percentiles}
+    if curve is not None:
+        for entry in thresholds:
+            point = int(np.abs(curve.shares - entry["discard"]).argmin())
+            if np.isfinite(curve.fnmr[point]):
+                entry["fnmr"] = float(curve.fnmr[point])
+        table["fmr"] = curve.fmr
+    return {**table, "thresholds": thresholds}
 
 
 if __name__ == "__main__":

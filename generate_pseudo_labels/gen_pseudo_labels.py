@@ -1,7 +1,7 @@
 """Gives every listed face a quality label from 0 to 100, by its embedding alone.
 
     python generate_pseudo_labels/gen_pseudo_labels.py
-    torchrun --nproc-per-node 2 generate_pseudo_labels/gen_pseudo_labels.py
+    torchrun --nproc-per-node 2 generate_pseudo_labels/gen_pseudo_labels.py --estimator exact
 
 reads annotations/DATA.labelpath and annotations/feats_npy/Embedding_Features.npy, and writes
 annotations/quality_pseudo_labels.txt, w_distances.txt, unlabelled.txt, mislabelled.txt,
@@ -20,10 +20,11 @@ from dataset.threads import one_blas_thread, usable_cores
 def main(
     *,
     out_dir: Path = Path("annotations"),
-    estimator: Literal["sampled"] = "sampled",
+    estimator: Literal["sampled", "exact"] = "sampled",
     fix_num: int = 24,
     repeats: int = 12,
     seed: int = 0,
+    pool_size: int = 1024,
     min_images_per_id: int = 2,
     drop_top_percent: float = 0.0,
     exclude_mislabelled: bool = False,
@@ -34,10 +35,11 @@ def main(
 
     Args:
         out_dir: folder of the list and its embeddings; the labels are written there.
-        estimator: `sampled` is the published one.
+        estimator: `sampled` is the published one; `exact` compares with everybody.
         fix_num: positives and negatives drawn for an image and repeat (sampled).
         repeats: how many times they are drawn (sampled).
         seed: of all draws; the same seed gives the same labels.
+        pool_size: negatives that stand for all others where distributions overlap (exact).
         min_images_per_id: identities with fewer images get no labels.
         drop_top_percent: drop this share of the best labels, and normalise the rest again.
         exclude_mislabelled: give images that look mislabelled no label.
@@ -55,6 +57,7 @@ def main(
             fix_num=fix_num,
             repeats=repeats,
             seed=seed,
+            pool_size=pool_size,
             min_images_per_id=min_images_per_id,
             drop_top_percent=drop_top_percent,
             exclude_mislabelled=exclude_mislabelled,

@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 from dataset.command_line import UserError
 from dataset.files import sha256_of
 from evaluation import calibration as module
-from evaluation.calibration import (
-    calibration,
-    percentiles_of,
-    reaches,
-    threshold_that_keeps,
-    usable,
-)
+from evaluation.calibration import calibration
+from evaluation.meaning import percentiles_of, reaches, threshold_that_keeps, usable
 from models.checkpoints import read_about
 from models.networks import build_network
 
@@ -67,14 +62,6 @@ def test_no_score_has_no_percentile_and_is_not_accepted():
 def test_a_score_counts_as_the_csv_shows_it():
     assert reaches(np.array([np.float32(49.99996)]), 50.0)[0]
     assert not reaches(np.array([np.float32(49.9999)]), 50.0)[0]
-
-
-def test_fnmr_stands_beside_the_shares_it_is_known_for():
-    table = calibration(SCORES, fnmr={0.05: 0.012}, fmr=1e-3)
-    assert table["fmr"] == 1e-3
-    assert [entry.get("fnmr") for entry in table["thresholds"]] == [None, None, 0.012, None, None]
-    assert usable(table, "m") is table
-    assert "fmr" not in calibration(SCORES)
 
 
 @pytest.mark.parametrize("table", [3, {}, {"percentiles": list(range(100, -1, -1))}])

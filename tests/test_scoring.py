@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 import eval as scoring
 from dataset import photos
-from dataset.alignment import TEMPLATE, Face
+from dataset.alignment import TEMPLATE, Face, align
 from dataset.assets import ASSETS, cache_folder
 from dataset.inputs import find_images
 from dataset.listed import ListedFaces
@@ -154,9 +154,12 @@ def made_up_detector(monkeypatch, faces_by_width):
     """A detector that knows a photo by its width; landmarks where an aligned face has them."""
 
     class Detector:
-        def detect(self, image):
-            found = faces_by_width.get(image.shape[1], [])
-            return [Face((x, y, 90.0, 100.0), TEMPLATE + np.array([x, y]), 0.9) for x, y in found]
+        def align(self, image, most):
+            found = faces_by_width.get(image.shape[1], [])[:most]
+            places = [TEMPLATE + np.array(corner) for corner in found]
+            boxes = [(x, y, 90.0, 100.0) for x, y in found]
+            faces = [Face(box, place, 0.9) for box, place in zip(boxes, places, strict=True)]
+            return [(face, align(image, face.landmarks)) for face in faces]
 
     monkeypatch.setattr(photos, "FaceAligner", Detector)
 
