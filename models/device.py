@@ -29,12 +29,19 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         """The autocast context of this precision (one that does nothing for float32)."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
+        if self.dtype == torch.float32:
+            return torch.autocast(self.device.type, enabled=False)
+        return torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def name(self) -> str:
+        """`fp32`, `bf16` or `fp16`."""
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return names[self.dtype]
 
     def __str__(self) -> str:
         """For people: `cuda:0 bf16`."""
-        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        return f"{self.device} {names[self.dtype]}"
+        return f"{self.device} {self.name}"
 
 
 def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compute:

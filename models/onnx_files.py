@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ class OnnxNetwork:
     """An ONNX network ready to run.
 
     Attributes:
-        session: of onnxruntime.
+        session: of onnxruntime; one thread a run on the CPU, and runs may go side by side.
         input: its first input: name, type, shape.
         on_gpu: whether it runs on CUDA.
     """
@@ -25,13 +26,15 @@ class OnnxNetwork:
     on_gpu: bool
 
 
-def open_onnx(path: str | os.PathLike[str], device: str, threads: int) -> OnnxNetwork:
+def open_onnx(path: str | os.PathLike[str], device: str) -> OnnxNetwork:
     """Opens an ONNX file.
+
+    A run takes one thread: onnxruntime's threads inside one run wait for each other in busy loops,
+    and lose most on a machine that has other work too. Give the faces to threads of your own.
 
     Args:
         path: the file.
         device: auto (CUDA where this onnxruntime has it), cpu, cuda or cuda:i.
-        threads: that share one run on the CPU.
 
     Raises:
         UserError: not an ONNX network, no such device, or onnxruntime is missing.
@@ -42,30 +45,43 @@ def open_onnx(path: str | os.PathLike[str], device: str, threads: int) -> OnnxNe
         raise UserError(
             f"{path}: needs the package onnxruntime: pip install onnxruntime"
         ) from error
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:<index>")
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if kind == "cuda" and not has_cuda:
-        raise UserError(
-            f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or install "
-            "onnxruntime-gpu in place of onnxruntime"
-        )
-    on_gpu = kind != "cpu" and has_cuda
+    gpu = _gpu(device)
+    if gpu is not None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        if device != "auto":
+            raise UserError(
+                f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or "
+                "install onnxruntime-gpu in place of onnxruntime"
+            )
+        gpu = None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    provider: Any = "CPUExecutionProvider"
-    if on_gpu:
-        provider = ("CUDAExecutionProvider", {"device_id": int(index or 0)})
+    options.log_severity_level = 4  # what goes wrong is reported by us, once
+    options.intra_op_num_threads = 1
+    on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})]
+    providers = ["CPUExecutionProvider"] if gpu is None else on_gpu
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class of their own
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: is not an ONNX network that can be run ({reason})") from error
-    return OnnxNetwork(session, session.get_inputs()[0], on_gpu)
+        raise UserError(
+            f"{path}: is not an ONNX network that can be run ({first_line(error)})"
+        ) from error
+    return OnnxNetwork(session, session.get_inputs()[0], gpu is not None)
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
     """Whether a file is meant to be ONNX: by its suffix."""
     return Path(path).suffix.lower() == ".onnx"
+
+
+def _gpu(device: str) -> int | None:
+    """The index of the GPU that `--device` means for this process; None for the CPU."""
+    if device == "cpu":
+        return None
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
+    if match is None:
+        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:<index>")
+    return int(match[1] or os.environ.get("LOCAL_RANK", 0))
+
+
+def first_line(error: Exception) -> str:
+    """An error of onnxruntime, which may have many lines, in one."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
-from dataset.threads import usable_cores
+from dataset.threads import own_cores
 from models.onnx_files import is_onnx, open_onnx
 
 if TYPE_CHECKING:
@@ -147,9 +147,7 @@ def _load_onnx(path: Path, backbone: str | None, device: str, precision: Precisi
             f"--precision bf16: {path} runs in the precision it was made in; leave the flag out, "
             "or score with the checkpoint"
         )
-    # A few faces a thread, each thread on its own: onnxruntime's threads inside one run wait for
-    # each other in busy loops, and lose most on a machine that has other work too.
-    network = open_onnx(path, device, threads=1)
+    network = open_onnx(path, device)
     session, wants = network.session, network.input
     gives = session.get_outputs()[0].shape
     if wants.type != "tensor(uint8)" or wants.shape[1:] != [_SIDE, _SIDE, 3] or len(gives) != 1:
@@ -167,7 +165,7 @@ def _load_onnx(path: Path, backbone: str | None, device: str, precision: Precisi
         raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
 
     step = 512 if network.on_gpu else _ONNX_FACES
-    pool = ThreadPoolExecutor(1 if network.on_gpu else usable_cores(), thread_name_prefix="score")
+    pool = ThreadPoolExecutor(1 if network.on_gpu else own_cores(), thread_name_prefix="score")
 
     def some(faces: npt.NDArray[np.uint8]) -> Scores:
         return np.asarray(session.run(None, {wants.name: faces})[0], np.float32)
@@ -179,6 +177,6 @@ def _load_onnx(path: Path, backbone: str | None, device: str, precision: Precisi
     return QualityModel(
         name=f"{path.name} ({name})",
         calibration=calibration,
-        batch_size=512 if network.on_gpu else _ONNX_FACES * usable_cores(),
+        batch_size=512 if network.on_gpu else _ONNX_FACES * own_cores(),
         _run=run,
     )

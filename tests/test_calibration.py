@@ -1,6 +1,7 @@
 """What a calibration says: laws of percentiles and thresholds, and the command that makes one."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,14 @@ from models.networks import build_network
 SCORES = np.random.default_rng(0).normal(60, 15, 2000)
 
 
-def test_percentile_is_the_share_of_faces_below():
+def test_percentile_is_the_share_of_faces_below() -> None:
     table = calibration(SCORES)
     probe = np.linspace(SCORES.min(), SCORES.max(), 500)
     share = [100 * np.mean(score > SCORES) for score in probe]
     np.testing.assert_allclose(percentiles_of(probe, table), share, atol=0.5)
 
 
-def test_threshold_keeps_what_was_asked():
+def test_threshold_keeps_what_was_asked() -> None:
     table = calibration(SCORES)
     for share in (1, 0.99, 0.95, 0.9, 0.755, 0.5, 0.01):
         threshold = threshold_that_keeps(share, table)
@@ -38,7 +39,7 @@ def test_threshold_keeps_what_was_asked():
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=60))
-def test_percentiles_rise_with_scores_and_stay_in_range(values):
+def test_percentiles_rise_with_scores_and_stay_in_range(values: Any) -> None:
     scores = np.array(values)
     table = calibration(scores)
     probe = np.sort(np.concatenate([scores, [-2e4, 2e4]]))
@@ -46,12 +47,12 @@ def test_percentiles_rise_with_scores_and_stay_in_range(values):
     assert np.all(np.diff(shares) >= 0) and shares[0] == 0 and shares[-1] == 100
 
 
-def test_equal_scores_share_the_middle_of_their_percentiles():
+def test_equal_scores_share_the_middle_of_their_percentiles() -> None:
     table = calibration(np.repeat([10.0, 20.0, 30.0], [100, 800, 100]))
     np.testing.assert_allclose(percentiles_of(np.array([20.0]), table), 50, atol=1)
 
 
-def test_no_score_has_no_percentile_and_is_not_accepted():
+def test_no_score_has_no_percentile_and_is_not_accepted() -> None:
     table = calibration(np.array([np.nan, *SCORES]))
     assert table["faces"] == len(SCORES)
     assert np.isnan(percentiles_of(np.array([np.nan]), table)[0])
@@ -59,19 +60,19 @@ def test_no_score_has_no_percentile_and_is_not_accepted():
     assert calibration(np.array([np.nan])) is None
 
 
-def test_a_score_counts_as_the_csv_shows_it():
+def test_a_score_counts_as_the_csv_shows_it() -> None:
     assert reaches(np.array([np.float32(49.99996)]), 50.0)[0]
     assert not reaches(np.array([np.float32(49.9999)]), 50.0)[0]
 
 
 @pytest.mark.parametrize("table", [3, {}, {"percentiles": list(range(100, -1, -1))}])
-def test_damaged_calibration_is_named(table):
+def test_damaged_calibration_is_named(table: Any) -> None:
     with pytest.raises(UserError, match=r"model\.pth: its calibration is damaged .* make it again"):
         usable(table, "model.pth")
 
 
 @pytest.fixture
-def scored(tmp_path):
+def scored(tmp_path: Any) -> Any:
     """A checkpoint without a .json, and the scores it might have given."""
     torch.save(build_network("MFN").state_dict(), tmp_path / "model.pth")
     lines = [f"{row}.jpg,{score:.4f},ok\n" for row, score in enumerate(SCORES)]
@@ -80,7 +81,7 @@ def scored(tmp_path):
     return tmp_path
 
 
-def test_command_makes_a_calibration_and_keeps_the_rest(scored, capsys):
+def test_command_makes_a_calibration_and_keeps_the_rest(scored: Any, capsys: Any) -> None:
     model, scores = scored / "model.pth", scored / "scores.csv"
     assert module.main(scores=scores, model=model) == 0
     assert "calibration on 2000 faces" in capsys.readouterr().out
@@ -94,7 +95,7 @@ def test_command_makes_a_calibration_and_keeps_the_rest(scored, capsys):
     assert about["architecture"] == "MFN" and about["calibration"]["faces"] == 201
 
 
-def test_command_refuses(scored):
+def test_command_refuses(scored: Any) -> None:
     model, scores = scored / "model.pth", scored / "scores.csv"
     with pytest.raises(UserError, match="then export it again"):
         module.main(scores=scores, model=scored / "model.onnx")

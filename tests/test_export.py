@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ CALIBRATION = {
 }
 
 
-def patterns(count, seed=0):
+def patterns(count: Any, seed: Any = 0) -> Any:
     """(N, 112, 112, 3) uint8: smooth colours, of every contrast."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (count, 7, 7, 3)).astype(np.float32)
     coarse = 128 + (coarse - 128) * np.linspace(0.1, 1, count)[:, None, None, None]
@@ -44,7 +45,7 @@ def patterns(count, seed=0):
     return np.clip(fine, 0, 255).astype(np.uint8)
 
 
-def lively(backbone):
+def lively(backbone: Any) -> Any:
     """A network of random weights whose scores spread around 50 by 15, as a trained one's do."""
     torch.manual_seed(3)
     network = build_network(backbone)
@@ -65,7 +66,7 @@ def lively(backbone):
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
+def made(tmp_path_factory: Any) -> Any:
     """A folder with an MFN checkpoint, its .json with a calibration, and its export."""
     folder = tmp_path_factory.mktemp("export")
     torch.save(lively("MFN").state_dict(), folder / "mfn.pth")
@@ -77,7 +78,7 @@ def made(tmp_path_factory):
     return folder
 
 
-def script(name, *arguments, cwd, path=str(ROOT)):
+def script(name: Any, *arguments: Any, cwd: Any, path: Any = str(ROOT)) -> Any:
     return subprocess.run(
         [sys.executable, str(ROOT / name), *map(str, arguments)],
         cwd=cwd,
@@ -88,7 +89,7 @@ def script(name, *arguments, cwd, path=str(ROOT)):
     )
 
 
-def test_export_scores_as_torch_does(made):
+def test_export_scores_as_torch_does(made: Any) -> None:
     faces = patterns(9, seed=1)
     by_torch = load_quality_model(made / "mfn.pth", device="cpu", precision="fp32")(faces)
     session = onnxruntime.InferenceSession(str(made / "mfn.onnx"))
@@ -100,7 +101,7 @@ def test_export_scores_as_torch_does(made):
     assert session.run(None, {"faces": faces[:0]})[0].shape == (0,)
 
 
-def test_export_of_r_50_scores_as_torch_does():
+def test_export_of_r_50_scores_as_torch_does() -> None:
     network, faces = lively("R_50"), patterns(3, seed=1)
     with torch.inference_mode():
         by_torch = FaceModel(network)(torch.from_numpy(faces))[:, 0].numpy()
@@ -109,7 +110,7 @@ def test_export_of_r_50_scores_as_torch_does():
     np.testing.assert_allclose(session.run(None, {"faces": faces})[0], by_torch, atol=0.01)
 
 
-def test_export_keeps_prelu_where_a_slope_exceeds_one():
+def test_export_keeps_prelu_where_a_slope_exceeds_one() -> None:
     network = lively("MFN")
     network.conv1.prelu.weight.data[3] = 1.7
     faces = patterns(4, seed=2)
@@ -123,7 +124,7 @@ def test_export_keeps_prelu_where_a_slope_exceeds_one():
     assert isinstance(network.conv1.prelu, nn.PReLU)  # the network itself stays as it was
 
 
-def test_export_says_what_it_is(made):
+def test_export_says_what_it_is(made: Any) -> None:
     model = onnx.load(made / "mfn.onnx")
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert about["model"] == "MFN" and about["source"] == "mfn.pth"
@@ -137,7 +138,7 @@ def test_export_says_what_it_is(made):
     assert load_quality_model(made / "mfn.onnx").calibration == CALIBRATION
 
 
-def test_opencv_runs_the_export(made):
+def test_opencv_runs_the_export(made: Any) -> None:
     faces = patterns(3, seed=4)
     network = cv2.dnn.readNetFromONNX(str(made / "mfn.onnx"))
     network.setInput(faces)
@@ -145,13 +146,13 @@ def test_opencv_runs_the_export(made):
     np.testing.assert_allclose(np.ravel(network.forward()), expected, atol=0.01)
 
 
-def test_exporting_twice_gives_the_same_file(made, tmp_path):
+def test_exporting_twice_gives_the_same_file(made: Any, tmp_path: Any) -> None:
     done = script("export_onnx.py", "--model", "mfn.pth", "--out", tmp_path / "b.onnx", cwd=made)
     assert done.returncode == 0
     assert (tmp_path / "b.onnx").read_bytes() == (made / "mfn.onnx").read_bytes()
 
 
-def test_export_refuses_another_suffix_and_another_head(made, tmp_path):
+def test_export_refuses_another_suffix_and_another_head(made: Any, tmp_path: Any) -> None:
     done = script("export_onnx.py", "--model", "mfn.pth", "--out", tmp_path / "a.pt", cwd=made)
     assert done.returncode == 1 and "must end in .onnx" in done.stderr
     torch.save(build_network("MFN", recognition=True).state_dict(), tmp_path / "rec.pth")
@@ -160,7 +161,7 @@ def test_export_refuses_another_suffix_and_another_head(made, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rec.pth"]
 
 
-def test_export_that_scores_differently_is_refused(made):
+def test_export_that_scores_differently_is_refused(made: Any) -> None:
     import export_onnx
 
     content = onnx_bytes(lively("MFN"), {"model": "MFN"})
@@ -171,13 +172,13 @@ def test_export_that_scores_differently_is_refused(made):
         export_onnx.compare(made / "mfn.pth", onnx_bytes(other, {"model": "MFN"}), None)
 
 
-def test_export_names_the_package_it_needs(monkeypatch):
+def test_export_names_the_package_it_needs(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match="pip install onnx"):
         onnx_bytes(build_network("MFN"), {})
 
 
-def test_onnx_scoring_does_not_import_torch(made, tmp_path):
+def test_onnx_scoring_does_not_import_torch(made: Any, tmp_path: Any) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch is not for today')")
     cv2.imwrite(str(tmp_path / "a.png"), patterns(1)[0])
@@ -190,11 +191,11 @@ def test_onnx_scoring_does_not_import_torch(made, tmp_path):
 
 
 @pytest.fixture(scope="session", params=["mfn.pth", "mfn.onnx"])
-def model(made, request):
+def model(made: Any, request: Any) -> Any:
     return load_quality_model(made / request.param, device="cpu", precision="fp32")
 
 
-def test_call_takes_both_layouts_arrays_and_tensors(model):
+def test_call_takes_both_layouts_arrays_and_tensors(model: Any) -> None:
     faces = patterns(19, seed=5)
     scores = model(faces)
     assert scores.shape == (19,) and scores.dtype == np.float32
@@ -226,13 +227,15 @@ def test_call_takes_both_layouts_arrays_and_tensors(model):
         (lambda x: x.transpose(0, 1, 3, 2), ValueError, r"got shape \(2, 112, 3, 112\)"),
     ],
 )
-def test_call_refuses_other_forms_and_names_the_right_ones(model, form, error, words):
+def test_call_refuses_other_forms_and_names_the_right_ones(
+    model: Any, form: Any, error: Any, words: Any
+) -> None:
     with pytest.raises(error, match=words) as raised:
         model(form(patterns(2)))
     assert "(N, 112, 112, 3) or (N, 3, 112, 112)" in str(raised.value)
 
 
-def test_loading_refuses_what_is_no_quality_model(made, tmp_path):
+def test_loading_refuses_what_is_no_quality_model(made: Any, tmp_path: Any) -> None:
     with pytest.raises(UserError, match="no such file; train one"):
         load_quality_model(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a MFN network, not the R_50"):
@@ -256,12 +259,12 @@ def test_loading_refuses_what_is_no_quality_model(made, tmp_path):
 
 
 class Hostile:
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return (os.system, ("touch ran_code",))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_hostile_checkpoint_runs_no_code_and_is_named(tmp_path, wrapped):
+def test_hostile_checkpoint_runs_no_code_and_is_named(tmp_path: Any, wrapped: Any) -> None:
     if wrapped:
         torch.save({"state_dict": Hostile()}, tmp_path / "bad.pth")
     else:
@@ -274,7 +277,7 @@ def test_hostile_checkpoint_runs_no_code_and_is_named(tmp_path, wrapped):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "bad.pth"]
 
 
-def test_broken_checkpoints_are_named(made, tmp_path):
+def test_broken_checkpoints_are_named(made: Any, tmp_path: Any) -> None:
     content = (made / "mfn.pth").read_bytes()
     for name, part in (("cut", content[: len(content) // 2]), ("none", b""), ("text", b"hello\n")):
         path = tmp_path / f"{name}.pth"
@@ -283,7 +286,7 @@ def test_broken_checkpoints_are_named(made, tmp_path):
             load_quality_model(path)
 
 
-def test_damaged_checkpoints_are_never_a_traceback(tmp_path):
+def test_damaged_checkpoints_are_never_a_traceback(tmp_path: Any) -> None:
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()
     tensors = {"a": torch.randn(3, 4), "b": torch.arange(5)}
@@ -301,12 +304,12 @@ def test_damaged_checkpoints_are_never_a_traceback(tmp_path):
     assert refused > 100
 
 
-def test_scores_do_not_depend_on_batch_order_or_workers(model, tmp_path):
+def test_scores_do_not_depend_on_batch_order_or_workers(model: Any, tmp_path: Any) -> None:
     for row, face in enumerate(patterns(23, seed=6)):
         cv2.imwrite(str(tmp_path / f"{row:02}.png"), face)
     names = sorted(str(path) for path in tmp_path.glob("*.png"))
 
-    def scores_of(paths, batch_size, workers):
+    def scores_of(paths: Any, batch_size: Any, workers: Any) -> Any:
         table = table_of(iter(paths), tmp_path / "list.txt")
         faces = ListedFaces(table, batch_size, workers)
         scores, _ = scoring.score(faces, len(paths), model)
@@ -318,7 +321,7 @@ def test_scores_do_not_depend_on_batch_order_or_workers(model, tmp_path):
         assert scores_of(paths, batch_size, workers) == pytest.approx(expected, abs=1e-3)
 
 
-def test_decoders_agree(made, tmp_path):
+def test_decoders_agree(made: Any, tmp_path: Any) -> None:
     """Pillow and OpenCV within 2 of 255 in every pixel, and 0.1 points in every score."""
     faces = []
     for row, face in enumerate(patterns(8, seed=7)):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,7 +40,7 @@ CALIBRATION = {
 }
 
 
-def brightness_model(path, calibration=None):
+def brightness_model(path: Any, calibration: Any = None) -> Any:
     nodes = [
         helper.make_node("Cast", ["faces"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats"], ["means"], axes=[1, 2, 3], keepdims=0),
@@ -57,22 +58,22 @@ def brightness_model(path, calibration=None):
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
+def model(tmp_path_factory: Any) -> Any:
     return brightness_model(tmp_path_factory.mktemp("model") / "plain.onnx")
 
 
 @pytest.fixture(scope="session")
-def calibrated(tmp_path_factory):
+def calibrated(tmp_path_factory: Any) -> Any:
     return brightness_model(tmp_path_factory.mktemp("model") / "calibrated.onnx", CALIBRATION)
 
 
-def grey(path, level, size=(112, 112)):
+def grey(path: Any, level: Any, size: Any = (112, 112)) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imencode(".png", np.full((*size, 3), level, np.uint8))[1].tofile(path)
     return path
 
 
-def run(*arguments, cwd, **more):
+def run(*arguments: Any, cwd: Any, **more: Any) -> Any:
     return subprocess.run(
         [sys.executable, str(ROOT / "eval.py"), *map(str, arguments)],
         cwd=cwd,
@@ -84,7 +85,7 @@ def run(*arguments, cwd, **more):
     )
 
 
-def rows_of(path):
+def rows_of(path: Any) -> Any:
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -92,7 +93,7 @@ def rows_of(path):
 # --- the calibration ---------------------------------------------------------------------------
 
 
-def test_percentile_and_accept_columns(tmp_path, calibrated):
+def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any) -> None:
     for level in (0, 51, 102, 128, 255):  # scores 0, 20, 40, 50.2, 100
         grey(tmp_path / "faces" / f"{level:03}.png", level)
     (tmp_path / "faces" / "zero.png").touch()
@@ -110,14 +111,16 @@ def test_percentile_and_accept_columns(tmp_path, calibrated):
     assert done.stdout == "40.00\tpercentile 37.5\taccept 1\n"
 
 
-def test_without_asking_there_are_no_extra_columns(tmp_path, calibrated):
+def test_without_asking_there_are_no_extra_columns(tmp_path: Any, calibrated: Any) -> None:
     grey(tmp_path / "a.png", 51)
     done = run("a.png", "--model", calibrated, "--out", "-", cwd=tmp_path)
     assert done.stdout == "path,score,status\na.png,20.0000,ok\n"
 
 
 @pytest.mark.parametrize("asked", [["--percentile"], ["--accept", "0.95"]])
-def test_model_without_calibration_says_how_to_make_one(tmp_path, model, asked):
+def test_model_without_calibration_says_how_to_make_one(
+    tmp_path: Any, model: Any, asked: Any
+) -> None:
     grey(tmp_path / "a.png", 51)
     done = run("a.png", "--model", model, *asked, cwd=tmp_path)
     assert done.returncode == 1 and not (tmp_path / "scores.csv").exists()
@@ -126,7 +129,7 @@ def test_model_without_calibration_says_how_to_make_one(tmp_path, model, asked):
 
 
 @pytest.mark.parametrize("share", ["0", "1.01", "95", "nan"])
-def test_accept_takes_a_share(tmp_path, calibrated, share):
+def test_accept_takes_a_share(tmp_path: Any, calibrated: Any, share: Any) -> None:
     grey(tmp_path / "a.png", 51)
     done = run("a.png", "--model", calibrated, "--accept", share, cwd=tmp_path)
     assert done.returncode == 1
@@ -136,7 +139,7 @@ def test_accept_takes_a_share(tmp_path, calibrated, share):
 @pytest.mark.parametrize(
     "damage", [{"percentiles": [1.0, 2.0]}, {"percentiles": None}, {"thresholds": 3}, []]
 )
-def test_damaged_calibration_stops_only_what_needs_it(tmp_path, damage):
+def test_damaged_calibration_stops_only_what_needs_it(tmp_path: Any, damage: Any) -> None:
     whole = {**CALIBRATION, **damage} if isinstance(damage, dict) else [1]
     broken = brightness_model(tmp_path / "broken.onnx", whole)
     grey(tmp_path / "a.png", 51)
@@ -150,11 +153,11 @@ def test_damaged_calibration_stops_only_what_needs_it(tmp_path, damage):
 # --- photos ------------------------------------------------------------------------------------
 
 
-def made_up_detector(monkeypatch, faces_by_width):
+def made_up_detector(monkeypatch: Any, faces_by_width: Any) -> Any:
     """A detector that knows a photo by its width; landmarks where an aligned face has them."""
 
     class Detector:
-        def align(self, image, most):
+        def align(self, image: Any, most: Any) -> Any:
             found = faces_by_width.get(image.shape[1], [])[:most]
             places = [TEMPLATE + np.array(corner) for corner in found]
             boxes = [(x, y, 90.0, 100.0) for x, y in found]
@@ -165,7 +168,7 @@ def made_up_detector(monkeypatch, faces_by_width):
 
 
 @pytest.fixture
-def album(tmp_path, monkeypatch):
+def album(tmp_path: Any, monkeypatch: Any) -> Any:
     """Photos with two faces (scores 20 and 100), one (40), none; and one that is no photo."""
     two = np.zeros((120, 300, 3), np.uint8)
     two[:, :112], two[:, 150:] = 51, 255
@@ -180,7 +183,7 @@ def album(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
-def test_all_faces_of_photos(album, model, capsys, batch_size):
+def test_all_faces_of_photos(album: Any, model: Any, capsys: Any, batch_size: Any) -> None:
     more = {"batch_size": batch_size, "report": album / "page.html"}
     assert scoring.main(("p",), model=str(model), all_faces=True, top=1, **more) == 3
     rows = rows_of("scores.csv")
@@ -208,7 +211,7 @@ def test_all_faces_of_photos(album, model, capsys, batch_size):
     assert page.count('href="p/a.png"') == 2 and "%231" not in page
 
 
-def test_align_takes_the_largest_face(album, model):
+def test_align_takes_the_largest_face(album: Any, model: Any) -> None:
     assert scoring.main(("p",), model=str(model), align=True) == 3
     rows = rows_of("scores.csv")
     assert list(rows[0]) == ["path", "score", "status"]
@@ -219,12 +222,14 @@ def test_align_takes_the_largest_face(album, model):
     ]
 
 
-def test_all_faces_interrupted_keeps_what_was_scored(album, model, monkeypatch):
+def test_all_faces_interrupted_keeps_what_was_scored(
+    album: Any, model: Any, monkeypatch: Any
+) -> None:
     network = load_quality_model(model)
     faces = PhotoFaces(read_list(album, ["p/a.png", "p/b.png"]), True, batch_size=1, num_workers=1)
     calls = []
 
-    def stopped(crops):
+    def stopped(crops: Any) -> Any:
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
@@ -236,7 +241,7 @@ def test_all_faces_interrupted_keeps_what_was_scored(album, model, monkeypatch):
     assert scores.status(1) == "not scored: interrupted"
 
 
-def read_list(folder, paths):
+def read_list(folder: Any, paths: Any) -> Any:
     (folder / "list.txt").write_text("".join(f"{path}\n" for path in paths))
     return read_table(folder / "list.txt")
 
@@ -245,7 +250,7 @@ def read_list(folder, paths):
     not (SHARED_PHOTOS.exists() and (cache_folder() / ASSETS["yunet"].file_name).exists()),
     reason="needs the photos of ../shared and the detector in the cache",
 )
-def test_real_photos_are_aligned_as_a_person_would(tmp_path, model):
+def test_real_photos_are_aligned_as_a_person_would(tmp_path: Any, model: Any) -> None:
     import tarfile
 
     with tarfile.open(SHARED_PHOTOS) as archive:
@@ -265,10 +270,10 @@ def test_real_photos_are_aligned_as_a_person_would(tmp_path, model):
 # --- bad input ---------------------------------------------------------------------------------
 
 
-def huge_png(width, height):
+def huge_png(width: Any, height: Any) -> Any:
     """The PNG header of an image that would take gigabytes."""
 
-    def chunk(kind, data):
+    def chunk(kind: Any, data: Any) -> Any:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
@@ -278,7 +283,7 @@ def huge_png(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_every_bad_input_is_a_row_or_a_line(tmp_path, model):
+def test_every_bad_input_is_a_row_or_a_line(tmp_path: Any, model: Any) -> None:
     good = grey(tmp_path / "in" / "good.png", 51)
     whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (112, 112, 3)))[1]
     (tmp_path / "in" / "damaged.jpg").write_bytes(bytes(20) + whole.tobytes()[20:200])
@@ -304,12 +309,14 @@ def test_every_bad_input_is_a_row_or_a_line(tmp_path, model):
     assert good.exists()
 
 
-def test_unreadable_folder_is_a_line(tmp_path, model, monkeypatch, capsys):
+def test_unreadable_folder_is_a_line(
+    tmp_path: Any, model: Any, monkeypatch: Any, capsys: Any
+) -> None:
     grey(tmp_path / "in" / "good.png", 51)
     (tmp_path / "in" / "locked").mkdir()
     scan = os.scandir
 
-    def refuse(folder):  # the tests may run as root, to whom no folder is locked
+    def refuse(folder: Any) -> Any:  # the tests may run as root, to whom no folder is locked
         if str(folder).endswith("locked"):
             raise PermissionError(13, "Permission denied", folder)
         return scan(folder)
@@ -322,7 +329,7 @@ def test_unreadable_folder_is_a_line(tmp_path, model, monkeypatch, capsys):
     assert "left out: 1 folders that cannot be read: 'in/locked'" in printed.err
 
 
-def test_file_that_vanishes_while_we_run(tmp_path, model):
+def test_file_that_vanishes_while_we_run(tmp_path: Any, model: Any) -> None:
     for number in range(3):
         grey(tmp_path / "in" / f"{number}.png", 51)
     table = table_of(find_images([str(tmp_path / "in")], LeftOut()), tmp_path / "images.txt")
@@ -332,7 +339,7 @@ def test_file_that_vanishes_while_we_run(tmp_path, model):
     np.testing.assert_allclose(scores.values, [20, np.nan, 20], atol=1e-4)
 
 
-def test_hostile_names_come_back_from_the_csv(tmp_path, model):
+def test_hostile_names_come_back_from_the_csv(tmp_path: Any, model: Any) -> None:
     names = ['a,b "c".png', "=1+2.png", "Zoë 李雷.png", "new;semi'colon.png", "#1.png", " lead.png"]
     for name in names:
         grey(tmp_path / "in" / name, 51)
