@@ -21,14 +21,14 @@ SCORES = np.random.default_rng(0).normal(60, 15, 2000)
 
 
 def test_percentile_is_the_share_of_faces_below() -> None:
-    table = calibration(SCORES)
+    table: Any = calibration(SCORES)
     probe = np.linspace(SCORES.min(), SCORES.max(), 500)
-    share = [100 * np.mean(score > SCORES) for score in probe]
-    np.testing.assert_allclose(percentiles_of(probe, table), share, atol=0.5)
+    share = np.array([100 * np.mean(score > SCORES) for score in probe])
+    assert np.abs(percentiles_of(probe, table) - share).max() < 0.5
 
 
 def test_threshold_keeps_what_was_asked() -> None:
-    table = calibration(SCORES)
+    table: Any = calibration(SCORES)
     for share in (1, 0.99, 0.95, 0.9, 0.755, 0.5, 0.01):
         threshold = threshold_that_keeps(share, table)
         assert reaches(SCORES, threshold).mean() == pytest.approx(share, abs=0.003)
@@ -41,19 +41,19 @@ def test_threshold_keeps_what_was_asked() -> None:
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=60))
 def test_percentiles_rise_with_scores_and_stay_in_range(values: Any) -> None:
     scores = np.array(values)
-    table = calibration(scores)
+    table: Any = calibration(scores)
     probe = np.sort(np.concatenate([scores, [-2e4, 2e4]]))
     shares = percentiles_of(probe, table)
     assert np.all(np.diff(shares) >= 0) and shares[0] == 0 and shares[-1] == 100
 
 
 def test_equal_scores_share_the_middle_of_their_percentiles() -> None:
-    table = calibration(np.repeat([10.0, 20.0, 30.0], [100, 800, 100]))
-    np.testing.assert_allclose(percentiles_of(np.array([20.0]), table), 50, atol=1)
+    table: Any = calibration(np.repeat([10.0, 20.0, 30.0], [100, 800, 100]))
+    assert percentiles_of(np.array([20.0]), table)[0] == pytest.approx(50, abs=1)
 
 
 def test_no_score_has_no_percentile_and_is_not_accepted() -> None:
-    table = calibration(np.array([np.nan, *SCORES]))
+    table: Any = calibration(np.array([np.nan, *SCORES]))
     assert table["faces"] == len(SCORES)
     assert np.isnan(percentiles_of(np.array([np.nan]), table)[0])
     assert not reaches(np.array([np.nan]), -1e9)[0]

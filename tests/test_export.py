@@ -40,15 +40,16 @@ CALIBRATION = {
 def patterns(count: Any, seed: Any = 0) -> Any:
     """(N, 112, 112, 3) uint8: smooth colours, of every contrast."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (count, 7, 7, 3)).astype(np.float32)
-    coarse = 128 + (coarse - 128) * np.linspace(0.1, 1, count)[:, None, None, None]
-    fine = [cv2.resize(one, (112, 112), interpolation=cv2.INTER_CUBIC) for one in coarse]
+    contrast = np.linspace(0.1, 1, count)[:, None, None, None]
+    even = 128 + (coarse - 128) * contrast
+    fine = [cv2.resize(one, (112, 112), interpolation=cv2.INTER_CUBIC) for one in even]
     return np.clip(fine, 0, 255).astype(np.uint8)
 
 
-def lively(backbone: Any) -> Any:
+def lively(backbone: str) -> Any:
     """A network of random weights whose scores spread around 50 by 15, as a trained one's do."""
     torch.manual_seed(3)
-    network = build_network(backbone)
+    network: Any = build_network(backbone)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics: the mean over the passes below
@@ -264,16 +265,17 @@ class Hostile:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_hostile_checkpoint_runs_no_code_and_is_named(tmp_path: Any, wrapped: Any) -> None:
+def test_hostile_checkpoint_runs_no_code_and_is_named(tmp_path: Path, wrapped: bool) -> None:
     if wrapped:
         torch.save({"state_dict": Hostile()}, tmp_path / "bad.pth")
+        name, more = "eval.py", ["a.png"]
     else:
         (tmp_path / "bad.pth").write_bytes(pickle.dumps(Hostile()))
+        name, more = "export_onnx.py", ["--out", "a.onnx"]
     cv2.imwrite(str(tmp_path / "a.png"), patterns(1)[0])
-    for name, more in (("eval.py", ["a.png"]), ("export_onnx.py", ["--out", "a.onnx"])):
-        done = script(name, *more, "--model", "bad.pth", cwd=tmp_path)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: bad.pth: ") and done.stderr.count("\n") == 1
+    done = script(name, *more, "--model", "bad.pth", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: bad.pth: ") and done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "bad.pth"]
 
 

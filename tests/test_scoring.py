@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ from dataset.listed import ListedFaces
 from dataset.lists import read_table
 from dataset.photos import COLUMNS, PhotoFaces
 from dataset.scan import LeftOut, table_of
-from models.quality import load_quality_model
+from models.quality import QualityModel, load_quality_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_PHOTOS = ROOT.parent / "shared" / "data" / "lfw_photos.tar"
@@ -227,7 +227,7 @@ def test_all_faces_interrupted_keeps_what_was_scored(
 ) -> None:
     network = load_quality_model(model)
     faces = PhotoFaces(read_list(album, ["p/a.png", "p/b.png"]), True, batch_size=1, num_workers=1)
-    calls = []
+    calls: list[int] = []
 
     def stopped(crops: Any) -> Any:
         if calls:
@@ -235,7 +235,7 @@ def test_all_faces_interrupted_keeps_what_was_scored(
         calls.append(1)
         return network(crops)
 
-    scores, interrupted = scoring.score(faces, 2, stopped)
+    scores, interrupted = scoring.score(faces, 2, cast(QualityModel, stopped))
     assert interrupted and scores.values[0] == pytest.approx(20)
     assert len(scores.values) == len(faces) == 2  # the second photo was not reached
     assert scores.status(1) == "not scored: interrupted"
