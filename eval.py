@@ -36,6 +36,7 @@ from dataset.lists import Table
 from dataset.loader import batches
 from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
+from models.backbones import Backbone
 from models.quality import QualityModel, load_quality_model
 
 
@@ -43,7 +44,7 @@ def main(
     path: Annotated[tuple[str, ...], tyro.conf.Positional],
     /,
     model: str = "checkpoints/sdd_fiqa/best.pth",
-    backbone: Literal["R_50", "MFN"] | None = None,
+    backbone: Backbone | None = None,
     out: str = "scores.csv",
     report: Path | None = None,
     align: bool = False,

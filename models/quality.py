@@ -80,7 +80,7 @@ def load_quality_model(
 
     Args:
         model: a checkpoint of this project or in the published format.
-        backbone: R_50 or MFN; None finds it from the keys.
+        backbone: a name in models.networks.BACKBONES; None finds it from the keys.
         device: auto, cpu, cuda or cuda:i.
         precision: auto (bf16 where the device is fast at it), fp32 or bf16.
 
