@@ -38,6 +38,7 @@ from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
 from evaluation.meaning import Meaning
 from evaluation.summary import summarise
+from models.backbones import Backbone
 from models.quality import QualityModel, load_quality_model
 
 
@@ -45,7 +46,7 @@ def main(
     path: Annotated[tuple[str, ...], tyro.conf.Positional],
     /,
     model: str = "checkpoints/sdd_fiqa/best.pth",
-    backbone: Literal["R_50", "MFN"] | None = None,
+    backbone: Backbone | None = None,
     out: str = "scores.csv",
     report: Path | None = None,
     align: bool = False,
