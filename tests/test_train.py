@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -386,9 +387,7 @@ def test_prelu_is_torchs(shape: tuple[int, ...]) -> None:
 def test_shared_statistics_are_batch_norms(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
-    shared = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
-    shared.load_state_dict(plain.state_dict())
-    shared = with_shared_statistics(shared).double()
+    shared = with_shared_statistics(copy.deepcopy(plain)).double()
     x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
