@@ -1,0 +1,196 @@
+"""InsightFace data sets, `train.rec` with `train.idx`, read without mxnet.
+
+The .idx names the records: `key TAB offset`. In InsightFace's files record 0 holds no image but two
+labels: images are the keys 1 to label[0] - 1, and the keys from there to label[1] - 1 hold, for
+each identity, the first key of its images and the key after the last. Those numbers are float32,
+so beyond 2**24 they are rounded: identities are taken from the images' own labels.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from dataset.command_line import UserError, note
+from dataset.files import replacing
+from dataset.record_format import (
+    HEADER,
+    MARK,
+    WORDS,
+    Damaged,
+    Record,
+    Window,
+    content_at,
+    frame,
+    parse,
+    scan,
+)
+from dataset.record_index import Keys, index_path, read_index, write_index
+from dataset.storage import File, UnreadableImage
+
+
+class RecordFile:
+    """A .rec file, read at random or in its order, by any number of threads.
+
+    Attributes:
+        keys: (N,) int64, ascending.
+        offsets: (N,) int64, where each record begins.
+        damages: what was found damaged while the index was rebuilt: {offset: what}.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens it with its .idx; where that is missing, it is rebuilt by one scan, and kept.
+
+        Raises:
+            UserError: the .idx is not one, or there is no record in the file.
+            UnreadableImage: the file cannot be read.
+        """
+        self.file = File(path)
+        self.damages: dict[int, str] = {}
+        index = index_path(path)
+        if index.exists():
+            self.keys, self.offsets = read_index(index)
+        else:
+            self.keys, self.offsets = self._rebuild_index(index)
+
+    def __len__(self) -> int:
+        """The number of records, those that hold no image included."""
+        return len(self.keys)
+
+    def read(self, member: str) -> bytes:
+        """The image of the record named `member`, a key as text.
+
+        Raises:
+            UnreadableImage: no such record, damaged, or without an image.
+        """
+        if not (member.isascii() and member.isdigit()):
+            raise UnreadableImage(f"{member!r} is no record key, a whole number")
+        record = self.record(int(member))
+        if not record.image:
+            raise UnreadableImage(f"record {record.key} at offset {record.offset} holds no image")
+        return record.image
+
+    def record(self, key: int) -> Record:
+        """The record of a key.
+
+        Raises:
+            UnreadableImage: no such record, or damaged.
+        """
+        row = int(np.searchsorted(self.keys, key))
+        if row == len(self.keys) or self.keys[row] != key:
+            raise UnreadableImage(f"the index has no record {key}")
+        return self._at(row, self.file.read)
+
+    def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record | Damaged]:
+        """Rows `start` to `stop` in order, the file read in large blocks; damaged ones as such."""
+        window = Window(self.file)
+        for row in range(start, len(self) if stop is None else min(stop, len(self))):
+            try:
+                yield self._at(row, window.read)
+            except Damaged as damage:
+                yield damage
+
+    def images(self) -> Iterator[Record | Damaged]:
+        """The records that hold an image, in order, and the damaged ones as what they are."""
+        for record in self.records():
+            if isinstance(record, Damaged) or record.image:
+                yield record
+
+    def _at(self, row: int, read: Callable[[int, int], bytes]) -> Record:
+        key, offset = int(self.keys[row]), int(self.offsets[row])
+        following = int(self.offsets[row + 1]) if row + 1 < len(self.offsets) else self.file.size
+        try:
+            content, end = content_at(read, offset, following, self.file.size)
+            if offset < following < end:
+                raise Damaged("its length reaches into the next record")
+            if end not in (following, self.file.size) and read(end, 4) != MARK:
+                raise Damaged(f"its length leads to {end}, where no record begins")
+            return parse(key, offset, content)
+        except Damaged as damage:
+            raise Damaged(f"record {key} at offset {offset}: {damage}") from damage
+
+    def _rebuild_index(self, index: Path) -> tuple[Keys, Keys]:
+        offsets, keys = array("q"), array("q")
+        numbered = True  # do the ids count the records, as InsightFace's do?
+        for found in scan(self.file):
+            if isinstance(found, Record):
+                key = keys[-1] + 1 if keys else 0
+                if not self.damages:
+                    numbered = numbered and found.number == key
+                elif numbered and found.number > key:
+                    key = found.number  # the scan cannot count what a damage swallowed; ids can
+                keys.append(key)
+                offsets.append(found.offset)
+            else:
+                self.damages[found[0]] = found[1]
+        if not keys:
+            raise UserError(f"{self.file.path}: holds no record; is it an InsightFace .rec file?")
+        arrays = np.array(keys, np.int64), np.array(offsets, np.int64)
+        done = f"{index}: was missing; {len(keys)} records found by one scan"
+        try:
+            write_index(index, *arrays)
+        except UserError:
+            done += " (the folder cannot be written: every process will scan)"
+        note(done)
+        for offset, what in list(self.damages.items())[:5]:
+            note(f"{self.file.path}: offset {offset}: {what}; skipped")
+        return arrays
+
+
+class RecordWriter:
+    """Writes a .rec and its .idx, whole or not at all.
+
+    with RecordWriter("train.rec") as records:
+        records.add((7.0,), image_bytes)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Names the .rec file; the .idx goes beside it."""
+        self.path = Path(path)
+        self.keys, self.offsets = array("q"), array("q")
+        self._size = 0
+
+    def __enter__(self) -> RecordWriter:
+        """Opens a temporary file beside the .rec."""
+        self._replacing = replacing(self.path, "wb")
+        self._file = self._replacing.__enter__()
+        return self
+
+    def add(self, labels: tuple[float, ...], image: bytes = b"", key: int | None = None) -> int:
+        """Adds a record and returns its key: the number of records before it unless given."""
+        key = len(self.keys) if key is None else key
+        label, more = (labels[0], b"") if len(labels) == 1 else (0.0, _floats(labels))
+        flag = 0 if len(labels) == 1 else len(labels)
+        record = frame(HEADER.pack(flag, label, key, 0) + more + image)
+        self._file.write(record)
+        self.keys.append(key)
+        self.offsets.append(self._size)
+        self._size += len(record)
+        return key
+
+    def replace(self, position: int, labels: tuple[float, ...]) -> None:
+        """Writes other labels, as many, into the record added at `position`."""
+        assert len(labels) > 1
+        self._file.seek(self.offsets[position] + WORDS.size + HEADER.size)
+        self._file.write(_floats(labels))
+        self._file.seek(self._size)
+
+    def __exit__(self, *error: object) -> None:
+        """Puts the files in place, the .idx first gone, then written last."""
+        if error[0] is None:
+            with suppress(FileNotFoundError):
+                index_path(self.path).unlink()  # it would name records of the file before
+        self._replacing.__exit__(*error)  # type: ignore[arg-type]
+        if error[0] is None:
+            keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)
+            write_index(index_path(self.path), keys, offsets)
+
+
+def _floats(labels: tuple[float, ...]) -> bytes:
+    return struct.pack(f"<{len(labels)}f", *labels)
