@@ -29,7 +29,7 @@ setup() {
     fi
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "== installing requirements.txt into .venv (about 6 GB with torch's CUDA libraries)"
-        .venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
+        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar on \
             -r requirements.txt
         echo "$wanted" >"$stamp"
     fi

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.device import in_float32
+from models.prelu import PReLU
 
 EMBEDDING_DIM = 512
 _STAGES = ((3, 64), (4, 128), (14, 256), (3, 512))  # (units, channels)
@@ -33,7 +34,7 @@ class Unit(nn.Module):
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(channels_in),
             nn.Conv2d(channels_in, channels, 3, 1, 1, bias=False),
-            nn.PReLU(channels),
+            PReLU(channels),
             nn.Conv2d(channels, channels, 3, stride, 1, bias=False),
             nn.BatchNorm2d(channels),
         )
@@ -45,9 +46,7 @@ class Unit(nn.Module):
 
 
 def _head(outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Flatten(), nn.PReLU(_MAP), nn.Dropout(dropout), nn.Linear(_MAP, outputs)
-    )
+    return nn.Sequential(nn.Flatten(), PReLU(_MAP), nn.Dropout(dropout), nn.Linear(_MAP, outputs))
 
 
 class R50(nn.Module):
@@ -62,7 +61,7 @@ class R50(nn.Module):
         """Makes the network with random weights."""
         super().__init__()
         self.input_layer = nn.Sequential(
-            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)
+            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), PReLU(64)
         )
         if recognition:
             self.output_layer = _head(EMBEDDING_DIM, dropout)

@@ -1,0 +1,174 @@
+"""Embeddings on disk, read in blocks: never mapped, never held whole.
+
+A mapped file counts as resident memory page by page; plain reads into a block do not, whatever the
+size of the file.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset.command_line import UserError
+from dataset.files import read_json
+
+EMBEDDINGS = "feats_npy/Embedding_Features.npy"
+
+Rows = npt.NDArray[Any]  # (n, D), of the file's own type
+Indices = npt.NDArray[np.int64]
+
+
+class EmbeddingsFile:
+    """The rows of a .npy file of shape (N, D); threads may read at the same time.
+
+    Attributes:
+        path: the file.
+        shape: (N, D).
+        dtype: as stored.
+
+    Raises:
+        UserError: missing, no .npy, not two-dimensional, not numbers with a fraction, truncated.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens the file and checks its header against its size."""
+        self.path = Path(path)
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115  (open as long as this object)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror or error}); extract the embeddings first"
+            ) from error
+        self._file = file
+        try:
+            version = np.lib.format.read_magic(file)
+            header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, by_column, self.dtype = header(file)
+        except ValueError as error:
+            raise UserError(f"{path}: is not a .npy file; extract the embeddings again") from error
+        if self.dtype.kind != "f" or len(shape) != 2 or 0 in shape:
+            raise UserError(
+                f"{path}: holds {self.dtype} of shape {shape}; embeddings are one row of floats "
+                "for each image"
+            )
+        self.shape: tuple[int, int] = (int(shape[0]), int(shape[1]))
+        if by_column and 1 not in self.shape:
+            raise UserError(
+                f"{path}: is stored by column; save numpy.ascontiguousarray(embeddings) instead"
+            )
+        self._row_bytes = self.shape[1] * self.dtype.itemsize
+        self._offset = file.tell()
+        size = os.fstat(file.fileno()).st_size - self._offset
+        if size < self.shape[0] * self._row_bytes:
+            raise UserError(
+                f"{path}: is truncated: its header says {self.shape[0]} rows, it holds "
+                f"{size // self._row_bytes}; extract the embeddings again"
+            )
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Rows `start` to `stop`, (stop - start, D)."""
+        rows = np.empty((stop - start, self.shape[1]), self.dtype)
+        self._fill(rows, start)
+        return rows
+
+    def take(self, rows: Indices) -> Rows:
+        """Some rows, (len(rows), D), in the order asked for; neighbours are read together."""
+        if len(rows) == 0:
+            return np.empty((0, self.shape[1]), self.dtype)
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        if len(breaks) == 0:
+            return self.read(int(rows[0]), int(rows[-1]) + 1)
+        found = np.empty((len(rows), self.shape[1]), self.dtype)
+        begins = np.concatenate([[0], breaks])
+        ends = np.concatenate([breaks, [len(rows)]])
+        if len(begins) == len(rows):  # nothing adjoins: one small read a row
+            handle, size, offset = self._file.fileno(), self._row_bytes, self._offset
+            pread = os.pread
+            content = b"".join([pread(handle, size, offset + row * size) for row in rows.tolist()])
+            if len(content) == found.nbytes:
+                return np.frombuffer(content, self.dtype).reshape(found.shape)
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            self._fill(found[begin:end], int(rows[begin]))
+        return found
+
+    def _fill(self, rows: Rows, start: int) -> None:
+        view = rows.reshape(-1).view(np.uint8).data
+        offset = self._offset + start * self._row_bytes
+        while len(view):
+            count = os.preadv(self._file.fileno(), [view], offset)
+            if count == 0:
+                raise UserError(f"{self.path}: ends early; another program may be writing it")
+            view = view[count:]
+            offset += count
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the .json beside the embeddings says.
+
+    Attributes:
+        unreadable: (row, path, reason) of images that could not be read; their rows are zero.
+        note: a line about what could not be checked, or empty.
+    """
+
+    unreadable: list[tuple[int, str, str]]
+    note: str = ""
+
+
+def check_origin(file: EmbeddingsFile, list_path: Path, list_sha256: str, list_rows: int) -> Origin:
+    """Checks that the embeddings are those of a list, by row count and by the .json beside them.
+
+    Raises:
+        UserError: another list's, or unfinished.
+    """
+    rows = file.shape[0]
+    if rows != list_rows:
+        raise UserError(
+            f"{file.path}: has {rows} rows, but {list_path} has {list_rows} lines; extract the "
+            "embeddings of this list"
+        )
+    described = file.path.with_suffix(".json")
+    if not described.exists():
+        return Origin(
+            [],
+            f"{file.path} has no .json beside it: that its rows belong to {list_path}, in this "
+            "order, could not be checked",
+        )
+    content = read_json(described)
+    try:
+        sha256, done = content["list"]["sha256"], int(content["rows_done"])
+        unreadable = [
+            (int(entry["row"]), str(entry["path"]), str(entry["reason"]))
+            for entry in content.get("unreadable", [])
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{described}: lacks {error}; extract the embeddings again, or remove it if they were "
+            "made elsewhere"
+        ) from error
+    if sha256 != list_sha256:
+        raise UserError(
+            f"{file.path}: belongs to another list than {list_path} (its sha256 differs); extract "
+            "the embeddings of this list"
+        )
+    if done != rows:
+        raise UserError(
+            f"{file.path}: is unfinished, {done} of {rows} rows; run the extraction again, it "
+            "goes on where it was"
+        )
+    if any(not 0 <= row < rows for row, _, _ in unreadable):
+        raise UserError(f"{described}: names an unreadable row outside 0..{rows - 1}")
+    return Origin(unreadable)

@@ -1,0 +1,26 @@
+"""Who computes in parallel: our threads over blocks, or the matrix library inside one product."""
+
+from __future__ import annotations
+
+import os
+
+
+def one_blas_thread() -> None:
+    """Makes every matrix product run on the thread that asks for it.
+
+    Work that is already spread over threads, a block each, loses time when each product spreads
+    itself again; and a product on one thread adds in one order, so results do not depend on the
+    number of cores. The libraries read these variables once, so call this before numpy's import.
+    """
+    for library in ("OPENBLAS", "MKL", "BLIS", "VECLIB"):
+        os.environ[
+            "VECLIB_MAXIMUM_THREADS" if library == "VECLIB" else f"{library}_NUM_THREADS"
+        ] = "1"
+
+
+def usable_cores() -> int:
+    """The cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1

@@ -1,0 +1,82 @@
+"""Gives every listed face a quality label from 0 to 100, by its embedding alone.
+
+    python generate_pseudo_labels/gen_pseudo_labels.py
+    torchrun --nproc-per-node 2 generate_pseudo_labels/gen_pseudo_labels.py --estimator exact
+
+reads annotations/DATA.labelpath and annotations/feats_npy/Embedding_Features.npy, and writes
+annotations/quality_pseudo_labels.txt, w_distances.txt, unlabelled.txt, mislabelled.txt,
+distribution_info.json and distributions.png.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from dataset.threads import one_blas_thread, usable_cores
+
+
+def main(
+    *,
+    out_dir: Path = Path("annotations"),
+    estimator: Literal["sampled", "exact"] = "sampled",
+    fix_num: int = 24,
+    repeats: int = 12,
+    seed: int = 0,
+    pool_size: int = 1024,
+    min_images_per_id: int = 2,
+    drop_top_percent: float = 0.0,
+    exclude_mislabelled: bool = False,
+    process_num: int = 0,
+    device: str = "auto",
+) -> int:
+    """Turns embeddings and identities into quality labels.
+
+    Args:
+        out_dir: folder of the list and its embeddings; the labels are written there.
+        estimator: `sampled` is the published one; `exact` compares with everybody.
+        fix_num: positives and negatives drawn for an image and repeat (sampled).
+        repeats: how many times they are drawn (sampled).
+        seed: of all draws; the same seed gives the same labels.
+        pool_size: negatives that stand for all others where distributions overlap (exact).
+        min_images_per_id: identities with fewer images get no labels.
+        drop_top_percent: drop this share of the best labels, and normalise the rest again.
+        exclude_mislabelled: give images that look mislabelled no label.
+        process_num: threads of each process; 0 takes all cores.
+        device: auto, cpu, cuda or cuda:<number>.
+    """
+    one_blas_thread()  # before numpy: what follows imports it
+    from generate_pseudo_labels import label_files, label_run
+    from generate_pseudo_labels.arrays import arrays_for
+    from generate_pseudo_labels.ranks import Ranks
+
+    settings = label_run.checked(
+        label_run.Settings(
+            estimator=estimator,
+            fix_num=fix_num,
+            repeats=repeats,
+            seed=seed,
+            pool_size=pool_size,
+            min_images_per_id=min_images_per_id,
+            drop_top_percent=drop_top_percent,
+            exclude_mislabelled=exclude_mislabelled,
+        )
+    )
+    with Ranks() as ranks:
+        arrays = arrays_for(device, ranks.local)
+        given = label_files.read_input(out_dir)
+        threads = process_num or max(1, usable_cores() // ranks.local_count)
+        found = label_run.find_distances(given, settings, arrays, ranks, threads)
+        if found is None:
+            return EXIT_DONE
+        result = label_run.label(given, settings, found)
+        label_files.write_labels(out_dir, given, result)
+    for line in given.notes:
+        note(f"note: {line}")
+    print(label_files.summary_lines(out_dir, given, result))
+    return EXIT_SKIPPED if any("unreadable" in text for text in given.counts()) else EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_script(main)

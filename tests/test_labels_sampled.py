@@ -1,0 +1,218 @@
+"""The published estimator against a plain per-image reference in the paper's notation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr, wasserstein_distance
+
+from generate_pseudo_labels import draws
+from generate_pseudo_labels.arrays import NumpyArrays, TorchArrays
+from generate_pseudo_labels.distances import drop_top, quality_labels
+from generate_pseudo_labels.draws import draw_negatives, group_by_identity, plan_blocks
+from generate_pseudo_labels.embedded_set import InMemory, UnusableRow
+from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
+from generate_pseudo_labels.wasserstein import wasserstein, wrong_way_ragged
+
+
+def faces_of(sizes, seed=0, dimension=32, swapped=0):
+    """Synthetic embeddings (n, D) of identities of given sizes; some images change places."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
+    centres = rng.standard_normal((len(sizes), dimension))
+    spread = rng.uniform(0.4, 1.2, (len(y), 1))
+    f = centres[y] + spread * rng.standard_normal((len(y), dimension)) + 0.2
+    if swapped:
+        some = rng.choice(len(y), swapped, replace=False)
+        f[some] = f[np.roll(some, 1)]
+    return (f / np.linalg.norm(f, axis=1, keepdims=True)).astype(np.float32), y
+
+
+def reference(f, y, m=24, K=12, seed=0):
+    """METHOD as it reads: for repeat k, for image i, draw P_i and N_i, take W1."""
+    rng = np.random.default_rng(seed)
+    n = len(f)
+    w1 = np.zeros((n, K))
+    for k in range(K):
+        for i in range(n):
+            same = np.flatnonzero((y == y[i]) & (np.arange(n) != i))
+            other = np.flatnonzero(y != y[i])
+            P_i = f[rng.choice(same, min(m, len(same)), replace=False)] @ f[i]
+            N_i = f[rng.choice(other, m, replace=False)] @ f[i]
+            w1[i, k] = wasserstein_distance(P_i, N_i)
+    return w1
+
+
+def all_labelled(w1):
+    return quality_labels(w1, np.ones(len(w1), bool))
+
+
+def sampled(f, y, **options):
+    groups = group_by_identity(y)
+    run = similarity_distances(InMemory(f), groups, **options)
+    assert run.begin == 0
+    return run.distances
+
+
+@pytest.mark.parametrize("sizes", [[10] * 40, [2, 3, 60, 5, 31, 26, 25, 7] * 2, [3] * 60 + [300]])
+def test_as_close_to_the_reference_as_it_is_to_itself(sizes, monkeypatch):
+    monkeypatch.setattr(draws, "BLOCK", 128)  # several blocks, and pieces of the largest identity
+    f, y = faces_of(sizes, swapped=6)
+    one, two = (reference(f, y, seed=seed) for seed in (1, 2))
+    ours = sampled(f, y).w1
+    # Raw distances: the noise of one image's mean over the repeats, and no bias.
+    theirs = np.abs(one.mean(1) - two.mean(1)).mean()
+    assert np.abs(ours.mean(1) - one.mean(1)).mean() < 1.15 * theirs
+    assert abs(ours.mean() - (one.mean() + two.mean()) / 2) < 0.2 * theirs
+    labels = [all_labelled(w1.astype(np.float32)) for w1 in (one, two, ours)]
+    both = spearmanr(labels[0], labels[1])[0]
+    assert spearmanr(labels[0], labels[2])[0] > both - 0.004
+
+
+def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(monkeypatch):
+    monkeypatch.setattr(draws, "HANDS", 2)
+    sizes = [4, 2, 6, 5, 3]
+    groups = group_by_identity(np.repeat(np.arange(5), sizes).astype(np.int32))
+    n, m, K = 20, 6, 12
+    counts = np.zeros((n, n))
+    for seed in range(60):
+        plan = plan_blocks(groups)
+        for block in (plan.block(b) for b in range(len(plan))):
+            for hand in range(2):
+                draw = draw_negatives(block, hand, n, m, K, seed)
+                images = np.arange(block.start + hand, block.stop, 2)
+                chosen = np.repeat(draw.positions[None, : K * m], len(images), 0)
+                chosen = chosen.reshape(len(images), K, m)
+                for k, slot, first, stop, place in draw.patches:
+                    chosen[first:stop, k, slot] = draw.positions[place]
+                for image, negatives in zip(images, chosen, strict=True):
+                    assert all(len(set(repeat)) == m for repeat in negatives)
+                    np.add.at(counts[image], negatives.ravel(), 1)
+    y = np.repeat(np.arange(5), sizes)
+    for image in range(n):
+        outside = y != y[image]
+        assert counts[image, ~outside].sum() == 0
+        expected = 60 * K * m / outside.sum()
+        # Drawn without replacement, so the counts spread less than Poisson's.
+        assert np.abs(counts[image, outside] / expected - 1).max() < 5 / np.sqrt(expected)
+
+
+def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(monkeypatch):
+    monkeypatch.setattr(draws, "BLOCK", 64)
+    f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2)
+    whole = sampled(f, y)
+    assert np.array_equal(sampled(f, y, batch_rows=10_000, threads=2).w1, whole.w1, equal_nan=True)
+    groups = group_by_identity(y)
+    parts = [
+        similarity_distances(InMemory(f), groups, rank=r, ranks=3).distances.w1 for r in range(3)
+    ]
+    assert np.array_equal(np.concatenate(parts), whole.w1, equal_nan=True)
+    assert not np.array_equal(sampled(f, y, seed=1).w1, whole.w1, equal_nan=True)
+
+
+def test_the_torch_path_agrees_with_the_numpy_path():
+    f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, swapped=9)
+    f = f.astype(np.float16)
+    ours, twin = sampled(f, y), sampled(f, y, arrays=TorchArrays("cpu"))
+    for name in ("w1", "pos", "neg", "wrong"):
+        assert np.allclose(getattr(ours, name), getattr(twin, name), atol=2e-6, equal_nan=True)
+
+
+def test_a_list_out_of_order_and_one_with_gaps():
+    f, y = faces_of([12] * 20)
+    order = np.random.default_rng(3).permutation(len(y))
+    groups = group_by_identity(y[order])
+    found = similarity_distances(InMemory(f[order]), groups).distances
+    # The identities and the order within them differ, so the draws do; the estimate does not.
+    back = np.empty((len(y), 12), np.float32)
+    back[order[groups.rows]] = found.w1
+    assert spearmanr(back.mean(1), sampled(f, y).w1.mean(1))[0] > 0.99
+    usable = np.ones(len(y), bool)
+    usable[[0, 5, 100]] = False
+    with_gaps = group_by_identity(y, usable)
+    f[~usable] = 0  # never looked at
+    found = similarity_distances(InMemory(f), with_gaps).distances
+    alone = similarity_distances(InMemory(f[usable]), group_by_identity(y[usable])).distances
+    assert np.array_equal(found.w1, alone.w1)
+
+
+def test_rows_of_any_length_and_float_type_have_the_same_labels():
+    f, y = faces_of([12] * 20)
+    scaled = f.astype(np.float64) * np.random.default_rng(0).uniform(0.1, 50, (len(f), 1))
+    assert np.allclose(sampled(scaled, y).w1, sampled(f, y).w1, atol=1e-6)
+    half = (f * 40).astype(np.float16)
+    assert np.allclose(sampled(half, y).w1, sampled(f, y).w1, atol=2e-3)
+
+
+def test_halves_become_floats_to_the_bit():
+    bits = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = bits[np.isfinite(bits)]
+    rows, _ = NumpyArrays().rows(finite.reshape(-1, 8))
+    assert np.array_equal(rows.ravel(), finite.astype(np.float32))
+    with np.errstate(invalid="ignore"):
+        rows, squares = NumpyArrays().rows(np.array([[np.inf, 0], [np.nan, 1]], np.float16))
+    assert not np.isfinite(squares).any()
+
+
+@pytest.mark.parametrize("value, fault", [(0, "is zero"), (np.nan, "is not finite")])
+def test_a_row_without_direction_is_named(value, fault):
+    f, y = faces_of([12] * 20)
+    f[17] = value
+    with pytest.raises(UnusableRow, match=fault) as caught:
+        sampled(f, y)
+    assert caught.value.row == 17
+
+
+def test_too_few_outsiders():
+    f, y = faces_of([30, 10, 13])
+    with pytest.raises(TooFewOutsiders, match="23 images of others, fewer than the 24"):
+        sampled(f, y)
+    assert np.isfinite(sampled(f, y, m=23).w1).all()
+
+
+def test_an_image_without_mates_has_no_distance_but_is_an_outsider():
+    f, y = faces_of([1, 1, 2] + [1] * 23)
+    found = sampled(f, y)
+    assert np.flatnonzero(~np.isnan(found.w1[:, 0])).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("a, b", [(1, 1), (1, 24), (7, 24), (24, 24), (60, 24), (13, 1), (12, 18)])
+def test_w1_against_scipy_and_its_laws(a, b):
+    rng = np.random.default_rng(a * 100 + b)
+    p, n = rng.normal(0.4, 0.2, (5, a)), rng.normal(0, 0.1, (5, b))
+    expected = [wasserstein_distance(x, y) for x, y in zip(p, n, strict=True)]
+    assert np.allclose(wasserstein(p, n), expected, atol=1e-12)
+    assert np.allclose(wasserstein(n, p), expected, atol=1e-12)
+    assert np.allclose(wasserstein(p * 3 + 1, n * 3 + 1), 3 * np.array(expected), atol=1e-12)
+    assert np.allclose(wasserstein(p, p + 1), 1)
+    assert np.allclose(wasserstein(p, np.repeat(p, 3, axis=1)), 0)
+
+
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
+def test_the_wrong_way_part_of_ragged_rows_against_the_quantile_functions(arrays):
+    rng = np.random.default_rng(5)
+    counts, absent = np.array([1, 5, 30, 2, 7]), np.array([0, 3, 39, 12, 0])
+    p = [np.sort(rng.uniform(-1, 1, count)).astype(np.float32) for count in counts]
+    n = np.sort(rng.uniform(-0.5, 0.5, (5, 40)).astype(np.float32))
+    n[4, 5:30] = n[4, 5]  # ties
+    p[4][:] = n[4, 5]
+    for row, skip in enumerate(absent):
+        n[row, :skip] = -np.inf
+    found = wrong_way_ragged(
+        arrays, arrays.device(np.concatenate(p)), counts, arrays.device(n), absent
+    )
+    for row, skip in enumerate(absent):
+        real = n[row, skip:].astype(np.float64)
+        expected = (wasserstein_distance(p[row], real) - p[row].mean() + real.mean()) / 2
+        assert abs(float(found[row]) - expected) < 1e-7
+
+
+def test_labels_are_the_mean_of_ranges_and_dropping_takes_the_best():
+    w1 = np.array([[1, 10], [2, 30], [3, 20], [9, 99]], np.float32)
+    labelled = np.array([True, True, True, False])
+    labels = quality_labels(w1, labelled)
+    assert labels[:3].tolist() == [0, 75, 75] and np.isnan(labels[3])
+    assert drop_top(labels, labelled, 34).tolist() == [False, False, True, False]
+    assert not drop_top(labels, labelled, 33).any()
+    with pytest.raises(ValueError, match="equal"):
+        quality_labels(w1, np.array([True, False, False, False]))
