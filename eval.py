@@ -31,6 +31,7 @@ from dataset.command_line import (
     note,
     run_script,
 )
+from dataset.containers import split_member
 from dataset.files import replacing
 from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image, thumbnail
 from dataset.inputs import find_images
@@ -59,7 +60,8 @@ def main(
     """Scores faces: 0 is the worst and 100 the best of the faces that the model learned from.
 
     Args:
-        path: images, folders (searched below), patterns, or list files of one path a line.
+        path: images, folders (searched below), patterns, .rec, .tar or .bin files, or list files of
+            one path a line.
         model: the quality network: a checkpoint of train.py, or in the published format.
         backbone: its architecture; found from the file when not given.
         out: the CSV file to write; - for stdout.
@@ -173,6 +175,10 @@ def make_report(
     """Writes the report page and prints where it is."""
     from evaluation.report import write_report
 
+    def file_of(row: int) -> str | None:
+        path = table.path(row)
+        return path if split_member(path) is None else None  # nothing to open in a container
+
     def picture(row: int) -> bytes | None:
         try:
             return thumbnail(read(table.path(row)))
@@ -186,6 +192,7 @@ def make_report(
         statuses=[scores.status(row) for row in range(len(table))],
         model_name=network.name,
         thumbnail=picture,
+        link_path=file_of,
         calibration=network.calibration,
     )
     note(f"report: {page}")

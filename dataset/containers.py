@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import suppress
 from typing import Protocol
 
 from dataset.command_line import UserError
@@ -88,6 +89,17 @@ def open_container(path: str) -> Container:
         with slot.lock:  # the index of a container is read once, and does not hold up the others
             container = slot.container = slot.container or _open(path)
     return container
+
+
+def prepare(path: str) -> None:
+    """Opens the container that a listed path names, if it names one.
+
+    A large one without an index takes minutes; a reader's patience must not be spent on that.
+    """
+    parts = split_member(path)
+    if parts is not None:
+        with suppress(UnreadableImage):  # whoever reads a member is told
+            open_container(parts[0])
 
 
 def close_container(path: str) -> None:

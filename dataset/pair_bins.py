@@ -12,7 +12,7 @@ import io
 import os
 import pickle
 import pickletools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,13 @@ class PairBin:
     def image_path(self, image: int) -> str:
         """The path of an image, as lists name it."""
         return f"{self.path}#{self.entries[image]}"
+
+    def named_pairs(self) -> Iterator[tuple[str, str, bool]]:
+        """The pairs as (path, path, same)."""
+        for first, second, same in zip(
+            self.first.tolist(), self.second.tolist(), self.same.tolist(), strict=True
+        ):
+            yield self.image_path(first), self.image_path(second), same
 
     def read(self, member: str) -> bytes:
         """The bytes of the image at an entry, 0 to 2 P - 1, given as text.

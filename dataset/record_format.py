@@ -77,8 +77,7 @@ def scan(file: File) -> Iterator[Record | tuple[int, str]]:
     while offset < file.size:
         try:
             content, end = content_at(window.read, offset, offset + _GUESS, file.size)
-            if end < file.size and window.read(end, 4) != MARK:
-                raise Damaged(f"its length leads to {end}, where no record begins")
+            check_end(window.read, end, file.size)
             yield parse(-1, offset, content)
             offset = end
         except Damaged as damage:
@@ -173,6 +172,24 @@ def content_at(
             return MARK.join(parts), min(offset + at, size)
 
 
+def check_end(read: Callable[[int, int], bytes], end: int, size: int) -> None:
+    """Checks that a record which ends at `end` is followed by another, or by the end of the file.
+
+    Raises:
+        Damaged: it is not, so its length must be wrong.
+    """
+    words = read(end, WORDS.size) if end < size else b""
+    if end == size or words.startswith(MARK):
+        return
+    if len(words) == WORDS.size:
+        # Perhaps only the magic number of the next one is damaged: does its length lead on?
+        length = WORDS.unpack(words)[1] & MAX_PART
+        after = end + WORDS.size + length + -length % 4
+        if after == size or (after < size and read(after, len(MARK)) == MARK):
+            return
+    raise Damaged(f"its length leads to {end}, where no record begins")
+
+
 def parse(key: int, offset: int, content: bytes) -> Record:
     """The record in a content.
 
@@ -202,9 +219,9 @@ def _next_record(window: Window, offset: int, size: int) -> int:
             if here % 4 == 0:
                 with suppress(Damaged):
                     content, end = content_at(window.file.read, here, here + _GUESS, size)
-                    if end == size or window.file.read(end, len(MARK)) == MARK:
-                        parse(-1, here, content)
-                        return here
+                    check_end(window.file.read, end, size)
+                    parse(-1, here, content)
+                    return here
             at = block.find(MARK, at + 1)
         offset += len(block) - len(MARK) + 1
     return size

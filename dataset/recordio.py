@@ -16,16 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from dataset.command_line import UserError, note
 from dataset.files import replacing
 from dataset.record_format import (
     HEADER,
-    MARK,
     WORDS,
     Damaged,
     Record,
     Window,
+    check_end,
     content_at,
     frame,
     parse,
@@ -87,20 +88,31 @@ class RecordFile:
             raise UnreadableImage(f"the index has no record {key}")
         return self._at(row, self.file.read)
 
-    def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record | Damaged]:
-        """Rows `start` to `stop` in order, the file read in large blocks; damaged ones as such."""
+    def records(
+        self, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, Record | Damaged]]:
+        """Keys and records of rows `start` to `stop` in order, the file read in large blocks."""
         window = Window(self.file)
         for row in range(start, len(self) if stop is None else min(stop, len(self))):
+            key = int(self.keys[row])
             try:
-                yield self._at(row, window.read)
+                yield key, self._at(row, window.read)
             except Damaged as damage:
-                yield damage
+                yield key, damage
 
-    def images(self) -> Iterator[Record | Damaged]:
-        """The records that hold an image, in order, and the damaged ones as what they are."""
-        for record in self.records():
+    def images(self) -> Iterator[tuple[int, Record | Damaged]]:
+        """As `records`, all but those that describe others."""
+        for key, record in self.records():
             if isinstance(record, Damaged) or record.image:
-                yield record
+                yield key, record
+
+    def announced_images(self) -> int | None:
+        """How many images record 0 announces; None where it is an ordinary record, or damaged."""
+        with suppress(UnreadableImage):
+            first = self.record(0)
+            if not first.image and len(first.labels) > 1:
+                return int(first.labels[0]) - 1
+        return None
 
     def _at(self, row: int, read: Callable[[int, int], bytes]) -> Record:
         key, offset = int(self.keys[row]), int(self.offsets[row])
@@ -109,8 +121,8 @@ class RecordFile:
             content, end = content_at(read, offset, following, self.file.size)
             if offset < following < end:
                 raise Damaged("its length reaches into the next record")
-            if end not in (following, self.file.size) and read(end, 4) != MARK:
-                raise Damaged(f"its length leads to {end}, where no record begins")
+            if end != following:
+                check_end(read, end, self.file.size)
             return parse(key, offset, content)
         except Damaged as damage:
             raise Damaged(f"record {key} at offset {offset}: {damage}") from damage
@@ -118,7 +130,17 @@ class RecordFile:
     def _rebuild_index(self, index: Path) -> tuple[Keys, Keys]:
         offsets, keys = array("q"), array("q")
         numbered = True  # do the ids count the records, as InsightFace's do?
+        bar = tqdm(
+            total=self.file.size,
+            desc=f"find the records of {Path(self.file.path).name}",
+            unit="B",
+            unit_scale=True,
+            delay=1,
+        )
         for found in scan(self.file):
+            place = found.offset if isinstance(found, Record) else found[0]
+            if place - bar.n > 1 << 20:
+                bar.update(place - bar.n)
             if isinstance(found, Record):
                 key = keys[-1] + 1 if keys else 0
                 if not self.damages:
@@ -129,6 +151,7 @@ class RecordFile:
                 offsets.append(found.offset)
             else:
                 self.damages[found[0]] = found[1]
+        bar.close()
         if not keys:
             raise UserError(f"{self.file.path}: holds no record; is it an InsightFace .rec file?")
         arrays = np.array(keys, np.int64), np.array(offsets, np.int64)
