@@ -187,7 +187,7 @@ class File:
             self._handle = handle
             _open_files[id(self)] = self
             _open_files.move_to_end(id(self))
-            if len(_open_files) > MOST_OPEN:
+            while len(_open_files) > MOST_OPEN:
                 _open_files.popitem(last=False)[1]._handle = None
         return handle
 

@@ -73,7 +73,7 @@ def test_a_file_assembled_by_hand_is_read(tmp_path: Path, with_index: bool) -> N
     assert records.record(0).labels == (4.0, 6.0)
     assert records.announced_images() == 3
     assert [key for key, _ in records.images()] == [1, 2, 3]
-    with pytest.raises(UnreadableImage, match="record 4 at offset .* holds no image"):
+    with pytest.raises(UnreadableImage, match=r"record 4 at offset .* holds no image"):
         records.read("4")
     with pytest.raises(UnreadableImage, match="no record 6"):
         records.read("6")
