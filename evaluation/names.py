@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,7 @@ def read_pairs(path: Path, table: Table) -> tuple[Rows, Rows, Mask, int]:
     Raises:
         UserError: missing, another form, or no pair whose images are in the list.
     """
-    is_bin = path.suffix == ".bin"
-    pairs = list(read_pair_bin(path).named_pairs()) if is_bin else _text_pairs(path)
+    pairs = _bin_pairs(path) if path.suffix == ".bin" else _text_pairs(path)
     rows = rows_of_names({name for pair in pairs for name in pair[:2]}, table)
     known = [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
     if not known:
@@ -52,6 +52,12 @@ def read_pairs(path: Path, table: Table) -> tuple[Rows, Rows, Mask, int]:
     second = np.array([rows[pair[1]] for pair in known], np.int32)
     same = np.array([pair[2] for pair in known], np.bool_)
     return first, second, same, len(pairs) - len(known)
+
+
+def _bin_pairs(path: Path) -> list[tuple[str, str, bool]]:
+    """By the file's name and the entry: the list may have found it from another folder."""
+    pairs = replace(read_pair_bin(path), path=path.name)
+    return list(pairs.named_pairs())
 
 
 def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
