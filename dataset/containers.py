@@ -82,8 +82,10 @@ def open_container(path: str) -> Container:
         UnreadableImage: missing, or not what its name says.
         UserError: the storage is gone.
     """
-    with _slots_lock:
-        slot = _slots.setdefault(path, _Slot())
+    slot = _slots.get(path)
+    if slot is None:
+        with _slots_lock:
+            slot = _slots.setdefault(path, _Slot())
     container = slot.container
     if container is None:
         with slot.lock:  # the index of a container is read once, and does not hold up the others

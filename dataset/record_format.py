@@ -14,7 +14,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dataset.storage import File, UnreadableImage
 
@@ -29,8 +29,7 @@ _WINDOW = 1 << 22
 _GUESS = 1 << 16  # read at once where the length is not known yet
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record.
 
     Attributes:
@@ -126,6 +125,19 @@ class Window:
                 return self.file.read(offset, size)
             self.start, self.block, at = offset, self.file.read(offset, _WINDOW), 0
         return self.block[at : at + size]
+
+
+def plain_image(block: bytes, at: int, end: int) -> bytes | None:
+    """The image in block[at:end] if that is one whole record of one finite label, as most are."""
+    begin = at + WORDS.size + HEADER.size
+    if begin < end <= len(block):
+        magic, length = WORDS.unpack_from(block, at)
+        if magic == MAGIC and length <= MAX_PART:  # above that: a part of a record
+            flag, label, _, _ = HEADER.unpack_from(block, at + WORDS.size)
+            stop = at + WORDS.size + length
+            if flag == 0 and label - label == 0 and stop + -length % 4 == end:
+                return block[begin:stop]
+    return None
 
 
 def content_at(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from dataset.command_line import UserError, note
 from dataset.files import replacing
 from dataset.record_format import (
     HEADER,
+    MAX_PART,
     WORDS,
     Damaged,
     Record,
@@ -30,10 +32,19 @@ from dataset.record_format import (
     content_at,
     frame,
     parse,
+    plain_image,
     scan,
 )
 from dataset.record_index import Keys, index_path, read_index, write_index
 from dataset.storage import File, UnreadableImage
+
+_AHEAD = 1 << 16  # bytes; a loader's thread takes some 16 images in a row
+
+
+class _Ahead(threading.local):
+    """What a thread has read beyond what it was asked for, and what it would read next."""
+
+    start, block, following = 0, b"", -1
 
 
 class RecordFile:
@@ -59,6 +70,11 @@ class RecordFile:
             self.keys, self.offsets = read_index(index)
         else:
             self.keys, self.offsets = self._rebuild_index(index)
+        self._ahead = _Ahead()
+        self._offsets = memoryview(self.offsets.data)  # numpy takes longer to give one number
+        count = len(self.keys)
+        whole = int(self.keys[-1]) - int(self.keys[0]) == count - 1
+        self._first_key = int(self.keys[0]) if whole else None
 
     def __len__(self) -> int:
         """The number of records, those that hold no image included."""
@@ -72,7 +88,12 @@ class RecordFile:
         """
         if not (member.isascii() and member.isdigit()):
             raise UnreadableImage(f"{member!r} is no record key, a whole number")
-        record = self.record(int(member))
+        row = self._row(int(member))
+        if row + 1 < len(self._offsets):
+            image = self._plain(self._offsets[row], self._offsets[row + 1])
+            if image:
+                return image
+        record = self._at(row, self.file.read)  # every other case, and every damage
         if not record.image:
             raise UnreadableImage(f"record {record.key} at offset {record.offset} holds no image")
         return record.image
@@ -83,10 +104,7 @@ class RecordFile:
         Raises:
             UnreadableImage: no such record, or damaged.
         """
-        row = int(np.searchsorted(self.keys, key))
-        if row == len(self.keys) or self.keys[row] != key:
-            raise UnreadableImage(f"the index has no record {key}")
-        return self._at(row, self.file.read)
+        return self._at(self._row(key), self.file.read)
 
     def records(
         self, start: int = 0, stop: int | None = None
@@ -113,6 +131,32 @@ class RecordFile:
             if not first.image and len(first.labels) > 1:
                 return int(first.labels[0]) - 1
         return None
+
+    def _plain(self, offset: int, following: int) -> bytes | None:
+        """The image of an ordinary record; a thread that reads on in order reads ahead."""
+        ahead = self._ahead
+        start, goes_on = ahead.start, offset == ahead.following
+        ahead.following = following
+        if start <= offset and following <= start + len(ahead.block):
+            return plain_image(ahead.block, offset - start, following - start)
+        size = following - offset
+        if not 0 < size <= MAX_PART:
+            return None
+        if goes_on and size < _AHEAD:
+            ahead.start, ahead.block = offset, self.file.read(offset, _AHEAD)
+            return plain_image(ahead.block, 0, size)
+        return plain_image(self.file.read(offset, size), 0, size)
+
+    def _row(self, key: int) -> int:
+        if self._first_key is not None:
+            row = key - self._first_key
+            known = 0 <= row < len(self._offsets)
+        else:
+            row = int(np.searchsorted(self.keys, key))
+            known = row < len(self.keys) and self.keys[row] == key
+        if not known:
+            raise UnreadableImage(f"the index has no record {key}")
+        return row
 
     def _at(self, row: int, read: Callable[[int, int], bytes]) -> Record:
         key, offset = int(self.keys[row]), int(self.offsets[row])

@@ -62,12 +62,17 @@ class UnreadableImage(ValueError):
     """An image that cannot be used; the message is the reason, without the path."""
 
 
-def retried(action: Callable[[], _Result], what: str | os.PathLike[str]) -> _Result:
+def retried(
+    action: Callable[[], _Result],
+    what: str | os.PathLike[str],
+    failure: OSError | None = None,
+) -> _Result:
     """Runs `action`, again after a pause where it fails for a reason that may pass.
 
     Args:
         action: reads something.
         what: the file, for the message when the storage is gone.
+        failure: of the first try, where the caller has made that.
 
     Raises:
         UnreadableImage: it failed for a lasting reason, or at every try.
@@ -76,8 +81,11 @@ def retried(action: Callable[[], _Result], what: str | os.PathLike[str]) -> _Res
     global _given_up
     for pause in (*PAUSES, None):
         try:
+            if failure is not None:
+                raise failure
             result = action()
         except OSError as error:
+            failure = None
             reason = error.strerror or str(error)
             if error.errno not in TRANSIENT:
                 raise UnreadableImage(reason) from error
@@ -150,32 +158,33 @@ class File:
             UnreadableImage: the storage fails, or the file has been replaced since it was opened.
             UserError: as `retried`.
         """
-
-        def read() -> bytes:
-            # A reference of our own keeps the descriptor open until we are done with it.
-            handle = self._handle or self._open()
+        # A reference of our own keeps the descriptor open until we are done with it.
+        handle = self._handle
+        failure = None
+        if handle is not None:
             try:
                 content = os.pread(handle.descriptor, size, offset)
-                if 0 < len(content) < size:
-                    content += self._rest(handle, offset + len(content), size - len(content))
-                return content
+                if len(content) == size and not _given_up:  # nearly always
+                    return content
             except OSError as error:
-                if error.errno == errno.ESTALE:
-                    self._handle = None
-                raise
+                failure = error
+        return retried(lambda: self._read(offset, size), self.path, failure)
 
-        return retried(read, self.path)
+    def _read(self, offset: int, size: int) -> bytes:
+        handle = self._handle or self._open()
+        parts = []
+        try:
+            while size > 0 and (part := os.pread(handle.descriptor, size, offset)):
+                parts.append(part)
+                offset, size = offset + len(part), size - len(part)
+        except OSError:
+            self._handle = None  # to be opened again: what it stands for may be stale
+            raise
+        return b"".join(parts)
 
     def stream(self, buffer: int = 1 << 20) -> io.BufferedReader:
         """A seekable stream over the file, with the same care for failing reads."""
         return io.BufferedReader(_Stream(self), buffer)
-
-    def _rest(self, handle: _Handle, offset: int, size: int) -> bytes:
-        parts = []
-        while size > 0 and (part := os.pread(handle.descriptor, size, offset)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return b"".join(parts)
 
     def _open(self) -> _Handle:
         handle = _Handle(self.path)

@@ -71,8 +71,9 @@ class TarImages:
         Raises:
             UnreadableImage: no such member, or cut off.
         """
-        row = int(np.searchsorted(self._keys, _key(member), side="right")) - 1
-        if row < 0 or self._keys[row] != _key(member):
+        key = _key(member)
+        row = int(np.searchsorted(self._keys, key, side="right")) - 1
+        if row < 0 or self._keys[row] != key:
             raise UnreadableImage(f"the tar has no member {member!r}")
         offset, size = int(self._offsets[row]), int(self._sizes[row])
         if size > MAX_BYTES:
