@@ -85,7 +85,10 @@ def main(
     features = gather.load_features(feats, table, notes)
     scored = gather.load_scores(scores, table, notes)
     files = dict(zip(features, feats, strict=True))
-    judged = scored | reference_scores(reference, table, identities, files, seed, notes)
+    made = reference_scores(reference, table, identities, files, seed, notes)
+    if clash := scored.keys() & made.keys():
+        raise UserError(f"--scores and --reference both give {min(clash)}: rename the file")
+    judged = scored | made
     if not judged:
         raise UserError("nothing to judge: give --scores, --reference or both")
     usable = gather.usable_images(table, features, judged, exclude, notes)
@@ -93,21 +96,39 @@ def main(
     if pairs is None:
         limits = (max_images_per_id, min_images_per_id)
         chosen = gather.select_images(identities, usable, *limits, seed, notes)
+    elif max_images_per_id or impostor_pairs or min_images_per_id != 2:
+        raise UserError(
+            "--pairs says which pairs to compare: leave out --max-images-per-id,"
+            " --min-images-per-id and --impostor-pairs"
+        )
     else:
         listed, chosen = gather.select_pairs(pairs, table, usable, notes)
 
+    of_chosen = gather.choose_scores(judged, chosen, notes)
     by_images = Rules(rules[0].threshold, "images")  # what the advice is about
     cells: list[Cell] = []
-    for name, array in tqdm(features.items(), desc="recognisers", leave=False):
-        try:
-            source = gather.open_pairs(array, identities, chosen, listed, impostor_pairs, seed)
-            if not cells:
-                gather.describe(source, listed, seed, bootstrap, notes)
-            of_chosen = {scorer: values[chosen] for scorer, values in judged.items()}
-            drawn = dict.fromkeys([*rules, by_images])
-            cells += study({name: source}, of_chosen, fmr, [*drawn], area, limit, bootstrap, seed)
-        except ValueError as error:
-            raise UserError(f"{image_list}: {error}") from error
+    passes = 2 * len(features) * int(np.count_nonzero(chosen))  # over the rows of all similarities
+    with tqdm(total=passes, unit=" rows", unit_scale=True, leave=False) as bar:
+        for name, array in features.items():
+            bar.set_description(name)
+            try:
+                source = gather.open_pairs(
+                    array, identities, chosen, listed, impostor_pairs, seed, bar.update
+                )
+                if not cells:
+                    gather.describe(source, listed, seed, bootstrap, notes)
+                cells += study(
+                    {name: source},
+                    of_chosen,
+                    fmr,
+                    list(dict.fromkeys([*rules, by_images])),
+                    area,
+                    limit,
+                    bootstrap,
+                    seed,
+                )
+            except ValueError as error:
+                raise UserError(f"{image_list}: {error}") from error
 
     advice = advise_on(cells, list(scored or judged), at, by_images)
     shown = [cell for cell in cells if cell.curve.rules in rules]
@@ -193,11 +214,11 @@ def reference_scores(
                     if name == "norm"
                     else own_labels(path, table, identities)
                 )
-    for name, values in found.items():
-        if name.startswith("labels"):
+    for scorer, values in found.items():
+        if scorer.startswith("labels"):
             continue  # an image without a mate has none, and takes no part anyway
         lost = int(np.count_nonzero(np.isnan(values)))
-        notes.leave_out(lost, f"{lost:,} of {len(table):,} images have no {name}")
+        notes.leave_out(lost, f"{lost:,} of {len(table):,} images have no {scorer}")
     return found
 
 

@@ -36,7 +36,7 @@ setup() {
     local trouble
     if ! trouble=$(.venv/bin/python -c 'import cv2' 2>&1); then
         case "$trouble" in
-            *libGL.so.1*) fail "libGL.so.1 is missing: apt-get install libgl1" ;;
+            *libGL* | *libxcb*) fail "libGL.so.1 is missing: apt-get install libgl1" ;;
             *libgthread* | *libglib*) fail "libglib is missing: apt-get install libglib2.0-0" ;;
             *) fail "OpenCV does not load: ${trouble##*$'\n'}" ;;
         esac

@@ -6,9 +6,12 @@ Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 1
@@ -33,6 +36,8 @@ def run_script(main: Callable[..., int]) -> None:
     """
     import tyro
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = tyro.cli(main)
         sys.stdout.flush()
@@ -46,13 +51,19 @@ def run_script(main: Callable[..., int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
     except KeyboardInterrupt:
-        code = fail("interrupted; the same command goes on from here", EXIT_INTERRUPTED)
+        code = fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code)
 
 
 def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
-    """Prints one `error:` line on stderr and returns the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Prints one `error:` line on stderr, below any progress bar, and returns the exit code."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):  # those that an exception left open
+            bar.close()
+    line = " ".join(part.strip() for part in message.splitlines())
+    print(f"error: {line}", file=sys.stderr)
     return code
 
 
@@ -61,3 +72,18 @@ def note(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(message, file=sys.stderr)
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop at the next good moment; a second one stops at once."""
+
+    def __init__(self) -> None:
+        """Takes over both signals."""
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -14,7 +14,7 @@ from dataset.lists import read_table
 from dataset.pair_bins import PairBin, identities_of, read_pair_bin
 from dataset.record_format import Damaged
 from dataset.recordio import RecordFile
-from dataset.scan import LeftOut, fits_a_line
+from dataset.scan import BAD_NAMES, LeftOut, fits_a_line
 from dataset.storage import File, UnreadableImage
 
 PAIRS = "pairs.txt"
@@ -34,13 +34,18 @@ def containers_of(data_root: str) -> list[str]:
     if data_root.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise UserError(f"{data_root}: cannot be read at random; unpack it to a .tar")
     if os.path.isdir(data_root):
-        with os.scandir(data_root) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries]
-        tars = sorted(name for name, is_dir in found if name.endswith(".tar") and not is_dir)
+        try:
+            found = [(entry.name, entry.is_dir()) for entry in os.scandir(data_root)]
+        except OSError:
+            return []  # whoever walks through the folder reports it
         # Where there are folders, they hold the identities.
-        return [] if any(is_dir for _, is_dir in found) else [f"{data_root}/{n}" for n in tars]
-    if is_container(data_root) and os.path.isfile(data_root):
-        return [data_root]
+        if any(is_dir for _, is_dir in found):
+            return []
+        return sorted(
+            f"{data_root.rstrip('/')}/{name}" for name, _ in found if name.endswith(".tar")
+        )
+    if os.path.exists(data_root):
+        return [data_root] if is_container(data_root) else []
     shards: list[str] = []
     for pattern in _braces(data_root):
         matches = sorted(glob.glob(pattern))
@@ -170,7 +175,7 @@ def _samples(container: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
             continue
         path = f"{container}#{sample.image}"
         if not fits_a_line(path):
-            left_out.trouble("names with a TAB, a line break or no UTF-8 (rename them)", path)
+            left_out.trouble(BAD_NAMES, path)
         elif sample.identity is None:
             left_out.trouble(sample.trouble, path)
         else:
@@ -193,7 +198,7 @@ def _tar_images(container: str, left_out: LeftOut) -> Iterator[str]:
             if fits_a_line(path := f"{container}#{member.name}"):
                 yield path
             else:
-                left_out.trouble("names with a TAB, a line break or no UTF-8 (rename them)", path)
+                left_out.trouble(BAD_NAMES, path)
 
 
 def _braces(pattern: str) -> Iterator[str]:

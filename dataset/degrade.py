@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dataset.images import FACE_SIZE, Image, cv2
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 _GAMMA = 2.2  # from pixel values to light and back
@@ -108,7 +108,8 @@ def _compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
     settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     _, content = cv2.imencode(".jpg", cv2.cvtColor(padded, cv2.COLOR_RGB2BGR), settings)
-    decoded = cv2.cvtColor(cv2.imdecode(content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return decoded[top : top + FACE_SIZE, left : left + FACE_SIZE]
 
 
@@ -146,7 +147,7 @@ def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any
 
 def _grid() -> tuple[Floats, Floats]:
     """Of every pixel's centre: x and y as shares of the side, (112, 112) each."""
-    axis = (np.arange(FACE_SIZE, dtype=np.float32) + 0.5) / FACE_SIZE
+    axis = (np.arange(FACE_SIZE) + 0.5) / FACE_SIZE
     x, y = np.meshgrid(axis, axis)
     return x, y
 
@@ -157,7 +158,7 @@ def _sunglasses(rng: np.random.Generator) -> Floats:
     eye_y, left, right = (value / FACE_SIZE for value in _EYES)
     glass = np.minimum(np.abs(x - left), np.abs(x - right))
     flat = rng.uniform(0.5, 0.8)
-    return np.sqrt((glass / 0.75) ** 2 + ((y - eye_y) / (flat * 0.75)) ** 2)
+    return np.asarray(np.hypot(glass / 0.75, (y - eye_y) / (flat * 0.75)))
 
 
 def _mask(rng: np.random.Generator) -> Floats:
@@ -172,7 +173,8 @@ def _side(rng: np.random.Generator) -> Floats:
     x, y = _grid()
     angle = rng.uniform(0, 2 * np.pi)
     along = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)
-    return (along - along.min()) / (0.8 * (along.max() - along.min()))
+    along = along - np.min(along)
+    return np.asarray(along / (0.8 * np.max(along)))
 
 
 def _blocks(rng: np.random.Generator) -> Floats:
@@ -191,9 +193,9 @@ def _cover(face: Image, where: Mask, colour: npt.NDArray[Any]) -> Image:
 def _grain(rng: np.random.Generator) -> Floats:
     """(112, 112, 3) noise of mean 0, standard deviation 1, a little smeared as by demosaicing."""
     smear = rng.uniform(0.3, 0.9)
-    noise = rng.standard_normal((FACE_SIZE, FACE_SIZE, 3), np.float32)
-    noise = cv2.GaussianBlur(noise, (0, 0), smear)
-    return np.asarray(noise / noise.std(), np.float32)
+    white = rng.standard_normal((FACE_SIZE, FACE_SIZE, 3), np.float32)
+    noise = np.asarray(cv2.GaussianBlur(white, (0, 0), smear), np.float32)
+    return noise / np.std(noise)
 
 
 def _bytes(signal: npt.NDArray[Any]) -> Image:

@@ -43,6 +43,7 @@ class FeatureWriter:
         self.folder, self.rows, self.dimension, self.about = folder, rows, dimension, about
         self.features, self.norms = folder / FEATURES, folder / NORMS
         self._parts = [_part(self.features), _part(self.norms)]
+        self._plan_file = folder / "Embedding_Features.plan.json"
         self._files: list[tuple[int, int]] = []  # descriptor, bytes before the first row
         self._journal: TextIO | None = None
 
@@ -51,8 +52,13 @@ class FeatureWriter:
         beside = self.features.with_suffix(".json")
         if not (beside.exists() and self.features.exists() and self.norms.exists()):
             return False
-        done: dict[str, Any] = read_json(beside)
-        return all(done.get(key) == value for key, value in self.about.items())
+        try:
+            done = read_json(beside)
+        except UserError:  # not ours, or damaged: the work is done again
+            return False
+        return isinstance(done, dict) and all(
+            done.get(key) == value for key, value in self._plan().items()
+        )
 
     def unreadable(self) -> list[dict[str, Any]]:
         """Of a finished file: the rows without an embedding, with path and reason."""
@@ -63,12 +69,7 @@ class FeatureWriter:
         """Makes the part files, or clears away those of other work; one process does this."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            plan = self.folder / "Embedding_Features.plan.json"
-            if (
-                plan.exists()
-                and read_json(plan) == self._plan()
-                and all(part.exists() for part in self._parts)
-            ):
+            if self._take_up():
                 return
             self._clear()
             shapes: list[tuple[Path, tuple[int, ...], str]] = [
@@ -78,9 +79,22 @@ class FeatureWriter:
             for part, shape, dtype in shapes:
                 # A sparse file of the right size: rows are zero until written.
                 np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
-            write_json(plan, self._plan())
+            write_json(self._plan_file, self._plan())
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
+
+    def _take_up(self) -> bool:
+        """Whether the parts of this very work stand; a kill in `finish` may have renamed some."""
+        try:
+            if not self._plan_file.exists() or read_json(self._plan_file) != self._plan():
+                return False
+        except UserError:
+            return False
+        if not self.features.with_suffix(".json").exists():
+            for part, final in zip(self._parts, (self.features, self.norms), strict=True):
+                if not part.exists() and final.exists():
+                    os.replace(final, part)
+        return all(part.exists() for part in self._parts)
 
     def missing_batches(self, size: int) -> npt.NDArray[np.int64]:
         """Numbers of the batches, rows [i * size, (i + 1) * size), that are not all written.
@@ -156,7 +170,9 @@ class FeatureWriter:
             UserError: no image at all could be read; nothing is put in place.
         """
         failures = {row: reason for entry in self._entries() for row, reason in entry["unreadable"]}
-        rows = sorted(failures)
+        norms = np.load(self._parts[1], mmap_mode="r")
+        # A row done twice, with its image mended between, has an embedding after all.
+        rows = [row for row in sorted(failures) if norms[row] == 0]
         unreadable = [
             {"row": row, "path": path, "reason": failures[row]}
             for row, path in zip(rows, table.paths_at(rows), strict=True)
@@ -169,7 +185,10 @@ class FeatureWriter:
                 "the current folder"
             )
         beside = self.features.with_suffix(".json")
-        beside.unlink(missing_ok=True)  # never beside rows it does not describe
+        # Never a .json beside rows it does not describe, nor old rows where a kill in here would
+        # leave them to be taken for ours.
+        for old in (beside, self.features, self.norms):
+            old.unlink(missing_ok=True)
         for part, final in zip(self._parts, (self.features, self.norms), strict=True):
             os.replace(part, final)
         plan = {**self._plan(), "rows_done": self.rows, "unreadable": unreadable}
@@ -191,8 +210,8 @@ class FeatureWriter:
         return entries
 
     def _clear(self) -> None:
-        leftovers = [*self._parts, self.folder / "Embedding_Features.plan.json"]
-        for path in [*leftovers, *self.folder.glob(f"{FEATURES}.*.journal")]:
+        journals = self.folder.glob(f"{FEATURES}.*.journal")
+        for path in [self._plan_file, *journals, *self._parts]:
             path.unlink(missing_ok=True)
 
 

@@ -18,26 +18,47 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     """Opens a temporary file beside `path` that takes its place when the block ends well.
 
     Text is UTF-8 with Unix line ends. When the block raises, the temporary file goes and whatever
-    stood at `path` before stays. Missing folders are made.
+    stood at `path` before stays. Missing folders are made. What is no ordinary file (/dev/null, a
+    pipe) is written to as it is.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    make_parent(path)
+    special = os.path.exists(path) and not os.path.isfile(path)  # /dev/null, a pipe
+    target = Path(path) if special else Path(os.path.realpath(path))  # a link stays a link
+    temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
             yield file
-        os.replace(temporary, target)
+        if not special:
+            os.replace(temporary, target)
     except OSError as error:
-        if error.filename not in (None, str(temporary), str(target), str(target.parent)):
+        if error.filename not in (None, str(temporary), str(target)):
             raise  # another file's trouble, from inside the block
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if not special:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def make_parent(path: str | os.PathLike[str]) -> None:
+    """Makes the folder that `path` is to be written in; a check before long work.
+
+    Raises:
+        UserError: it cannot be made, cannot be written, or `path` itself is a folder.
+    """
+    target = Path(path)
+    if os.path.isdir(target):
+        raise UserError(f"{target}: is a folder; name a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    if not os.path.exists(target) and not os.access(target.parent, os.W_OK):
+        raise UserError(f"{target}: cannot be written (no permission in {target.parent})")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from dataset.storage import UnreadableImage as UnreadableImage
 
 MAX_PIXELS = 1 << 27  # 134 megapixels: above any camera, far below what would exhaust memory
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read once, by cv2's import
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # a damaged file is reported by us, once
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a damaged file is reported by us, once
 
-import cv2  # noqa: E402  (the limit above must stand first)
+import cv2 as cv2  # noqa: E402  (the limits above must stand first: others import it from here)
 
 cv2.setNumThreads(0)  # the loaders' workers are the parallelism
 
@@ -23,8 +24,13 @@ FACE_SIZE = 112  # pixels a side of every network's input
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".jp2"}
 )
-# PNG colour types that carry an alpha channel: grey + alpha, RGB + alpha.
-_PNG_ALPHA = (4, 6)
+# How the files begin: JPEG, PNG, BMP (its reserved bytes are zero), WebP, TIFF, PNM, JPEG 2000,
+# GIF.
+_SIGNATURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II\*\0|MM\0\*|P[1-6]\s"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|GIF8[79]a",
+    re.DOTALL,
+)
 
 Image = npt.NDArray[np.uint8]
 
@@ -32,8 +38,8 @@ Image = npt.NDArray[np.uint8]
 def read_image(path: str | os.PathLike[str]) -> Image:
     """Reads one image, of a file or a container: (H, W, 3) uint8, RGB, upright.
 
-    EXIF rotation is applied; grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency
-    is laid over black.
+    EXIF rotation is applied (but to images with transparency); grey, palette, CMYK and 16-bit
+    images become 8-bit RGB; transparency is laid over black.
 
     Raises:
         UnreadableImage: missing, empty, damaged, truncated, or larger than MAX_PIXELS.
@@ -43,8 +49,17 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-    """Whether the first bytes of a file are those of a kind of image that can be decoded."""
-    return bool(cv2.haveImageReader(os.fspath(path)))
+    """Whether the first bytes of a file are those of a kind of image that can be decoded.
+
+    (`cv2.haveImageReader` brings Python down on a name that is not UTF-8, and takes a list that
+    begins with "BM" for a bitmap.)
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return _SIGNATURES.match(start) is not None
 
 
 def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:
@@ -63,10 +78,7 @@ def decode_image(content: bytes) -> Image:
     if not content:
         raise UnreadableImage("is empty (0 bytes)")
     buffer = np.frombuffer(content, np.uint8)
-    flags = cv2.IMREAD_COLOR
-    is_png = content.startswith(b"\x89PNG\r\n\x1a\n")
-    if is_png and len(content) > 25 and content[25] in _PNG_ALPHA:
-        flags = cv2.IMREAD_UNCHANGED
+    flags = cv2.IMREAD_UNCHANGED if _has_alpha(content) else cv2.IMREAD_COLOR
     try:
         pixels = cv2.imdecode(buffer, flags)
     except cv2.error as error:
@@ -98,12 +110,29 @@ def read_face(path: str | os.PathLike[str]) -> Image:
     return resize_face(read_image(path))
 
 
+def _has_alpha(content: bytes) -> bool:
+    """Whether a PNG or WebP file says that it holds transparency."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        # Colour types 4 and 6 have an alpha channel; others may name transparent colours.
+        return content[25:26] in (b"\4", b"\6") or b"tRNS" in content[: content.find(b"IDAT")]
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        if content[12:16] == b"VP8X":
+            return content[20:21] > b"" and bool(content[20] & 0x10)
+        return content[12:16] == b"VP8L" and content[24:25] > b"" and bool(content[24] & 0x10)
+    return False
+
+
 def _over_black(pixels: npt.NDArray[Any]) -> Image:
-    """(H, W, 4) BGRA or (H, W, 2) grey + alpha of 8 or 16 bits, over black: RGB of 8 bits."""
+    """(H, W, 4) BGRA or (H, W, 2) grey + alpha of 8 or 16 bits, over black: RGB of 8 bits.
+
+    Without an alpha channel after all, (H, W) or (H, W, 3) BGR, as it is.
+    """
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2).astype(np.uint8)
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels[:, :, ::-1])
     alpha = pixels[:, :, -1:].astype(np.uint16)
     colours = pixels[:, :, :-1]
     if colours.shape[2] == 1:

@@ -11,21 +11,32 @@ from dataset.container_lists import container_images
 from dataset.containers import is_container, split_member
 from dataset.images import IMAGE_SUFFIXES, is_image
 from dataset.lists import read_table
-from dataset.scan import LeftOut, fits_a_line, walk_images
+from dataset.scan import BAD_NAMES, LeftOut, fits_a_line, walk_images
 
 
 def find_images(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
     """The images that some inputs name, in the order typed.
 
     Args:
-        inputs: image files; folders, searched below; patterns with `*`, `?` or `[`; .rec, .tar and
-            .bin files, and single members of them, `train.rec#17`; list files, one path a line
-            (columns after a TAB are ignored).
+        inputs: image files; folders, searched below; patterns with `*`, `?` or `[`, of images,
+            folders and containers; .rec, .tar and .bin files, and single members of them,
+            `train.rec#17`; list files, one path a line (columns after a TAB are ignored).
         left_out: takes what is not an image.
 
     Raises:
-        UserError: an input that does not exist or matches nothing.
+        UserError: an input that does not exist or matches nothing, or no image in all of them.
     """
+    found = False
+    for path in _each(inputs, left_out):
+        found = True
+        yield path
+    if not found:
+        shown = ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else "")
+        why = "; ".join(left_out.lines()) or "it is empty"
+        raise UserError(f"{shown}: no images found ({why})")
+
+
+def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
     for name in inputs:
         if os.path.isdir(name):
             yield from walk_images(name.rstrip("/") or "/", left_out)
@@ -35,7 +46,13 @@ def find_images(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
                 raise UserError(f"{name}: matches no file")
-            yield from find_images([match for match in matches if os.path.exists(match)], left_out)
+            for match in matches:
+                if os.path.isdir(match):
+                    yield from walk_images(match.rstrip("/"), left_out)
+                elif is_container(match) or _looks_like_image(match):
+                    yield from _of_file(match, left_out)
+                else:
+                    left_out.other_file(match)
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
             yield name
         else:
@@ -43,17 +60,18 @@ def find_images(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
 
 
 def _of_file(name: str, left_out: LeftOut) -> Iterator[str]:
-    suffix = os.path.splitext(name)[1].lower()
     if is_container(name):
-        empty = True
-        for path in container_images(name, left_out):
-            empty = False
-            yield path
-        if empty:
-            raise UserError(f"{name}: holds no image")
-    elif suffix in IMAGE_SUFFIXES or is_image(name):
-        if not fits_a_line(name):
-            raise UserError(f"{name!r}: a name with a TAB or a line break; rename it")
+        yield from container_images(name, left_out)
+    elif not _looks_like_image(name):
+        yield from read_table(name).paths()
+    elif fits_a_line(name):
         yield name
     else:
-        yield from read_table(name).paths()
+        left_out.trouble(BAD_NAMES, name)
+
+
+def _looks_like_image(name: str) -> bool:
+    """By its suffix, else by its first bytes."""
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        return True
+    return os.path.isfile(name) and is_image(name)

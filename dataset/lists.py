@@ -22,7 +22,12 @@ LABELPATH = "DATA.labelpath"
 LABEL = "DATA.label"
 PSEUDO_LABELS = "quality_pseudo_labels.txt"
 
+# Who writes a list, for the message when it is missing.
+_MAKERS = {LABEL: "gen_datalist.py", LABELPATH: "gen_datalist.py"} | {
+    PSEUDO_LABELS: "gen_pseudo_labels.py"
+}
 _BLOCK = 1 << 24
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows put it before the text
 _TAB, _NEWLINE, _RETURN = 9, 10, 13
 
 Identities = npt.NDArray[np.int32]
@@ -87,7 +92,7 @@ class Table:
                 yield os.pread(file.fileno(), size, start).decode("utf-8")
 
     def subset(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Table:
-        """The same file, some of its records."""
+        """The same file, some of its records, in rising order."""
         values = self.values[rows] if len(self.values) else self.values
         return Table(self.file, self.starts[rows], self.path_sizes[rows], values, self.sha256)
 
@@ -113,6 +118,11 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
     try:
         with open(file_path, "rb") as file:
             rest = b""
+            if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
+                offset = len(_BYTE_ORDER_MARK)
+                digest.update(_BYTE_ORDER_MARK)
+            else:
+                file.seek(0)
             while chunk := file.read(_BLOCK):
                 digest.update(chunk)
                 block, newline, tail = (rest + chunk).rpartition(b"\n")
@@ -130,6 +140,10 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
                 sizes.append(part[1])
                 values.append(part[2])
                 rows += len(part[0])
+    except FileNotFoundError as error:
+        maker = _MAKERS.get(file_path.name)
+        remedy = f"run {maker} first" if maker else "check its name"
+        raise UserError(f"{file_path}: does not exist; {remedy}") from error
     except OSError as error:
         raise UserError(f"{file_path}: cannot be read ({error.strerror or error})") from error
     if rows == 0:
@@ -146,8 +160,9 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
 def read_labelpath(path: str | os.PathLike[str]) -> tuple[Table, Identities]:
     """Reads DATA.labelpath: the table and its (N,) int32 identity indices (any integers)."""
     table = read_table(path, "identity index")
-    if np.any(table.values != np.round(table.values)) or np.any(np.abs(table.values) >= 2**31):
-        row = int(np.flatnonzero((table.values % 1 != 0) | (np.abs(table.values) >= 2**31))[0])
+    whole = (np.abs(table.values) < 2**31) & (np.round(table.values) == table.values)
+    if not whole.all():
+        row = int(np.flatnonzero(~whole)[0])
         raise UserError(
             f"{path}:{row + 1}: identity index {table.values[row]:g} is not a 32-bit integer"
         )
@@ -164,6 +179,9 @@ def _parse(
         except UnicodeDecodeError as error:
             line = rows_before + block.count(b"\n", 0, error.start) + 1
             raise UserError(f"{path}:{line}: is not UTF-8 text; write the list again") from error
+    if (nul := block.find(b"\0")) >= 0:
+        line = rows_before + block.count(b"\n", 0, nul) + 1
+        raise UserError(f"{path}:{line}: holds a zero byte; a list is text, one `<path>` a line")
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -247,6 +265,8 @@ def join(left: Table, right: Table) -> npt.NDArray[np.int64]:
 def _join_keys(keys: npt.NDArray[np.int64], right: Table, *, whole: bool) -> npt.NDArray[np.int64]:
     raw = right.raw_paths()
     others = _keys(raw if whole else (_last_two(path) for path in raw), len(right))
+    if not len(others):
+        return np.full(len(keys), -1, np.int64)
     order = np.argsort(others, kind="stable")
     ordered = others[order]
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])

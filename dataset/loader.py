@@ -6,9 +6,8 @@ the start-up time and the shared memory of worker processes.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -19,6 +18,7 @@ from dataset.command_line import Stalled
 from dataset.containers import prepare
 from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image, resize_face
 from dataset.lists import Table
+from dataset.threads import own_cores
 
 _CHUNK = 16  # images a task: large enough that handing it over costs nothing
 _AHEAD = 2  # batches decoded ahead of the one in use
@@ -51,8 +51,8 @@ class Batch:
 
 
 def default_workers() -> int:
-    """Decoding threads: one a core that this process may use, at most 16."""
-    return min(16, len(os.sched_getaffinity(0)))
+    """Decoding threads: one a core of this process's share, at most 16."""
+    return min(16, own_cores())
 
 
 def batches(
@@ -61,7 +61,7 @@ def batches(
     batch_size: int,
     num_workers: int | None = None,
     read: Callable[[str], Image] = read_image,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Decodes the images of some records of a list, batch by batch, in the order given.
 
     Args:

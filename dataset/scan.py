@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dataset.files import replacing
 from dataset.images import IMAGE_SUFFIXES
 from dataset.lists import LABEL, LABELPATH, Table, read_table
 
+BAD_NAMES = "names with a TAB, a line break or no UTF-8 (rename them)"
 _SHOWN = 5  # names given of each trouble
 
 
@@ -33,6 +35,11 @@ class LeftOut:
     kinds: Counter[str] = field(default_factory=Counter)
     troubles: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def other_file(self, name: str) -> None:
+        """Counts one file that is no image, by its suffix."""
+        suffix = os.path.splitext(name)[1].lower()
+        self.kinds[f"{suffix} files" if suffix else "files without a suffix"] += 1
 
     def trouble(self, kind: str, path: str) -> None:
         """Notes one path that should have been taken."""
@@ -54,8 +61,9 @@ class LeftOut:
 def walk_images(root: str, left_out: LeftOut) -> Iterator[str]:
     """The images below `root`: `root/...`, files before folders, names in code-point order.
 
-    Links to folders are followed, but not back into a folder that is being walked. Hidden files,
-    other kinds of files, unreadable folders and names that a list cannot hold go to `left_out`.
+    Links to folders are followed, but not back into a folder that is being walked. Hidden files
+    and folders, other kinds of files, dead links, unreadable folders and names that a list cannot
+    hold go to `left_out`.
     """
     above: list[tuple[int, int]] = []  # folders being walked, to see a link that leads back
     # An explicit stack: (folder, or None when a folder is done with).
@@ -78,17 +86,34 @@ def walk_images(root: str, left_out: LeftOut) -> Iterator[str]:
         stack.append(None)
         folders = []
         for entry in entries:
-            if entry.is_dir():
-                folders.append(f"{folder}/{entry.name}")
-            elif entry.name.startswith("."):
-                left_out.kinds["hidden files"] += 1
-            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in IMAGE_SUFFIXES:
-                left_out.kinds[f"{suffix} files" if suffix else "files without a suffix"] += 1
-            elif fits_a_line(path := f"{folder}/{entry.name}"):
+            path = f"{folder}/{entry.name}"
+            if entry.name.startswith("."):
+                left_out.kinds["hidden folders" if _is_folder(entry) else "hidden files"] += 1
+            elif _is_folder(entry):
+                folders.append(path)
+            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+                left_out.other_file(entry.name)
+            elif not _is_file(entry):
+                left_out.trouble("links to nothing, and other things that are no file", path)
+            elif fits_a_line(path):
                 yield path
             else:
-                left_out.trouble("names with a TAB, a line break or no UTF-8 (rename them)", path)
+                left_out.trouble(BAD_NAMES, path)
         stack.extend(reversed(folders))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def fits_a_line(path: str) -> bool:
@@ -174,7 +199,8 @@ def write_identified(
         _finish(draft, root, out_dir, kept)
         return ListCounts(int(counts[kept].sum()), int(kept.sum()), left_out)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def listed_images(image_list: Path, root: str, left_out: LeftOut) -> Iterator[str]:

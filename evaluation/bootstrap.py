@@ -11,10 +11,10 @@ whole set instead, and so are the score cuts and the shares they discard; what v
 
     g_b(phi) = sum_c w_c errors_c(phi) / sum_c w_c genuine_c(phi)
 
-The threshold rests on thousands of times more pairs than the errors do (docs/evaluation.md
-compares the interval with one that moves everything). The draws depend on the seed and on
-the number of identities only, so scorers, recognisers and protocols on one set are paired: the
-difference of two areas has its own interval.
+The threshold rests on many more pairs than the errors do, so what is held moves little:
+docs/evaluation.md compares the interval with one where everything moves. The draws depend on the
+seed and on the number of identities only, so scorers, recognisers and protocols on one set are
+paired: the difference of two areas has its own interval.
 """
 
 from __future__ import annotations

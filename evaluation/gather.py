@@ -153,6 +153,14 @@ def select_pairs(path: Path, table: Table, usable: Mask, notes: Notes) -> tuple[
     return PairList(first[kept], second[kept], same[kept]), chosen
 
 
+def choose_scores(scores: ScoreTable, chosen: Mask, notes: Notes) -> ScoreTable:
+    """The scores of the chosen images; a scorer that says the same of all of them is noted."""
+    for name, values in scores.items():
+        if np.ptp(values[chosen]) == 0:
+            notes.add(f"{name} gives every image the same score: nothing can be discarded")
+    return {name: values[chosen] for name, values in scores.items()}
+
+
 def open_pairs(
     features: npt.NDArray[np.floating],
     identities: Identities,
@@ -160,15 +168,19 @@ def open_pairs(
     listed: PairList | None,
     impostor_pairs: int,
     seed: int,
+    watch: Callable[[int], object],
 ) -> PairSource:
-    """The pairs of the chosen images: a list's, or all, or all genuine and a draw of impostors."""
+    """The pairs of the chosen images: a list's, or all, or all genuine and a draw of impostors.
+
+    Where all pairs are streamed, `watch` is told how many rows of similarities are done.
+    """
     rows, own = features[chosen], identities[chosen]
     if listed is not None:
         place = (np.cumsum(chosen) - 1).astype(np.int32)
         return listed_pairs(rows, own, place[listed.first], place[listed.second], listed.same)
     if impostor_pairs:
         return sampled_pairs(rows, own, impostor_pairs, seed)
-    return all_pairs(rows, own)
+    return all_pairs(rows, own, watch)
 
 
 def describe(

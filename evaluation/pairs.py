@@ -7,7 +7,7 @@ seeded sample of impostors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -77,6 +77,7 @@ class AllPairs:
         genuine: all pairs within identities.
         impostors: how many impostor pairs there are.
         exhaustive: True: no impostor pair is left out.
+        watch: told how many rows of the matrix of similarities are done, in every pass.
     """
 
     features: Floats
@@ -84,6 +85,7 @@ class AllPairs:
     genuine: Pairs
     impostors: int
     exhaustive: bool = True
+    watch: Callable[[int], object] = lambda _: None
 
     def tail(self, floor: float) -> Iterator[Pairs]:
         """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
@@ -108,6 +110,7 @@ class AllPairs:
                     keep &= first < second
                 if keep.any():
                     yield Pairs(flat[found[keep]], first[keep], second[keep])
+            self.watch(len(rows))
 
     def probe(self, images: int, seed: int) -> Pairs:
         """All impostor pairs among some images drawn at random."""
@@ -178,12 +181,17 @@ class HeldPairs:
         return worse_level_counts(self.listed, level, levels)
 
 
-def all_pairs(features: npt.NDArray[np.floating], identities: npt.NDArray[np.integer]) -> AllPairs:
+def all_pairs(
+    features: npt.NDArray[np.floating],
+    identities: npt.NDArray[np.integer],
+    watch: Callable[[int], object] = lambda _: None,
+) -> AllPairs:
     """All genuine and all impostor pairs of a set.
 
     Args:
         features: (n, D), any float type; rows are brought to unit length.
         identities: (n,) any integers.
+        watch: told how many of the n rows are done, in each of the evaluator's two passes.
 
     Raises:
         ValueError: more than MAX_GENUINE genuine pairs, or lengths that differ.
@@ -195,7 +203,7 @@ def all_pairs(features: npt.NDArray[np.floating], identities: npt.NDArray[np.int
     genuine = genuine_pairs(rows, dense)
     count = len(rows)
     impostors = count * (count - 1) // 2 - len(genuine.similarity)
-    return AllPairs(rows, dense, genuine, impostors)
+    return AllPairs(rows, dense, genuine, impostors, watch=watch)
 
 
 def sampled_pairs(
@@ -287,7 +295,7 @@ def genuine_pairs(rows: Floats, identities: Rows) -> Pairs:
     if total > MAX_GENUINE:
         raise ValueError(
             f"{total:,} genuine pairs, more than {MAX_GENUINE:,}: the largest identity has"
-            f" {sizes.max():,} images; limit the images an identity"
+            f" {sizes.max():,} images; limit the images an identity (--max-images-per-id)"
         )
     pairs = Pairs(np.empty(total, np.float32), np.empty(total, np.int32), np.empty(total, np.int32))
     at = 0

@@ -24,6 +24,8 @@ _DASHES: tuple[Any, ...] = (
     (0, (1, 1)),
     (0, (5, 1, 1, 1)),
     (0, (3, 1, 1, 1, 1, 1)),
+    (0, (9, 1.5)),
+    (0, (1, 3)),
 )
 _CEILING = 1.6  # of g(phi)/g(0): above it a score is worse than useless, and would flatten the rest
 

@@ -89,13 +89,9 @@ def check(
         raise UserError(f"--to-rec {to_rec}: must end in .rec")
     if to_rec is not None and str(to_rec) in containers:
         raise UserError(f"--to-rec {to_rec}: is the file that is read; name another")
-    if len(containers) == 1 and containers[0] == data_root:
-        return data_root
-    return (
-        os.path.commonpath(list(map(os.path.dirname, containers)))
-        if containers
-        else (data_root.rstrip("/") or "/")
-    )
+    if containers and containers != [data_root]:  # several, below a folder of theirs
+        return os.path.commonpath([os.path.dirname(container) for container in containers])
+    return data_root.rstrip("/") or "/"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from dataset.assets import fetch
 from dataset.command_line import UserError, note
 from dataset.files import read_json, sha256_of
+from dataset.threads import own_cores
 
 Faces = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -44,6 +46,7 @@ ONNX_RECOGNISERS = {
     "w600k_mbf": OnnxInput("RGB", 127.5, 127.5, 512),
 }
 _INSIGHTFACE = OnnxInput("RGB", 127.5, 127.5, 0)
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Recogniser(Protocol):
@@ -100,7 +103,7 @@ class _TorchRecogniser:
             "weights": weights,
             "sha256": sha256_of(weights),
             "backbone": name,
-            "precision": str(self._compute),
+            "precision": f"{self._compute.device.type} {self._compute.name}",
             "preprocessing": asdict(OnnxInput("RGB", 127.5, 127.5, self.dimension)),
         }
 
@@ -117,33 +120,46 @@ class _OnnxRecogniser:
     def __init__(self, path: Path, name: str, wants: OnnxInput, device: str) -> None:
         import onnxruntime
 
-        threads = len(os.sched_getaffinity(0))
-        available = onnxruntime.get_available_providers()
-        on_gpu = device != "cpu" and "CUDAExecutionProvider" in available
-        if device.startswith("cuda") and not on_gpu:
-            raise UserError(
-                f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or install "
-                "onnxruntime-gpu in place of onnxruntime"
-            )
+        gpu = _gpu(device)
+        if gpu is not None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            if device != "auto":
+                raise UserError(
+                    f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or "
+                    "install onnxruntime-gpu in place of onnxruntime"
+                )
+            gpu = None
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is reported by us, once
         options.intra_op_num_threads = 1  # faces run side by side, one a thread
-        providers = ["CUDAExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
+        on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})]
+        providers = ["CPUExecutionProvider"] if gpu is None else on_gpu
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no base class of their own
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: is not an ONNX network that can be run ({reason})") from error
+            raise UserError(
+                f"{path}: is not an ONNX network that can be run ({_first_line(error)})"
+            ) from error
         self._input = self._session.get_inputs()[0]
         shape = self._input.shape
-        if len(shape) != 4 or list(shape[1:]) != [3, 112, 112]:
+        if len(shape) != 4 or any(
+            isinstance(side, int) and side != wanted
+            for side, wanted in zip(shape[1:], (3, 112, 112), strict=True)
+        ):
             raise UserError(f"{path}: takes input {shape}; a recogniser takes [N, 3, 112, 112]")
+        if self._input.type not in _FLOATS:
+            raise UserError(f"{path}: takes {self._input.type}; a recogniser takes tensor(float)")
         self._wants = wants
         # On the CPU single faces on parallel threads are as fast as a batch, and a row then does
-        # not depend on the batch it came in. A graph may also be fixed to batches of 1 (sface).
-        self._whole_batch = on_gpu and not isinstance(shape[0], int)
-        self._pool = ThreadPoolExecutor(1 if on_gpu else threads, thread_name_prefix="embed")
-        probe = self._run(np.zeros((1, 112, 112, 3), np.uint8))
+        # not depend on the batch it came in. A graph may also be fixed to a batch (sface: 1).
+        self._fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
+        self._at_once = self._fixed or (1 if gpu is None else None)  # None: the whole batch
+        self._pool = ThreadPoolExecutor(own_cores() if gpu is None else 1, "embed")
+        try:
+            probe = self._run(np.zeros((1, 112, 112, 3), np.uint8))
+        except Exception as error:
+            raise UserError(
+                f"{path}: does not run on a face of [1, 3, 112, 112] ({_first_line(error)})"
+            ) from error
         if probe.ndim != 2 or wants.dimension not in (0, probe.shape[1]):
             raise UserError(
                 f"{path}: gives an output of shape {probe.shape}, not (N, {wants.dimension or 'D'})"
@@ -159,17 +175,35 @@ class _OnnxRecogniser:
         }
 
     def embed(self, faces: Faces) -> Embeddings:
-        if self._whole_batch:
-            return self._run(faces)
-        ones = [faces[index : index + 1] for index in range(len(faces))]
-        return np.concatenate(list(self._pool.map(self._run, ones)))
+        step = self._at_once or len(faces)
+        parts = [faces[start : start + step] for start in range(0, len(faces), step)]
+        return np.concatenate(list(self._pool.map(self._run, parts)))
 
     def _run(self, faces: Faces) -> Embeddings:
+        count = len(faces)
+        if count < self._fixed:  # filled up with black
+            black: Faces = np.zeros((self._fixed - count, *faces.shape[1:]), np.uint8)
+            faces = np.concatenate([faces, black])
         x = faces.transpose(0, 3, 1, 2)
         if self._wants.colour == "BGR":
             x = x[:, ::-1]
-        x = np.ascontiguousarray((x - np.float32(self._wants.mean)) / np.float32(self._wants.scale))
-        return np.asarray(self._session.run(None, {self._input.name: x})[0], np.float32)
+        values = (x - np.float32(self._wants.mean)) / np.float32(self._wants.scale)
+        inputs = {self._input.name: np.ascontiguousarray(values, _FLOATS[self._input.type])}
+        return np.asarray(self._session.run(None, inputs)[0], np.float32)[:count]
+
+
+def _gpu(device: str) -> int | None:
+    """The index of the GPU that `--device` means for this process; None for the CPU."""
+    if device == "cpu":
+        return None
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
+    if match is None:
+        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:<index>")
+    return int(match[1] or os.environ.get("LOCAL_RANK", 0))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _describe(path: Path) -> OnnxInput:
@@ -184,14 +218,21 @@ def _describe(path: Path) -> OnnxInput:
     if beside.exists():
         try:
             wants = OnnxInput(**read_json(beside))
-            if wants.colour not in ("RGB", "BGR") or float(wants.scale) == 0:
-                raise TypeError
-        except TypeError as error:
+            numbers = (float(wants.mean), float(wants.scale), int(wants.dimension))
+            if (
+                wants.colour not in ("RGB", "BGR")
+                or wants.scale == 0
+                or not np.isfinite(numbers).all()
+            ):
+                raise ValueError
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"{beside}: must hold colour (RGB or BGR), mean, scale (not 0) and dimension "
                 "(0 when not known)"
             ) from error
-        return wants
+        return OnnxInput(wants.colour, *numbers)
     note(
         f"{path}: taken to want RGB, (x - 127.5) / 127.5; if not, write colour, mean, scale and "
         f"dimension into {beside.name} beside it"

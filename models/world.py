@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def join_world(device: str) -> Iterator[World]:
     chosen = choose_compute(device).device
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # The first to finish waits for the last: shares of hours differ by more than the default's
+    # minutes. A process that dies is torchrun's to notice, and it ends the others.
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield World(dist.get_rank(), size)
     finally:

@@ -42,6 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "DATA.labelpath").write_text(lines)
     rows = "".join(f"{path},{-n:.6f},ok\n" for path, n in zip(paths, noise, strict=True))
     (base / "good.csv").write_text("path,score,status\n" + rows)
+    (base / "random.txt").write_text(f"{paths[0]}\t1\n")
     (base / "flat.txt").write_text("".join(f"{path}\t1\n" for path in paths))
     pairs = [f"{paths[i]} {paths[(i + 1) % IMAGES]} 0\n" for i in range(IMAGES)]
     pairs += [f"{paths[i]} {paths[(i + IDENTITIES) % IMAGES]} 1\n" for i in range(IMAGES)]
@@ -88,6 +89,7 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path) -> None:
     out = folder / "all"
     assert done.stdout.rstrip("\n") == (out / "results.md").read_text().rstrip("\n")
     assert "all 600 genuine and all 28,080 impostor pairs" in done.stdout
+    assert "- flat gives every image the same score: nothing can be discarded" in done.stdout
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 5 * 2 * 4  # recognisers, scorers (two norms), FMRs, rules
@@ -170,7 +172,7 @@ def test_pair_list_sample_and_views(
 def test_unreachable_and_unreliable_cells_say_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(folder, monkeypatch, fmr=(0.5, 1e-3, 1e-6))
+    call(folder, monkeypatch, fmr=(0.5, 1e-3, 1e-6), bootstrap=20)
     shown = capsys.readouterr().out
     assert "one, good, recomputed, images: FMR 1e-06 cannot be shown with 28,080" in shown
     assert "FMR 0.001 cannot be shown once" in shown and "largest phi that can be had" in shown
@@ -229,6 +231,8 @@ def test_sharpness_and_ers_are_read(
         ({"protocol": "iso", "limit": (0.2,)}, "add 0.3 to --limit"),
         ({"scores": ()}, "nothing to judge"),
         ({"scores": (Path("good.csv"),) * 2}, "a file is given twice"),
+        ({"pairs": Path("pairs.txt"), "impostor_pairs": 9}, "--pairs says which pairs to compare"),
+        ({"scores": (Path("random.txt"),), "reference": ("random",)}, "both give random: rename"),
         ({"reference": ("ers",)}, "ers_scores.txt: cannot be read"),
     ],
 )
@@ -264,3 +268,13 @@ def test_numbers_are_shown_short() -> None:
         "pAUC(.3) raw e3",
         "best line(.2)",
     ]
+
+
+def test_the_label_is_an_oracle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("generate_pseudo_labels.similarity_distance")
+    assert call(folder, monkeypatch, reference=("labels", "random"), fmr=(0.05,)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split(" | ") for line in lines if line.startswith("| one | 0.05 |")]
+    assert table[0][4] == "labels" and len(table) == 3

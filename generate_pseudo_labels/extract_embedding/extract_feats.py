@@ -54,7 +54,7 @@ def main(
     with join_world(device) as world:
         recogniser = load_recogniser(weights, backbone, device, precision)
         writer = open_writer(table, recogniser, flip, out_dir)
-        if writer.is_done():
+        if world.any(world.first and writer.is_done()):
             unreadable = writer.unreadable()
         else:
             run(table, recogniser, writer, world, batch_size, num_workers, flip)
@@ -66,7 +66,9 @@ def main(
     for entry in unreadable[:5]:
         print(f"unreadable: {entry['path']}: {entry['reason']}")
     if unreadable:
-        print(f"unreadable: {len(unreadable)} images, all named in the .json beside it")
+        beside = writer.features.with_suffix(".json")
+        print(f"unreadable: {len(unreadable)} images, all named in {beside}; to try them again,")
+        print("remove that file and run this again")
     return EXIT_SKIPPED if unreadable else EXIT_DONE
 
 

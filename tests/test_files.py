@@ -1,0 +1,101 @@
+"""Files that are written whole or not at all, and how a script leaves."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from dataset.command_line import UserError, fail
+from dataset.files import make_parent, read_json, replacing, sha256_of, write_json
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new/folder/file.txt"
+    with replacing(target) as file:
+        file.write("one\n\u674e\n")
+        assert not target.exists()
+    assert target.read_bytes() == "one\n\u674e\n".encode()
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), replacing(target) as file:
+            file.write("half")
+            file.flush()
+            raise error
+    assert target.read_text() == "one\n\u674e\n"
+    assert os.listdir(target.parent) == ["file.txt"]
+    with replacing(target, "wb") as file:
+        file.write(b"\0")
+    assert target.read_bytes() == b"\0"
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/file")
+    for text in ("one", "two"):
+        with replacing(tmp_path / "link") as file:
+            file.write(text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "disk/file").read_text() == text
+
+
+def test_what_is_no_ordinary_file_is_written_to(tmp_path: Path) -> None:
+    with replacing(os.devnull) as file:
+        file.write("gone")
+    assert Path(os.devnull).is_char_device()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    with replacing(pipe) as file:
+        file.write("through")
+    reader.join()
+    assert read == ["through"]
+    assert pipe.is_fifo()
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    targets: list[tuple[str | Path, str]] = [
+        (tmp_path, "is a folder; name a file"),
+        ("", "is a folder; name a file"),
+        (tmp_path / "file/below", "cannot be written"),
+        ("/proc/none/two/three/file", "cannot be written"),
+        (tmp_path / ("x" * 300), "cannot be written"),
+    ]
+    for target, message in targets:
+        with pytest.raises(UserError, match=message), replacing(target):
+            raise AssertionError("the block must not begin")
+    full = pytest.raises(UserError, match=r"/dev/full: cannot be written \(No space")
+    with full, replacing("/dev/full") as file:
+        file.write("x")
+        file.flush()
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
+        (tmp_path / "another").read_text()  # its own trouble, not that of the file written
+    make_parent(tmp_path / "a/b/c")
+    assert os.listdir(tmp_path / "a/b") == []
+
+
+def test_json_round_trip_and_what_is_none(tmp_path: Path) -> None:
+    content = {"path": "\u674e/a.jpg", "numbers": [1, 2.5, None]}
+    write_json(tmp_path / "x.json", content)
+    assert read_json(tmp_path / "x.json") == content
+    for bad in (b"", b"{", b"\xff\xfe"):
+        (tmp_path / "x.json").write_bytes(bad)
+        with pytest.raises(UserError, match=r"x\.json: is not JSON .*; make it again"):
+            read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"none\.json: cannot be read"):
+        read_json(tmp_path / "none.json")
+
+
+def test_sha256_does_not_depend_on_the_block(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert {sha256_of(tmp_path / "abc", block) for block in (1, 2, 3, 99)} == {known}
+
+
+def test_an_error_is_one_line_that_keeps_names_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert fail("two  spaces.jpg: first\n   second\r\nthird") == 1
+    assert capsys.readouterr().err == "error: two  spaces.jpg: first second third\n"
