@@ -31,7 +31,7 @@ from dataset.command_line import (
     note,
     run_script,
 )
-from dataset.files import replacing
+from dataset.files import make_parent, replacing
 from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image, thumbnail
 from dataset.inputs import find_images
 from dataset.lists import Table
@@ -74,9 +74,13 @@ def main(
     """
     if not path:
         return fail("name at least one image, folder, pattern or list file", EXIT_USAGE)
-    for name, value in (("batch-size", batch_size), ("num-workers", num_workers)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be 1 or more")
+    counts = [("batch-size", batch_size, 1), ("num-workers", num_workers, 1)]
+    for name, value, least in [*counts, ("top", top, 0), ("bottom", bottom, 0)]:
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
+    for target in [report] if out == "-" else [out, report]:
+        if target is not None:
+            make_parent(target)  # now, not after an hour of scoring
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
         left_out = LeftOut()
         table = table_of(find_images(path, left_out), Path(folder) / "images.txt")
@@ -148,7 +152,20 @@ def summarise(
     good = np.flatnonzero(np.isfinite(scores.values))
     if len(table) == 1 and len(good):
         print(f"{scores.values[0]:.2f}", file=to)
-        return
+    else:
+        _summarise_many(table, scores, good, top, bottom, to)
+    failed = sorted(scores.reasons)
+    for row, path in zip(failed[:5], table.paths_at(failed[:5]), strict=True):
+        note(f"not scored: {path}: {scores.reasons[row]}")
+    if len(failed) > 5:
+        note(f"not scored: {len(failed)} images in all; the status column says why")
+    for text in left_out.lines():
+        note(text)
+
+
+def _summarise_many(
+    table: Table, scores: Scores, good: npt.NDArray[np.intp], top: int, bottom: int, to: TextIO
+) -> None:
     line = f"scored {len(good)} of {len(table)} images"
     if len(good):
         low, middle, high = np.percentile(scores.values[good], [5, 50, 95])
@@ -158,13 +175,6 @@ def summarise(
     for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
         for row, path in zip(rows, table.paths_at(rows), strict=True):
             print(f"{word}\t{scores.values[row]:.2f}\t{path}", file=to)
-    failed = sorted(scores.reasons)
-    for row, path in zip(failed[:5], table.paths_at(failed[:5]), strict=True):
-        note(f"not scored: {path}: {scores.reasons[row]}")
-    if len(failed) > 5:
-        note(f"not scored: {len(failed)} images in all; the status column says why")
-    for text in left_out.lines():
-        note(text)
 
 
 def make_report(
