@@ -8,10 +8,8 @@ writes scores.csv: path, score, status, in the order of the input.
 
 from __future__ import annotations
 
-import copy
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, TextIO
@@ -202,16 +200,13 @@ def make_report(
 
 
 def _aligned_reader() -> Callable[[str], Image]:
-    """Reads a photo and cuts out its largest face; one detector a decoding thread."""
+    """Reads a photo and cuts out its largest face."""
     from dataset.alignment import FaceAligner
 
     aligner = FaceAligner()
-    local = threading.local()
 
     def read(path: str) -> Image:
-        if not hasattr(local, "aligner"):
-            local.aligner = copy.copy(aligner)  # without the detector, which belongs to a thread
-        faces = local.aligner.align(read_image(path))
+        faces = aligner.align(read_image(path), most=1)
         if not faces:
             raise UnreadableImage("no face")
         crop: Image = faces[0][1]

@@ -29,14 +29,14 @@ setup() {
     fi
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "== installing requirements.txt into .venv (about 6 GB with torch's CUDA libraries)"
-        .venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on \
+        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar on \
             -r requirements.txt
         echo "$wanted" >"$stamp"
     fi
     local trouble
     if ! trouble=$(.venv/bin/python -c 'import cv2' 2>&1); then
         case "$trouble" in
-            *libGL.so.1*) fail "libGL.so.1 is missing: apt-get install libgl1" ;;
+            *libGL* | *libxcb*) fail "libGL.so.1 is missing: apt-get install libgl1" ;;
             *libgthread* | *libglib*) fail "libglib is missing: apt-get install libglib2.0-0" ;;
             *) fail "OpenCV does not load: ${trouble##*$'\n'}" ;;
         esac

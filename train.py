@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
@@ -29,17 +27,27 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dataset.command_line import EXIT_DONE, EXIT_INTERRUPTED, UserError, fail, note, run_script
+from dataset.command_line import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    StopRequest,
+    UserError,
+    fail,
+    run_script,
+)
 from dataset.files import replacing, write_json
 from dataset.loader import Batch, batches
 from dataset.training_list import (
     TrainingList,
+    Unreadable,
     epoch_flips,
     epoch_order,
+    held_out_features,
     read_training_list,
 )
-from evaluation.calibration import calibration, held_out_measures
-from models.checkpoints import read_resume, save_network, save_resume, start_from
+from evaluation.areas import areas
+from evaluation.calibration import calibration, held_out_curve, held_out_measures
+from models.checkpoints import HEADS, read_resume, save_network, save_resume, start_from
 from models.device import Compute, choose_compute
 from models.networks import FaceModel, build_network
 from models.sync_norm import with_shared_statistics
@@ -86,13 +94,14 @@ def train(config: TrainConfig, world: World) -> int:
     model: nn.Module = FaceModel(network).to(memory_format=torch.channels_last)
     model.to(compute.device)
     optimiser = torch.optim.Adam(
-        model.parameters(),
+        learning_rates(network, config),
         config.lr,
         config.betas,
         config.eps,
         config.weight_decay,
         fused=True,
     )
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimiser, list(config.milestones), config.lr_gamma
     )
@@ -104,9 +113,10 @@ def train(config: TrainConfig, world: World) -> int:
         network.load_state_dict(resumed["network"])
         optimiser.load_state_dict(resumed["optimiser"])
         schedule.load_state_dict(resumed["schedule"])
+        scaler.load_state_dict(resumed["scaler"])
         state = resumed["state"]
         started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
-    log = Log(folder, world, state["epoch"] * steps + state["step"])
+    log = Log(folder, world, state["epoch"], state["epoch"] * steps + state["step"])
     if world.first:
         describe(config, data, folder, started, compute, step_size)
     running: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
@@ -120,6 +130,7 @@ def train(config: TrainConfig, world: World) -> int:
                 "network": network.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
+                "scaler": scaler.state_dict(),
                 "state": state,
             }
             save_resume(folder, resume_key(config, data, step_size), content)
@@ -128,11 +139,13 @@ def train(config: TrainConfig, world: World) -> int:
     unreadable = Unreadable(data, config.max_unreadable)
     saved = time.monotonic()
     for epoch in range(state["epoch"], config.epochs):
-        order = epoch_order(data.train, config.seed, epoch)[: steps * step_size]
+        order = epoch_order(data, config.seed, epoch, config.balanced)[: steps * step_size]
         # Every global batch is the same whatever the number of processes; each takes its slice.
         own = order.reshape(steps, world.size, local)[state["step"] :, world.rank].ravel()
         flips = epoch_flips(len(data.table), config.seed, epoch) & config.flip
         model.train()
+        if config.trunk_lr == 0:
+            keep_statistics(network)
         shown, since = state["step"], time.monotonic()
         bar = log.bar(steps, state["step"], f"epoch {epoch + 1}/{config.epochs}")
         previous: tuple[Tensor, Batch] | None = None
@@ -149,8 +162,12 @@ def train(config: TrainConfig, world: World) -> int:
                 scores = running(torch.where(mirrored, faces.flip(2), faces))[:, 0]  # (B,)
             loss = point_losses(config, scores, labels).sum() / local
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if config.clip_norm:
+                scaler.unscale_(optimiser)
+                nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+            scaler.step(optimiser)
+            scaler.update()
             state["step"] += 1
             if previous is not None:
                 check_finite(*previous, state, data, folder)  # one step late: no wait for the GPU
@@ -192,6 +209,24 @@ def train(config: TrainConfig, world: World) -> int:
     if world.first:
         print(f"{folder}: trained {config.epochs} epochs")
     return EXIT_DONE
+
+
+def learning_rates(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The optimiser's groups: the head at lr, the trunk at trunk_lr times that, or not at all."""
+    head = [p for name, p in network.named_parameters() if name.startswith(HEADS)]
+    trunk = [p for name, p in network.named_parameters() if not name.startswith(HEADS)]
+    if config.trunk_lr == 0:
+        for parameter in trunk:
+            parameter.requires_grad_(False)
+        return [{"params": head}]
+    return [{"params": head}, {"params": trunk, "lr": config.lr * config.trunk_lr}]
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Puts the trunk into evaluation mode: a frozen trunk's BatchNorm must not move either."""
+    for name, child in network.named_children():
+        if not f"{name}.".startswith(HEADS):
+            child.eval()
 
 
 def point_losses(config: TrainConfig, scores: Tensor, labels: Tensor) -> Tensor:
@@ -250,8 +285,13 @@ def finish_epoch(
     if len(data.held_out):
         scores = validate(config, data, model, compute, world)
         measures = held_out_measures(scores, data.table.values[data.held_out])
+        curve = None
+        if config.feats is not None:
+            features = held_out_features(data, config.feats)
+            curve = held_out_curve(scores, features, data.identities[data.held_out], config.val_fmr)
+            measures["aoc"] = areas(curve)["aoc"]
         about["training"].update(measures)
-        about["calibration"] = calibration(scores)
+        about["calibration"] = calibration(scores, curve)
         log.write(epoch=state["epoch"], step=state["epoch"] * steps, **measures)
         log.say(
             f"epoch {state['epoch']}: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items())
@@ -333,49 +373,6 @@ def resume_key(config: TrainConfig, data: TrainingList, step_size: int) -> dict[
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return {**plain, "labels": data.table.sha256, "images a step": step_size}
-
-
-class StopRequest:
-    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        """Takes over both signals."""
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-class Unreadable:
-    """Counts the images that cannot be read: each reported once, too many stop the run."""
-
-    def __init__(self, data: TrainingList, most: float) -> None:
-        """Allows the share `most` of the images to learn from."""
-        self.data, self.most = data, most
-        self.rows: set[int] = set()
-
-    def check(self, batch: Batch) -> None:
-        """Reports what is new in a batch.
-
-        Raises:
-            UserError: more than the share allowed, or fewer than two images left of a batch.
-        """
-        for position, reason in batch.failures.items():
-            row = int(batch.rows[position])
-            if row not in self.rows:
-                path = self.data.table.path(row)
-                note(f"{self.data.table.file}:{row + 1}: {path}: {reason}; skipped")
-                self.rows.add(row)
-        bad, all_rows = len(self.rows), len(self.data.train)
-        if bad > self.most * all_rows or len(batch.rows) - len(batch.failures) < 2:
-            raise UserError(
-                f"{self.data.table.file}: {bad} of {all_rows} images cannot be read, more than "
-                f"--max-unreadable {self.most:g} allows; mend the list, or allow more"
-            )
 
 
 def _stopped(world: World) -> int:

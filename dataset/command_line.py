@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 1
@@ -46,7 +48,12 @@ def run_script(main: Callable[..., int]) -> None:
 
 
 def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
-    """Prints one `error:` line on stderr and returns the exit code."""
+    """Prints one `error:` line on stderr, below any progress bar, and returns the exit code."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):  # those that an exception left open
+            bar.close()
     line = " ".join(part.strip() for part in message.splitlines())
     print(f"error: {line}", file=sys.stderr)
     return code
@@ -57,3 +64,18 @@ def note(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(message, file=sys.stderr)
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop at the next good moment; a second one stops at once."""
+
+    def __init__(self) -> None:
+        """Takes over both signals."""
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -2,7 +2,8 @@
 
 Every kind takes a strength from 0 (the face as it is) to 1 (about beyond recognition), and grows
 with it: with the same random numbers, more strength changes more. All lengths are pixels of a
-112x112 face.
+112x112 face. The ranges are set so that a recogniser's cosine between a face and its copy falls to
+below 0.2 at strength 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from dataset.images import FACE_SIZE, Image, cv2
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 _GAMMA = 2.2  # from pixel values to light and back
@@ -30,24 +31,24 @@ def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -
         kind: one of `KINDS`:
 
             * blur: defocus; Gaussian, standard deviation 8 px times strength.
-            * motion: a straight move during exposure, in any direction, of up to 40 px.
+            * motion: a straight move during exposure, in any direction, of up to 32 px.
             * low_resolution: a face far away: 112 px a side down to 6, and up again by a drawn
               interpolation.
             * noise: a sensor short of light: shot noise, whose variance follows the signal, and
               read noise; up to about 65 % and 30 % of full scale (standard deviations).
-            * compression: JPEG, 4:2:0, quality 95 down to 1, its 8x8 grid at any offset.
+            * compression: JPEG, 4:2:0, quality 95 down to 2, its 8x8 grid at any offset.
             * low_light: light falls by up to 10 stops; the camera's gain brings a drawn share of
               it back, and the noise with it.
             * occlusion: something opaque in front: sunglasses, a mask, a hand or scarf from one
               side, or blocks; from nothing to nearly all of the face.
             * black_border: the photo ends inside the crop, along one or two slanted edges; up to
-              some three quarters of the crop are black.
+              some nine tenths of the crop are black.
         strength: in [0, 1].
         rng: its numbers choose direction, shape, colour and noise; as many are drawn whatever the
             strength.
 
     Returns:
-        (112, 112, 3) uint8, RGB, a new array.
+        (112, 112, 3) uint8, RGB, a new array. A grey face stays grey.
 
     Raises:
         ValueError: unknown kind, strength outside [0, 1], or another shape or type of face.
@@ -60,8 +61,11 @@ def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -
         raise ValueError(
             f"expected a ({FACE_SIZE}, {FACE_SIZE}, 3) uint8 face, got {face.shape} {face.dtype}"
         )
-    spoilt = KINDS[kind](face, float(strength), rng)
-    return face.copy() if strength == 0 else np.asarray(spoilt, np.uint8)
+    spoilt = np.asarray(KINDS[kind](face, float(strength), rng), np.uint8)
+    if strength == 0:
+        return face.copy()
+    is_grey = bool(np.all(face == face[:, :, :1]))
+    return np.repeat(spoilt[:, :, 1:2], 3, axis=2) if is_grey else spoilt
 
 
 def _blur(face: Image, strength: float, rng: np.random.Generator) -> Any:
@@ -71,16 +75,15 @@ def _blur(face: Image, strength: float, rng: np.random.Generator) -> Any:
 def _motion(face: Image, strength: float, rng: np.random.Generator) -> Any:
     angle = rng.uniform(0, np.pi)
     # The path of the move, as evenly weighted points spread over the four pixels around each.
-    along = np.linspace(-20, 20, 401) * strength
-    x, y = 20 + along * np.cos(angle), 20 + along * np.sin(angle)
-    kernel = np.zeros((42, 42))
+    along = np.linspace(-16, 16, 321) * strength
+    x, y = 17 + along * np.cos(angle), 17 + along * np.sin(angle)
+    kernel = np.zeros((35, 35))
     for dx in (0, 1):
         for dy in (0, 1):
             left, top = np.floor(x).astype(int), np.floor(y).astype(int)
             share = np.abs(1 - dx - (x - left)) * np.abs(1 - dy - (y - top))
             np.add.at(kernel, (top + dy, left + dx), share)
-    kernel = kernel[:41, :41] / kernel[:41, :41].sum()
-    return cv2.filter2D(face, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+    return cv2.filter2D(face, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
 
 
 def _low_resolution(face: Image, strength: float, rng: np.random.Generator) -> Any:
@@ -101,11 +104,12 @@ def _noise(face: Image, strength: float, rng: np.random.Generator) -> Any:
 def _compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
     left, top = (int(offset) for offset in rng.integers(0, 16, 2))
     padded = cv2.copyMakeBorder(face, top, 16 - top, left, 16 - left, cv2.BORDER_REFLECT_101)
-    quality = round(95 ** (1 - strength))
+    quality = round(95 * (2 / 95) ** strength)
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
     settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     _, content = cv2.imencode(".jpg", cv2.cvtColor(padded, cv2.COLOR_RGB2BGR), settings)
-    decoded = cv2.cvtColor(cv2.imdecode(content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return decoded[top : top + FACE_SIZE, left : left + FACE_SIZE]
 
 
@@ -132,8 +136,8 @@ def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any
     x, y = _grid()
     tilt, second = rng.uniform(-0.4, 0.4, 2), rng.uniform(0, 1)
     turn = int(rng.integers(4))
-    first_edge = (x + tilt[0] * (y - 0.5)) / 0.7
-    second_edge = (y + tilt[1] * (x - 0.5)) / 0.7
+    first_edge = (x + tilt[0] * (y - 0.5)) / 0.85
+    second_edge = (y + tilt[1] * (x - 0.5)) / 0.85
     other = second_edge / max(second, 1e-6) if second > 0.5 else np.full_like(x, np.inf)
     reach = np.minimum(first_edge, other)
     # The nearest corner has reach 0, so that any strength shows.
@@ -143,7 +147,7 @@ def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any
 
 def _grid() -> tuple[Floats, Floats]:
     """Of every pixel's centre: x and y as shares of the side, (112, 112) each."""
-    axis = (np.arange(FACE_SIZE, dtype=np.float32) + 0.5) / FACE_SIZE
+    axis = (np.arange(FACE_SIZE) + 0.5) / FACE_SIZE
     x, y = np.meshgrid(axis, axis)
     return x, y
 
@@ -154,7 +158,7 @@ def _sunglasses(rng: np.random.Generator) -> Floats:
     eye_y, left, right = (value / FACE_SIZE for value in _EYES)
     glass = np.minimum(np.abs(x - left), np.abs(x - right))
     flat = rng.uniform(0.5, 0.8)
-    return np.sqrt((glass / 0.75) ** 2 + ((y - eye_y) / (flat * 0.75)) ** 2)
+    return np.asarray(np.hypot(glass / 0.75, (y - eye_y) / (flat * 0.75)))
 
 
 def _mask(rng: np.random.Generator) -> Floats:
@@ -169,7 +173,8 @@ def _side(rng: np.random.Generator) -> Floats:
     x, y = _grid()
     angle = rng.uniform(0, 2 * np.pi)
     along = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)
-    return (along - along.min()) / (0.8 * (along.max() - along.min()))
+    along = along - np.min(along)
+    return np.asarray(along / (0.8 * np.max(along)))
 
 
 def _blocks(rng: np.random.Generator) -> Floats:
@@ -188,9 +193,9 @@ def _cover(face: Image, where: Mask, colour: npt.NDArray[Any]) -> Image:
 def _grain(rng: np.random.Generator) -> Floats:
     """(112, 112, 3) noise of mean 0, standard deviation 1, a little smeared as by demosaicing."""
     smear = rng.uniform(0.3, 0.9)
-    noise = rng.standard_normal((FACE_SIZE, FACE_SIZE, 3), np.float32)
-    noise = cv2.GaussianBlur(noise, (0, 0), smear)
-    return np.asarray(noise / noise.std(), np.float32)
+    white = rng.standard_normal((FACE_SIZE, FACE_SIZE, 3), np.float32)
+    noise = np.asarray(cv2.GaussianBlur(white, (0, 0), smear), np.float32)
+    return noise / np.std(noise)
 
 
 def _bytes(signal: npt.NDArray[Any]) -> Image:

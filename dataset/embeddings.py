@@ -91,17 +91,18 @@ class EmbeddingsFile:
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         if len(breaks) == 0:
             return self.read(int(rows[0]), int(rows[-1]) + 1)
-        found = np.empty((len(rows), self.shape[1]), self.dtype)
         begins = np.concatenate([[0], breaks])
-        ends = np.concatenate([breaks, [len(rows)]])
-        if len(begins) == len(rows):  # nothing adjoins: one small read a row
-            handle, size, offset = self._file.fileno(), self._row_bytes, self._offset
-            pread = os.pread
-            content = b"".join([pread(handle, size, offset + row * size) for row in rows.tolist()])
-            if len(content) == found.nbytes:
-                return np.frombuffer(content, self.dtype).reshape(found.shape)
-        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-            self._fill(found[begin:end], int(rows[begin]))
+        counts = np.diff(np.concatenate([begins, [len(rows)]]))
+        handle, pread = self._file.fileno(), os.pread
+        starts = (rows[begins] * self._row_bytes + self._offset).tolist()
+        sizes = (counts * self._row_bytes).tolist()
+        # One read a run: bytes joined cost a third of reading into a slice each.
+        content = b"".join([pread(handle, *place) for place in zip(sizes, starts, strict=True)])
+        if len(content) == len(rows) * self._row_bytes:
+            return np.frombuffer(content, self.dtype).reshape(len(rows), self.shape[1])
+        found = np.empty((len(rows), self.shape[1]), self.dtype)  # some read came back short
+        for begin, count in zip(begins.tolist(), counts.tolist(), strict=True):
+            self._fill(found[begin : begin + count], int(rows[begin]))
         return found
 
     def _fill(self, rows: Rows, start: int) -> None:

@@ -14,7 +14,7 @@ MAX_PIXELS = 1 << 27  # 134 megapixels: above any camera, far below what would e
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read once, by cv2's import
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a damaged file is reported by us, once
 
-import cv2  # noqa: E402  (the limit above must stand first)
+import cv2 as cv2  # noqa: E402  (the limits above must stand first: others import it from here)
 
 cv2.setNumThreads(0)  # the loaders' workers are the parallelism
 

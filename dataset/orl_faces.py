@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,19 +164,29 @@ def _aligned(out_dir: Path) -> Iterator[tuple[int, int, Image | None]]:
     from dataset.alignment import FaceAligner
     from dataset.assets import fetch
     from dataset.images import UnreadableImage, read_image
+    from dataset.threads import usable_cores
 
     source = fetch("orl")
     aligner = FaceAligner()
-    for identity, number in _everyone():
-        with_face = out_dir / _path(identity, number)
-        if with_face.is_file():  # from an interrupted run
+
+    def one(which: tuple[int, int]) -> Image | None:
+        identity, number = which
+        done = out_dir / _path(identity, number)
+        if done.is_file():  # from an interrupted run
             try:
-                yield identity, number, read_image(with_face)
-                continue
+                return read_image(done)
             except UnreadableImage:
-                with_face.unlink()
-        faces = aligner.align(read_image(source / f"s{identity}" / f"{number}.pgm"))
-        yield identity, number, faces[0][1] if faces else None
+                done.unlink()
+        found = aligner.align(read_image(source / f"s{identity}" / f"{number}.pgm"), most=1)
+        return found[0][1] if found else None
+
+    everyone = list(_everyone())
+    pool = ThreadPoolExecutor(usable_cores())
+    try:
+        for (identity, number), face in zip(everyone, pool.map(one, everyone), strict=True):
+            yield identity, number, face
+    finally:
+        pool.shutdown(cancel_futures=True)  # interrupted: what has not begun will not
 
 
 def _everyone() -> Iterator[tuple[int, int]]:
@@ -189,7 +200,7 @@ def _path(identity: int, number: int, kind: str = "") -> str:
 
 
 def _write(path: Path, face: Image) -> None:
-    import cv2
+    from dataset.images import cv2
 
     if path.is_file():
         return

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
+from dataset.command_line import UserError, note
 from dataset.lists import LABELPATH, Table, join, read_labelpath, read_table
+from dataset.loader import Batch
 
 Rows = npt.NDArray[np.int64]
 
 # Keys that keep the random streams of one seed apart.
 _SPLIT, _ORDER, _FLIP = 1, 2, 3
+LABEL_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,15 @@ class TrainingList:
         identities: (N,) int64, any numbers; equal for images of one person.
         train: rows to learn from.
         held_out: rows of the identities held out.
+        listed: (N,) int64, the row of each in the DATA.labelpath beside the labels; None where
+            there is none that lists them all.
     """
 
     table: Table
     identities: Rows
     train: Rows
     held_out: Rows
+    listed: Rows | None
 
 
 def read_training_list(
@@ -57,8 +63,8 @@ def read_training_list(
     if val_identities == 0:
         none = np.empty(0, np.int64)
         everyone = np.arange(len(table), dtype=np.int64)
-        return TrainingList(table, np.zeros(len(table), np.int64), everyone, none)
-    identities = _identities(table, id_key_index)
+        return TrainingList(table, np.zeros(len(table), np.int64), everyone, none, None)
+    identities, listed = _identities(table, id_key_index)
     names = np.unique(identities)
     count = max(1, round(val_identities * len(names)))
     if count >= len(names):
@@ -68,12 +74,50 @@ def read_training_list(
         )
     rng = np.random.default_rng([seed, _SPLIT])
     out = np.isin(identities, rng.choice(names, count, replace=False))
-    return TrainingList(table, identities, np.flatnonzero(~out), np.flatnonzero(out))
+    return TrainingList(table, identities, np.flatnonzero(~out), np.flatnonzero(out), listed)
 
 
-def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
-    """The order of an epoch: the same for the same seed and epoch, whatever the processes."""
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(rows)
+def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = False) -> Rows:
+    """The order of an epoch: the same for the same seed and epoch, whatever the processes.
+
+    Args:
+        data: the list.
+        seed: of the training.
+        epoch: from 0.
+        balanced: draw with replacement so that each of LABEL_BINS equal ranges of labels that holds
+            images comes equally often, in place of every image once.
+    """
+    rng = np.random.default_rng([seed, _ORDER, epoch])
+    if not balanced:
+        return rng.permutation(data.train)
+    bins = np.minimum(data.table.values[data.train] // (100 / LABEL_BINS), LABEL_BINS - 1)
+    _, bin_of, sizes = np.unique(bins, return_inverse=True, return_counts=True)
+    weights = 1 / sizes[bin_of]
+    return rng.choice(data.train, len(data.train), p=weights / weights.sum())
+
+
+def held_out_features(data: TrainingList, path: Path) -> npt.NDArray[np.floating[Any]]:
+    """The embeddings of the held-out images, (V, D), from those of the whole list.
+
+    Raises:
+        UserError: there is no DATA.labelpath that lists the labels, or the embeddings are not its.
+    """
+    if data.listed is None:
+        raise UserError(
+            f"--feats {path}: needs the {LABELPATH} that it was made from beside "
+            f"{data.table.file}, to know which row is which image"
+        )
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: is not a whole .npy array ({error})") from error
+    listed = read_table(data.table.file.parent / LABELPATH)
+    if features.ndim != 2 or len(features) != len(listed):
+        raise UserError(
+            f"{path}: has shape {features.shape}; {listed.file} has {len(listed)} lines, and row i "
+            "must be the embedding of line i"
+        )
+    return np.asarray(features[data.listed[data.held_out]], np.float32)
 
 
 def epoch_flips(count: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
@@ -81,13 +125,13 @@ def epoch_flips(count: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
     return np.random.default_rng([seed, _FLIP, epoch]).random(count) < 0.5
 
 
-def _identities(table: Table, id_key_index: int) -> Rows:
+def _identities(table: Table, id_key_index: int) -> tuple[Rows, Rows | None]:
     beside = table.file.parent / LABELPATH
     if beside.exists():
         listed, numbers = read_labelpath(beside)
         rows = join(table, listed)
         if np.all(rows >= 0):
-            return numbers[rows].astype(np.int64)
+            return numbers[rows].astype(np.int64), rows
     names: dict[str, int] = {}
     identities = np.empty(len(table), np.int64)
     for row, path in enumerate(table.paths()):
@@ -98,4 +142,32 @@ def _identities(table: Table, id_key_index: int) -> Rows:
                 "from; set --id-key-index, or --val-identities 0"
             )
         identities[row] = names.setdefault(parts[id_key_index], len(names))
-    return identities
+    return identities, None
+
+
+class Unreadable:
+    """Counts the images that cannot be read: each reported once, too many stop the run."""
+
+    def __init__(self, data: TrainingList, most: float) -> None:
+        """Allows the share `most` of the images to learn from."""
+        self.data, self.most = data, most
+        self.rows: set[int] = set()
+
+    def check(self, batch: Batch) -> None:
+        """Reports what is new in a batch.
+
+        Raises:
+            UserError: more than the share allowed, or fewer than two images left of a batch.
+        """
+        for position, reason in batch.failures.items():
+            row = int(batch.rows[position])
+            if row not in self.rows:
+                path = self.data.table.path(row)
+                note(f"{self.data.table.file}:{row + 1}: {path}: {reason}; skipped")
+                self.rows.add(row)
+        bad, all_rows = len(self.rows), len(self.data.train)
+        if bad > self.most * all_rows or len(batch.rows) - len(batch.failures) < 2:
+            raise UserError(
+                f"{self.data.table.file}: {bad} of {all_rows} images cannot be read, more than "
+                f"--max-unreadable {self.most:g} allows; mend the list, or allow more"
+            )

@@ -102,9 +102,12 @@ class TorchArrays:
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
+        if not isinstance(raw, np.ndarray):  # a tensor: the source keeps its rows on the device
+            rows = raw.float() if raw.dtype != self._torch.float32 else raw.clone()
+            return rows, self._torch.einsum("ij,ij->i", rows, rows)
         if raw.dtype.newbyteorder("=") != raw.dtype or not raw.flags.writeable:
             raw = raw.astype(raw.dtype.newbyteorder("="))
-        rows = self._torch.from_numpy(raw).to(self._device).float()
+        rows = self._torch.from_numpy(raw).to(self._device, copy=True).float()
         return rows, self._torch.einsum("ij,ij->i", rows, rows)
 
     def device(self, array: npt.NDArray[Any]) -> Array:

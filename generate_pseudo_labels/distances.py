@@ -13,12 +13,13 @@ import numpy.typing as npt
 from generate_pseudo_labels.draws import Plan
 
 Float32 = npt.NDArray[np.float32]
-Progress = Callable[[int], object]
+Progress = Callable[[float], object]
 
 # An image whose wrong-way share is above this is called mislabelled, and so is one whose mean
-# Pos-Sim is below its mean Neg-Sim (whose share is above one half). With a quarter, half as much
-# similarity mass lies the wrong way round as the right one.
-WRONG_WAY_BOUND = 0.25
+# Pos-Sim is below its mean Neg-Sim (its share is above one half). The similarities of a stranger to
+# an identity lie close together, at one random place among his Neg-Sims: above their mean as often
+# as below it. For normal Neg-Sims this bound finds him up to 1.1 standard deviations above.
+WRONG_WAY_BOUND = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,54 +69,79 @@ def run_blocks(
     estimator: Estimator,
     plan: Plan,
     blocks: range,
-    *,
-    batch_rows: int,
     repeats: int,
-    threads: int = 1,
-    progress: Progress | None = None,
+    over: OnThreads,
+    share: float = 1.0,
 ) -> Distances:
-    """Runs an estimator over blocks, batch by batch, on threads; the results are in order.
+    """Runs an estimator over blocks; the results are in order.
 
     Args:
         estimator: what computes a batch.
         plan: the blocks of the set.
         blocks: those to do.
-        batch_rows: images of a batch, about; changes speed and memory, never a result.
         repeats: columns of W1.
-        threads: batches worked on at a time.
-        progress: told the number of images of each batch that is done.
+        over: the threads, and who is told of progress.
+        share: how much of an image's whole work this is.
     """
     begin, end = int(plan.bounds[blocks.start]), int(plan.bounds[blocks.stop])
     results = Distances.empty(end - begin, repeats)
 
-    def work(batch: range) -> int:
-        start = int(plan.bounds[batch.start])
-        part = estimator.distances(batch)
-        results.put(start - begin, part)
-        return len(part.pos)
+    def work(batch: range) -> None:
+        results.put(int(plan.bounds[batch.start]) - begin, estimator.distances(batch))
 
-    batches = plan.batches(blocks, batch_rows)
-    with ThreadPoolExecutor(threads) as pool:
-        running: set[Future[int]] = set()
-        try:
-            for batch in batches:
-                running.add(pool.submit(work, batch))
-                if len(running) > threads:  # a batch in hand for each thread, one waiting
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    report(done, progress)
-            report(running, progress)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    over.run(work, blocks, share)
     return results
 
 
-def report(done: set[Future[int]], progress: Progress | None) -> None:
-    """Passes on what finished batches raised, and how many images they had."""
-    for future in done:
-        count = future.result()
-        if progress is not None:
-            progress(count)
+@dataclass(frozen=True)
+class OnThreads:
+    """Runs work over consecutive blocks, batch by batch.
+
+    Attributes:
+        plan: the blocks of the set.
+        batch_rows: images of a batch, about; changes speed and memory, never a result.
+        threads: batches worked on at a time.
+        progress: told the number of images of each batch that is done.
+    """
+
+    plan: Plan
+    batch_rows: int
+    threads: int = 1
+    progress: Progress | None = None
+
+    def run(self, work: Callable[[range], None], blocks: range, share: float = 1.0) -> None:
+        """Calls `work` for every batch of `blocks`; the first exception ends it.
+
+        Args:
+            work: takes a range of blocks; runs on any thread.
+            blocks: all of them.
+            share: how much of an image's whole work this is, for the progress.
+        """
+        with ThreadPoolExecutor(self.threads) as pool:
+            running: set[Future[None]] = set()
+            sizes: dict[Future[None], int] = {}
+            try:
+                for batch in self.plan.batches(blocks, self.batch_rows):
+                    future = pool.submit(work, batch)
+                    running.add(future)
+                    bounds = self.plan.bounds
+                    sizes[future] = int(bounds[batch.stop] - bounds[batch.start])
+                    if len(running) > self.threads:  # one for each thread, and one waiting
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        self._report(done, sizes, share)
+                self._report(running, sizes, share)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _report(
+        self, done: set[Future[None]], sizes: dict[Future[None], int], share: float
+    ) -> None:
+        for future in done:
+            future.result()  # raises what the batch raised
+            count = sizes.pop(future)
+            if self.progress is not None:
+                self.progress(count * share)
 
 
 def quality_labels(w1: Float32, labelled: npt.NDArray[np.bool_]) -> Float32:

@@ -16,7 +16,9 @@ from generate_pseudo_labels.draws import Block, Groups, Positions
 class Source(Protocol):
     """Rows of embeddings, in memory or on disk."""
 
-    shape: tuple[int, int]
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start .. stop."""

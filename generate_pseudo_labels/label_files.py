@@ -232,6 +232,10 @@ def summary_lines(out_dir: Path, given: LabelInput, result: Labelling) -> str:
     if summary["left_out"]:
         causes = "; ".join(f"{count} {text}" for text, count in summary["left_out"].items())
         lines.append(f"left out: {causes}; listed in {out_dir / UNLABELLED}")
+    if summary.get("overlapping"):
+        error = summary.get("overlapping_w1_standard_error")
+        measured = "compared with everybody" if error is None else f"W1 standard error {error:g}"
+        lines.append(f"{summary['overlapping']} images have distributions that cross: {measured}")
     lines.append(
         f"{summary['mislabelled']} images look mislabelled (mean Pos-Sim below mean Neg-Sim, or "
         f"wrong-way share above {WRONG_WAY_BOUND:g}); listed in {out_dir / MISLABELLED}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from dataset.command_line import UserError
 from generate_pseudo_labels.arrays import Arrays
@@ -20,10 +24,11 @@ from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similari
 class Settings:
     """What the command line says; see gen_pseudo_labels."""
 
-    estimator: str = "sampled"
+    estimator: Literal["sampled", "exact"] = "sampled"
     fix_num: int = 24
     repeats: int = 12
     seed: int = 0
+    pool_size: int = 1024
     min_images_per_id: int = 2
     drop_top_percent: float = 0.0
     exclude_mislabelled: bool = False
@@ -35,7 +40,7 @@ def checked(settings: Settings) -> Settings:
     Raises:
         UserError: a number is out of its range.
     """
-    for name, low in (("fix_num", 1), ("repeats", 1), ("min_images_per_id", 1)):
+    for name, low in (("fix_num", 1), ("repeats", 1), ("pool_size", 2), ("min_images_per_id", 1)):
         if getattr(settings, name) < low:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(settings, name)}: must be {low} or more")
@@ -48,14 +53,14 @@ def checked(settings: Settings) -> Settings:
 
 def find_distances(
     given: LabelInput, settings: Settings, arrays: Arrays, ranks: Ranks, threads: int
-) -> tuple[Groups, Distances] | None:
+) -> tuple[Groups, Distances, dict[str, float]] | None:
     """Runs the estimator over this process's share; everybody's results on rank 0, else None.
+
+    The results: groups, distances by position, and what is known of their error.
 
     Raises:
         UserError: rows without a direction, or too few outsiders.
     """
-    from tqdm import tqdm
-
     groups = group_by_identity(given.identities, given.reasons == 0)
     if groups.rows is not None and np.any(np.diff(groups.rows) < 0):
         given.notes.append(
@@ -64,10 +69,13 @@ def find_distances(
         )
     table = given.table
     try:
-        with tqdm(total=None, unit=" images", smoothing=0.05, disable=ranks.rank > 0) as bar:
-            begin, part = similarity_distances(
+        with progress_bar(len(groups) // ranks.count, ranks.rank > 0) as bar:
+            part = similarity_distances(
                 given.source,
                 groups,
+                estimator=settings.estimator,
+                pool_size=settings.pool_size,
+                add_up=ranks.add_up,
                 m=settings.fix_num,
                 repeats=settings.repeats,
                 seed=settings.seed,
@@ -75,7 +83,7 @@ def find_distances(
                 rank=ranks.rank,
                 ranks=ranks.count,
                 threads=threads,
-                progress=bar.update,
+                progress=bar,
             )
     except UnusableRow as error:
         raise UserError(
@@ -85,17 +93,46 @@ def find_distances(
         ) from error
     except TooFewOutsiders as error:
         raise UserError(f"{table.file}: {error}") from error
-    whole = ranks.gather(begin, part, len(groups))
-    return None if whole is None else (groups, whole)
+    errors = ranks.add_up(np.array([part.overlapping, part.checked, part.squares]))
+    whole = ranks.gather(part.begin, part.distances, len(groups))
+    return None if whole is None else (groups, whole, overlap(errors))
 
 
-def label(given: LabelInput, settings: Settings, found: tuple[Groups, Distances]) -> Labelling:
+def overlap(errors: npt.NDArray[np.float64]) -> dict[str, float]:
+    """For the summary: images whose distributions overlap, and the second pool's error on them."""
+    overlapping, checked, squares = errors.tolist()
+    summary: dict[str, float] = {"overlapping": int(overlapping)}
+    if checked:
+        error = np.sqrt(squares / checked)
+        summary["overlapping_w1_standard_error"] = float(f"{error:.3g}")
+    return summary
+
+
+@contextmanager
+def progress_bar(images: int, silent: bool) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr, counting whole images; parts of an image's work are saved up."""
+    from tqdm import tqdm
+
+    with tqdm(total=images, unit=" images", unit_scale=True, smoothing=0.05, disable=silent) as bar:
+        done = 0.0
+
+        def add(count: float) -> None:
+            nonlocal done
+            done += count
+            bar.update(min(round(done), images) - bar.n)
+
+        yield add
+
+
+def label(
+    given: LabelInput, settings: Settings, found: tuple[Groups, Distances, dict[str, float]]
+) -> Labelling:
     """Distances to labels, and the summary.
 
     Raises:
         UserError: nobody is left to label, or all distances are equal.
     """
-    groups, distances = found
+    groups, distances, errors = found
     try:
         result = label_images(
             given,
@@ -108,4 +145,6 @@ def label(given: LabelInput, settings: Settings, found: tuple[Groups, Distances]
     except ValueError as error:
         raise UserError(f"{given.table.file}: {error}") from error
     summarise(asdict(settings), given, groups, result)
+    if settings.estimator == "exact":
+        result.summary.update(errors)
     return result

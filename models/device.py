@@ -20,7 +20,8 @@ class Compute:
 
     Attributes:
         device: the torch device.
-        dtype: torch.float32, or what autocast uses: torch.bfloat16.
+        dtype: torch.float32, or what autocast uses: torch.bfloat16, or torch.float16 on GPUs that
+            lack bf16.
     """
 
     device: torch.device
@@ -28,12 +29,15 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         """The autocast context of this precision (one that does nothing for float32)."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
+        if self.dtype == torch.float32:
+            return torch.autocast(self.device.type, enabled=False)
+        return torch.autocast(self.device.type, self.dtype)
 
     @property
     def name(self) -> str:
-        """`fp32` or `bf16`."""
-        return "fp32" if self.dtype == torch.float32 else "bf16"
+        """`fp32`, `bf16` or `fp16`."""
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return names[self.dtype]
 
     def __str__(self) -> str:
         """For people: `cuda:0 bf16`."""
@@ -46,15 +50,18 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     Args:
         device: auto (the first GPU, or under torchrun this process's GPU; else the CPU), cpu, cuda
             or cuda:i.
-        precision: auto (bf16 where the device multiplies it faster than float32), fp32, bf16.
+        precision: auto (bf16 where the device multiplies it faster than float32), fp32, bf16. GPUs
+            without bf16 take fp16 in its place.
 
     Raises:
         UserError: not a device of this machine.
     """
     chosen = _device(device)
-    fast = _bf16_is_fast(chosen)
-    use_bf16 = precision == "bf16" or (precision == "auto" and fast)
-    return Compute(chosen, torch.bfloat16 if use_bf16 else torch.float32)
+    if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
+        return Compute(chosen, torch.float32)
+    if chosen.type == "cuda" and not _has_bf16(chosen):
+        return Compute(chosen, torch.float16)
+    return Compute(chosen, torch.bfloat16)
 
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
@@ -88,12 +95,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _bf16_is_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # mkldnn_bf16_device_check_arch_info-like queries differ between releases; this one is public
-    # behaviour: without AVX-512 BF16 or AMX a CPU emulates bf16 and loses.
-    return _cpu_flags() & {"avx512_bf16", "amx_bf16"} != set()
+def _half_is_fast(device: torch.device) -> bool:
+    # Without AVX-512 BF16 or AMX a CPU emulates bf16 and loses.
+    return device.type == "cuda" or bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _cpu_flags() -> set[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -18,18 +19,19 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> the same shape."""
         if not self.training:
             return super().forward(x)
-        dtype, x = x.dtype, x.float()
+        dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
         values = x.numel() // x.shape[1] * dist.get_world_size()  # averaged over, per channel
         # Two passes: the plain difference of mean square and squared mean cancels digits.
-        mean = all_reduce(x.sum((0, 2, 3))) / values  # type: ignore[no-untyped-call]  # (C,)
+        mean = _summed(x.sum((0, 2, 3))) / values  # (C,)
         centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / values  # type: ignore[no-untyped-call]  # (C,)
+        variance = _summed(centred.square().sum((0, 2, 3))) / values  # (C,)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (values / (values - 1)), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            unbiased = variance * (values / (values - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         out: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return out.to(dtype)
@@ -45,3 +47,24 @@ def with_shared_statistics(network: nn.Module) -> nn.Module:
         else:
             with_shared_statistics(child)
     return network
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _summed(x: Tensor) -> Tensor:
+    out: Tensor = _Sum.apply(x)
+    return out

@@ -15,8 +15,8 @@ from models.world import World
 class Log:
     """stats.jsonl, TensorBoard events and the progress bar; only the first process writes."""
 
-    def __init__(self, folder: Path, world: World, step: int) -> None:
-        """Opens the log of a training that stands at `step`; what is logged beyond it goes."""
+    def __init__(self, folder: Path, world: World, epochs: int, step: int) -> None:
+        """Opens the log of a training that has done so many epochs and steps; later lines go."""
         self._on = world.first
         if not self._on:
             return
@@ -24,7 +24,11 @@ class Log:
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "stats.jsonl"
-        kept = [line for line in _lines(path) if line["step"] <= step]
+        kept = [
+            line
+            for line in _lines(path)
+            if line["step"] <= step and ("loss" in line or line["epoch"] <= epochs)
+        ]
         with replacing(path) as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         self._file = path.open("a", encoding="utf-8")

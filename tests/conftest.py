@@ -16,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from dataset.assets import fetch
+from dataset.command_line import UserError
+
 ROOT = Path(__file__).parent.parent
 IDENTITIES, EACH = 6, 4  # of the made-up faces
 
@@ -165,3 +168,16 @@ def weights(
         files[head] = folder / f"mfn_{head}.pth"
         torch.save(random_state("MFN", head == "recognition"), files[head])
     return files
+
+
+@pytest.fixture
+def fetched() -> Callable[[str], Path]:
+    """Fetches a known asset into the user's own cache; skips the test where it cannot be had."""
+
+    def get(name: str) -> Path:
+        try:
+            return fetch(name)
+        except UserError as error:
+            pytest.skip(f"{name} cannot be fetched: {error}")
+
+    return get

@@ -49,9 +49,9 @@ def all_labelled(w1):
 
 def sampled(f, y, **options):
     groups = group_by_identity(y)
-    begin, found = similarity_distances(InMemory(f), groups, **options)
-    assert begin == 0
-    return found
+    run = similarity_distances(InMemory(f), groups, **options)
+    assert run.begin == 0
+    return run.distances
 
 
 @pytest.mark.parametrize("sizes", [[10] * 40, [2, 3, 60, 5, 31, 26, 25, 7] * 2, [3] * 60 + [300]])
@@ -103,7 +103,9 @@ def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(monkeypatc
     whole = sampled(f, y)
     assert np.array_equal(sampled(f, y, batch_rows=10_000, threads=2).w1, whole.w1, equal_nan=True)
     groups = group_by_identity(y)
-    parts = [similarity_distances(InMemory(f), groups, rank=r, ranks=3)[1].w1 for r in range(3)]
+    parts = [
+        similarity_distances(InMemory(f), groups, rank=r, ranks=3).distances.w1 for r in range(3)
+    ]
     assert np.array_equal(np.concatenate(parts), whole.w1, equal_nan=True)
     assert not np.array_equal(sampled(f, y, seed=1).w1, whole.w1, equal_nan=True)
 
@@ -120,7 +122,7 @@ def test_a_list_out_of_order_and_one_with_gaps():
     f, y = faces_of([12] * 20)
     order = np.random.default_rng(3).permutation(len(y))
     groups = group_by_identity(y[order])
-    _, found = similarity_distances(InMemory(f[order]), groups)
+    found = similarity_distances(InMemory(f[order]), groups).distances
     # The identities and the order within them differ, so the draws do; the estimate does not.
     back = np.empty((len(y), 12), np.float32)
     back[order[groups.rows]] = found.w1
@@ -129,8 +131,8 @@ def test_a_list_out_of_order_and_one_with_gaps():
     usable[[0, 5, 100]] = False
     with_gaps = group_by_identity(y, usable)
     f[~usable] = 0  # never looked at
-    _, found = similarity_distances(InMemory(f), with_gaps)
-    _, alone = similarity_distances(InMemory(f[usable]), group_by_identity(y[usable]))
+    found = similarity_distances(InMemory(f), with_gaps).distances
+    alone = similarity_distances(InMemory(f[usable]), group_by_identity(y[usable])).distances
     assert np.array_equal(found.w1, alone.w1)
 
 

