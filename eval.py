@@ -29,7 +29,8 @@ from dataset.command_line import (
     note,
     run_script,
 )
-from dataset.files import replacing
+from dataset.containers import split_member
+from dataset.files import make_parent, replacing
 from dataset.images import UnreadableImage, thumbnail
 from dataset.inputs import find_images
 from dataset.listed import Faces, ListedFaces
@@ -63,7 +64,8 @@ def main(
     """Scores faces: 0 is the worst and 100 the best of the faces that the model learned from.
 
     Args:
-        path: images, folders (searched below), patterns, or list files of one path a line.
+        path: images, folders (searched below), patterns, .rec, .tar or .bin files, or list files of
+            one path a line.
         model: the quality network: a checkpoint of train.py, or in the published format.
         backbone: its architecture; found from the file when not given.
         out: the CSV file to write; - for stdout.
@@ -83,9 +85,13 @@ def main(
     """
     if not path:
         return fail("name at least one image, folder, pattern or list file", EXIT_USAGE)
-    for name, value in (("batch-size", batch_size), ("num-workers", num_workers)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be 1 or more")
+    counts = [("batch-size", batch_size, 1), ("num-workers", num_workers, 1)]
+    for name, value, least in [*counts, ("top", top, 0), ("bottom", bottom, 0)]:
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
+    for target in [report] if out == "-" else [out, report]:
+        if target is not None:
+            make_parent(target)  # now, not after an hour of scoring
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
         left_out = LeftOut()
         table = table_of(find_images(path, left_out), Path(folder) / "images.txt")
@@ -171,6 +177,10 @@ def make_report(
     """Writes the report page and prints where it is."""
     from evaluation.report import write_report
 
+    def file_of(row: int) -> str | None:
+        path = faces.photo_path(row)
+        return path if split_member(path) is None else None  # nothing to open in a container
+
     def picture(row: int) -> bytes | None:
         try:
             return thumbnail(faces.crop(row))
@@ -185,7 +195,7 @@ def make_report(
         statuses=[scores.status(row) for row in range(len(faces))],
         model_name=network.name,
         thumbnail=picture,
-        link_path=faces.photo_path,
+        link_path=file_of,
         calibration=meaning.calibration,
         notes=[sentence] if sentence else [],
     )
