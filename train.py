@@ -47,9 +47,16 @@ from dataset.training_list import (
 )
 from evaluation.areas import areas
 from evaluation.calibration import calibration, held_out_curve, held_out_measures
-from models.checkpoints import HEADS, read_resume, save_network, save_resume, start_from
+from models.checkpoints import read_resume, save_network, save_resume
 from models.device import Compute, choose_compute
-from models.networks import FaceModel, build_network
+from models.networks import (
+    HEAD,
+    FaceModel,
+    describe_network,
+    head_parameters,
+    trunk_parameters,
+)
+from models.starts import start_network
 from models.sync_norm import with_shared_statistics
 from models.training_log import Log
 from models.world import World, join_world
@@ -84,11 +91,9 @@ def train(config: TrainConfig, world: World) -> int:
     steps = len(data.train) // step_size
     total = steps * config.epochs
 
-    network = build_network(config.backbone, dropout=config.dropout)
-    started = "random weights"
-    if config.finetuning_model is not None:
-        loaded = start_from(network, config.finetuning_model, config.backbone)
-        started = f"{config.finetuning_model}: {loaded}"
+    start = start_network(config.finetuning_model, config.backbone, config.dropout)
+    network, started = start.network, start.text
+    architecture = describe_network(start.backbone, network)  # for the .json of each checkpoint
     if config.sync_bn and world.size > 1:
         network = with_shared_statistics(network)
     model: nn.Module = FaceModel(network).to(memory_format=torch.channels_last)
@@ -118,7 +123,7 @@ def train(config: TrainConfig, world: World) -> int:
         started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
     log = Log(folder, world, state["epoch"], state["epoch"] * steps + state["step"])
     if world.first:
-        describe(config, data, folder, started, compute, step_size)
+        describe(config, start.backbone, data, folder, started, compute, step_size)
     running: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
     if world.size > 1:
         on_gpu = [compute.device] if compute.device.type == "cuda" else None
@@ -202,7 +207,9 @@ def train(config: TrainConfig, world: World) -> int:
             check_finite(*previous, state, data, folder)
         schedule.step()
         state["epoch"], state["step"] = epoch + 1, 0
-        finish_epoch(config, data, model, network, compute, world, folder, state, steps, log)
+        finish_epoch(
+            config, data, model, network, architecture, compute, world, folder, state, steps, log
+        )
         save()
         saved = time.monotonic()
     log.close()
@@ -213,8 +220,7 @@ def train(config: TrainConfig, world: World) -> int:
 
 def learning_rates(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The optimiser's groups: the head at lr, the trunk at trunk_lr times that, or not at all."""
-    head = [p for name, p in network.named_parameters() if name.startswith(HEADS)]
-    trunk = [p for name, p in network.named_parameters() if not name.startswith(HEADS)]
+    head, trunk = head_parameters(network), trunk_parameters(network)
     if config.trunk_lr == 0:
         for parameter in trunk:
             parameter.requires_grad_(False)
@@ -225,7 +231,7 @@ def learning_rates(network: nn.Module, config: TrainConfig) -> list[dict[str, An
 def keep_statistics(network: nn.Module) -> None:
     """Puts the trunk into evaluation mode: a frozen trunk's BatchNorm must not move either."""
     for name, child in network.named_children():
-        if not f"{name}.".startswith(HEADS):
+        if not f"{name}.".startswith(HEAD):
             child.eval()
 
 
@@ -266,6 +272,7 @@ def finish_epoch(
     data: TrainingList,
     model: nn.Module,
     network: nn.Module,
+    architecture: dict[str, Any],
     compute: Compute,
     world: World,
     folder: Path,
@@ -276,9 +283,7 @@ def finish_epoch(
     """Measures the network on the held-out images and saves it, best.pth too if it is the best."""
     measures: dict[str, float] = {}
     about: dict[str, Any] = {
-        "architecture": config.backbone,
-        "head": "quality",
-        "input": {"size": 112, "colour": "RGB", "mean": 127.5, "scale": 127.5},
+        **architecture,
         "training": {"epoch": state["epoch"], "labels_sha256": data.table.sha256},
         "calibration": None,
     }
@@ -328,6 +333,7 @@ def to_device(array: npt.NDArray[Any], compute: Compute) -> Tensor:
 
 def describe(
     config: TrainConfig,
+    backbone: str,
     data: TrainingList,
     folder: Path,
     started: str,
@@ -336,7 +342,7 @@ def describe(
 ) -> None:
     """Prints what is about to happen, and leaves it in the folder."""
     print(
-        f"{config.backbone} on {compute}: {len(data.train)} images to learn from, "
+        f"{backbone} on {compute}: {len(data.train)} images to learn from, "
         f"{len(data.held_out)} held out; {step_size} images a step in all"
     )
     print(f"start: {started}")

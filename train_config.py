@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from models.backbones import Backbone
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -18,15 +20,16 @@ class TrainConfig:
 
     # labels to learn, `<path> TAB <label>`, as gen_pseudo_labels writes them
     img_list: Path = Path("annotations/quality_pseudo_labels.txt")
-    # start from this checkpoint by key name: a recognition network of the same backbone, or a
-    # quality network; None starts from random weights
-    finetuning_model: Path | None = None
+    # start from this: a checkpoint with a recognition or a quality head, by key name; an .onnx
+    # recogniser; sface or w600k_mbf (fetched once); None starts from random weights
+    finetuning_model: str | None = None
     # folder of all trainings
     checkpoints: Path = Path("checkpoints")
     # this training's folder below it; the same name goes on where it stopped
     checkpoints_name: str = "sdd_fiqa"
-    # the network: R_50 as published, MFN for a small one
-    backbone: Literal["R_50", "MFN"] = "R_50"
+    # the network; None takes that of finetuning_model and, where there is none, R_50 (as
+    # published); MFN is the small one
+    backbone: Backbone | None = None
     # huber (SmoothL1), l1 or l2, on labels of 0..100
     loss: Literal["huber", "l1", "l2"] = "huber"
     # where Huber turns from square to straight, in label points
