@@ -29,6 +29,7 @@ from dataset.command_line import (
     note,
     run_script,
 )
+from dataset.containers import split_member
 from dataset.files import replacing
 from dataset.images import UnreadableImage, thumbnail
 from dataset.inputs import find_images
@@ -38,6 +39,7 @@ from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
 from evaluation.meaning import Meaning
 from evaluation.summary import summarise
+from models.backbones import Backbone
 from models.quality import QualityModel, load_quality_model
 
 
@@ -45,7 +47,7 @@ def main(
     path: Annotated[tuple[str, ...], tyro.conf.Positional],
     /,
     model: str = "checkpoints/sdd_fiqa/best.pth",
-    backbone: Literal["R_50", "MFN"] | None = None,
+    backbone: Backbone | None = None,
     out: str = "scores.csv",
     report: Path | None = None,
     align: bool = False,
@@ -62,7 +64,8 @@ def main(
     """Scores faces: 0 is the worst and 100 the best of the faces that the model learned from.
 
     Args:
-        path: images, folders (searched below), patterns, or list files of one path a line.
+        path: images, folders (searched below), patterns, .rec, .tar or .bin files, or list files of
+            one path a line.
         model: the quality network: a checkpoint of train.py, or in the published format.
         backbone: its architecture; found from the file when not given.
         out: the CSV file to write; - for stdout.
@@ -170,6 +173,10 @@ def make_report(
     """Writes the report page and prints where it is."""
     from evaluation.report import write_report
 
+    def file_of(row: int) -> str | None:
+        path = faces.photo_path(row)
+        return path if split_member(path) is None else None  # nothing to open in a container
+
     def picture(row: int) -> bytes | None:
         try:
             return thumbnail(faces.crop(row))
@@ -184,7 +191,7 @@ def make_report(
         statuses=[scores.status(row) for row in range(len(faces))],
         model_name=network.name,
         thumbnail=picture,
-        link_path=faces.photo_path,
+        link_path=file_of,
         calibration=meaning.calibration,
         notes=[sentence] if sentence else [],
     )

@@ -24,6 +24,10 @@ class UserError(ValueError):
     """Something the user can mend; the message is one line: which file, which rule, what to do."""
 
 
+class Stalled(UserError):
+    """A read that does not come back, and holds a thread that nobody can end."""
+
+
 def run_script(main: Callable[..., int]) -> None:
     """Parses the command line into `main`'s arguments, runs it and exits with its exit code.
 
@@ -37,6 +41,10 @@ def run_script(main: Callable[..., int]) -> None:
     try:
         code = tyro.cli(main)
         sys.stdout.flush()
+    except Stalled as error:
+        code = fail(str(error))
+        sys.stdout.flush()
+        os._exit(code)  # an ordinary exit would wait for the thread
     except UserError as error:
         code = fail(str(error))
     except BrokenPipeError:  # `script | head`: the reader has seen enough

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dataset.containers import read_bytes
+from dataset.storage import UnreadableImage as UnreadableImage
 
 MAX_PIXELS = 1 << 27  # 134 megapixels: above any camera, far below what would exhaust memory
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read once, by cv2's import
@@ -33,24 +35,17 @@ _SIGNATURES = re.compile(
 Image = npt.NDArray[np.uint8]
 
 
-class UnreadableImage(ValueError):
-    """An image that cannot be used; the message is the reason, without the path."""
-
-
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """Reads one image file: (H, W, 3) uint8, RGB, upright.
+    """Reads one image, of a file or a container: (H, W, 3) uint8, RGB, upright.
 
     EXIF rotation is applied (but to images with transparency); grey, palette, CMYK and 16-bit
     images become 8-bit RGB; transparency is laid over black.
 
     Raises:
         UnreadableImage: missing, empty, damaged, truncated, or larger than MAX_PIXELS.
+        UserError: the storage is gone (dataset/storage.py).
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from error
-    return decode_image(content)
+    return decode_image(read_bytes(path))
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:

@@ -1,4 +1,4 @@
-"""What a person types as "these faces": files, folders, globs, list files."""
+"""What a person types as "these faces": files, folders, globs, containers, list files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from dataset.command_line import UserError
+from dataset.container_lists import container_images
+from dataset.containers import is_container, split_member
 from dataset.images import IMAGE_SUFFIXES, is_image
 from dataset.lists import read_table
 from dataset.scan import BAD_NAMES, LeftOut, fits_a_line, walk_images
@@ -16,8 +18,9 @@ def find_images(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
     """The images that some inputs name, in the order typed.
 
     Args:
-        inputs: image files; folders, searched below; patterns with `*`, `?` or `[`, of images and
-            folders; list files, one path a line (columns after a TAB are ignored).
+        inputs: image files; folders, searched below; patterns with `*`, `?` or `[`, of images,
+            folders and containers; .rec, .tar and .bin files, and single members of them,
+            `train.rec#17`; list files, one path a line (columns after a TAB are ignored).
         left_out: takes what is not an image.
 
     Raises:
@@ -46,16 +49,20 @@ def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
             for match in matches:
                 if os.path.isdir(match):
                     yield from walk_images(match.rstrip("/"), left_out)
-                elif _looks_like_image(match):
+                elif is_container(match) or _looks_like_image(match):
                     yield from _of_file(match, left_out)
                 else:
                     left_out.other_file(match)
+        elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
+            yield name
         else:
             raise UserError(f"{name}: no such file or folder")
 
 
 def _of_file(name: str, left_out: LeftOut) -> Iterator[str]:
-    if not _looks_like_image(name):
+    if is_container(name):
+        yield from container_images(name, left_out)
+    elif not _looks_like_image(name):
         yield from read_table(name).paths()
     elif fits_a_line(name):
         yield name

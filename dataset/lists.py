@@ -275,8 +275,13 @@ def _join_keys(keys: npt.NDArray[np.int64], right: Table, *, whole: bool) -> npt
             return np.full(len(keys), -1, np.int64)
         row = int(order[twice[0] + 1])
         raise UserError(f"{right.file}:{row + 1}: {right.path(row)} is listed twice; list it once")
-    at = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    return np.where(ordered[at] == keys, order[at], -1).astype(np.int64)
+    # Keys in ascending order walk through `ordered` once; at random, each would miss the cache.
+    ascending = np.argsort(keys)
+    at = np.searchsorted(ordered, keys[ascending])
+    np.minimum(at, len(ordered) - 1, out=at)
+    rows = np.empty(len(keys), np.int64)
+    rows[ascending] = np.where(ordered[at] == keys[ascending], order[at], -1)
+    return rows
 
 
 def _keys(raw_paths: Iterable[bytes], count: int) -> npt.NDArray[np.int64]:

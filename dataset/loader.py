@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from dataset.command_line import Stalled
+from dataset.containers import prepare
 from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image, resize_face
 from dataset.lists import Table
 from dataset.threads import own_cores
 
 _CHUNK = 16  # images a task: large enough that handing it over costs nothing
 _AHEAD = 2  # batches decoded ahead of the one in use
+STALL_SECONDS = 300.0  # well above a chunk of reads that are all tried to the last
+_STALL_SLICES = 10
 
 
 @dataclass
@@ -66,20 +70,30 @@ def batches(
         batch_size: images a batch; the last one may be smaller.
         num_workers: decoding threads; None takes `default_workers()`.
         read: from a path to (H, W, 3) uint8 RGB; raises UnreadableImage.
+
+    Raises:
+        Stalled: a read has not come back for STALL_SECONDS.
+        UserError: the storage is gone (dataset/storage.py).
     """
     order = np.asarray(rows, np.int64)
     workers = default_workers() if num_workers is None else max(1, num_workers)
     waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+    if len(order):
+        prepare(table.path(int(order[0])))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    ended = True  # no thread hangs in a read
     try:
         for start in range(0, len(order), batch_size):
             waiting.append(_begin(pool, table, order[start : start + batch_size], read))
             if len(waiting) > _AHEAD:
-                yield _finish(*waiting.popleft())
+                yield _finish(table, *waiting.popleft())
         while waiting:
-            yield _finish(*waiting.popleft())
+            yield _finish(table, *waiting.popleft())
+    except Stalled:
+        ended = False
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=ended, cancel_futures=True)
 
 
 def _begin(
@@ -97,8 +111,18 @@ def _begin(
     return batch, futures
 
 
-def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:
-    for future in futures:
+def _finish(table: Table, batch: Batch, futures: list[Future[None]]) -> Batch:
+    for chunk, future in enumerate(futures):
+        # In slices: a process that was stopped and goes on has lost one of them, not its patience.
+        slices = 0
+        while wait([future], STALL_SECONDS / _STALL_SLICES).not_done:
+            slices += 1
+            if slices == _STALL_SLICES:
+                path = table.path(int(batch.rows[chunk * _CHUNK]))
+                raise Stalled(
+                    f"{path}: reading it, or one of the {_CHUNK - 1} after it, has not come back "
+                    f"for {STALL_SECONDS:.0f} s; is the storage there? then run the same command"
+                )
         future.result()
     return batch
 

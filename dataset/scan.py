@@ -157,6 +157,18 @@ def write_lists(
         UserError: nothing is left to list; says whether the folder is empty, has no identity
             folders, or has too few images an identity.
     """
+    identified = _identified(images, root, id_key_index, left_out)
+    return write_identified(identified, root, out_dir, min_images_per_id, left_out)
+
+
+def write_identified(
+    images: Iterator[tuple[str, str]],
+    root: str,
+    out_dir: Path,
+    min_images_per_id: int,
+    left_out: LeftOut,
+) -> ListCounts:
+    """As `write_lists`, for pairs of a path, which begins with `root`, and an identity's name."""
     numbers: dict[str, int] = {}
     per_identity: list[int] = []
     bar = tqdm(images, desc="list images", unit=" images", unit_scale=True, mininterval=0.5)
@@ -164,13 +176,8 @@ def write_lists(
     listed = 0
     try:
         with replacing(draft) as file, bar:
-            for path in bar:
-                parts = path[len(root) + 1 :].split("/")
-                position = id_key_index if id_key_index < 0 else id_key_index - len(parts)
-                if not -len(parts) <= position < -1:
-                    left_out.kinds["images outside an identity folder"] += 1
-                    continue
-                number = numbers.setdefault(parts[position], len(numbers))
+            for path, identity in bar:
+                number = numbers.setdefault(identity, len(numbers))
                 if number == len(per_identity):
                     per_identity.append(0)
                 per_identity[number] += 1
@@ -210,6 +217,19 @@ def listed_images(image_list: Path, root: str, left_out: LeftOut) -> Iterator[st
             left_out.trouble("listed files that do not exist", path)
 
 
+def _identified(
+    images: Iterator[str], root: str, id_key_index: int, left_out: LeftOut
+) -> Iterator[tuple[str, str]]:
+    """Images with the part of their path below `root` that names their identity."""
+    for path in images:
+        parts = path[len(root) + 1 :].split("/")
+        position = id_key_index if id_key_index < 0 else id_key_index - len(parts)
+        if -len(parts) <= position < -1:
+            yield path, parts[position]
+        else:
+            left_out.kinds["images outside an identity folder"] += 1
+
+
 def _finish(draft: Path, root: str, out_dir: Path, kept: npt.NDArray[np.bool_]) -> None:
     """From the draft, without the identities that are not kept, the two files."""
     numbers = (np.cumsum(kept) - 1).tolist()
@@ -223,7 +243,8 @@ def _finish(draft: Path, root: str, out_dir: Path, kept: npt.NDArray[np.bool_]) 
             path, _, number = line.rstrip("\n").rpartition("\t")
             if keep[int(number)]:
                 labelpath.write(f"{path}\t{numbers[int(number)]}\n")
-                label.write(f"{path[len(root) :]}\n")
+                below = path[len(root) :] if root else f"/{path}"
+                label.write(f"{below}\n")
 
 
 def _nothing(root: str, left_out: LeftOut) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from dataset.command_line import UserError
 from dataset.lists import Table, last_parts, read_table
+from dataset.pair_bins import read_pair_bin
 
 Rows = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -32,7 +34,7 @@ def read_names(path: Path, table: Table) -> Mask:
 
 
 def read_pairs(path: Path, table: Table) -> tuple[Rows, Rows, Mask, int]:
-    """Reads a verification list: LFW's pairs.txt, or lines `a b 0|1`.
+    """Reads a verification list: LFW's pairs.txt, lines `a b 0|1`, or a .bin with its images.
 
     Returns:
         (P,) rows of the first and of the second image, (P,) True where both show one person, and
@@ -41,14 +43,7 @@ def read_pairs(path: Path, table: Table) -> tuple[Rows, Rows, Mask, int]:
     Raises:
         UserError: missing, another form, or no pair whose images are in the list.
     """
-    if path.suffix == ".bin":
-        raise UserError(f"{path}: a .bin holds images, not names; give the pairs as text")
-    lines = [line.split("\t") for line in read_lines(path)]
-    header = lines[0][0].split()
-    if all(field.isdigit() for field in [*header, *lines[0][1:]]) and len(lines[0]) <= 2:
-        pairs = [_lfw_pair(path, number, line) for number, line in enumerate(lines[1:], 2)]
-    else:
-        pairs = [_named_pair(path, number, line) for number, line in enumerate(lines, 1)]
+    pairs = _bin_pairs(path) if path.suffix == ".bin" else _text_pairs(path)
     rows = rows_of_names({name for pair in pairs for name in pair[:2]}, table)
     known = [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
     if not known:
@@ -57,6 +52,20 @@ def read_pairs(path: Path, table: Table) -> tuple[Rows, Rows, Mask, int]:
     second = np.array([rows[pair[1]] for pair in known], np.int32)
     same = np.array([pair[2] for pair in known], np.bool_)
     return first, second, same, len(pairs) - len(known)
+
+
+def _bin_pairs(path: Path) -> list[tuple[str, str, bool]]:
+    """By the file's name and the entry: the list may have found it from another folder."""
+    pairs = replace(read_pair_bin(path), path=path.name)
+    return list(pairs.named_pairs())
+
+
+def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
+    lines = [line.split("\t") for line in read_lines(path)]
+    header = lines[0][0].split()
+    if all(field.isdigit() for field in [*header, *lines[0][1:]]) and len(lines[0]) <= 2:
+        return [_lfw_pair(path, number, line) for number, line in enumerate(lines[1:], 2)]
+    return [_named_pair(path, number, line) for number, line in enumerate(lines, 1)]
 
 
 def rows_of_names(names: Iterable[str], table: Table) -> dict[str, int]:

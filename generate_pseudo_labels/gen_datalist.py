@@ -1,9 +1,10 @@
-"""Lists the faces of a folder: who is where.
+"""Lists the faces of a folder or a container: who is where.
 
     python generate_pseudo_labels/gen_datalist.py --data-root faces
+    python generate_pseudo_labels/gen_datalist.py --data-root ms1m/train.rec
 
-takes `faces/<identity>/<image>` (identity folders at any depth) and writes annotations/DATA.label
-and annotations/DATA.labelpath.
+takes `faces/<identity>/<image>` (identity folders at any depth), an InsightFace .rec, WebDataset
+tars or a .bin of pairs, and writes annotations/DATA.label and annotations/DATA.labelpath.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import os
 from pathlib import Path
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
+from dataset.container_lists import PAIRS, containers_of, identified_members, write_pairs
 from dataset.lists import LABELPATH
-from dataset.scan import LeftOut, listed_images, walk_images, write_lists
+from dataset.packing import pack_records
+from dataset.scan import LeftOut, listed_images, walk_images, write_identified, write_lists
 
 
 def main(
@@ -22,39 +25,72 @@ def main(
     id_key_index: int = -2,
     image_list_file: Path | None = None,
     min_images_per_id: int = 1,
+    to_rec: Path | None = None,
 ) -> int:
-    """Lists the images of a folder with their identities.
+    """Lists the images of a folder or a container with their identities.
 
     Args:
-        data_root: the folder that holds the identity folders, at any depth.
-        out_dir: folder for DATA.label and DATA.labelpath.
-        id_key_index: which part of an image's path names its identity; -2 is the folder it lies in.
+        data_root: the folder that holds the identity folders, at any depth; or a .rec file, tars
+            (one, a pattern, or a folder of them) or a .bin of pairs, which name identities
+            themselves.
+        out_dir: folder for DATA.label and DATA.labelpath; for a .bin also pairs.txt.
+        id_key_index: of a folder, which part of an image's path names its identity; -2 is the
+            folder it lies in.
         image_list_file: list these images (one path a line, below data-root) in place of all that
-            the folder holds.
+            the folder or the .rec holds.
         min_images_per_id: leave out identities with fewer images.
+        to_rec: also pack the listed images into this .rec file, with its .idx beside it.
     """
-    root = check(data_root, id_key_index, min_images_per_id)
+    containers = containers_of(data_root)
+    root = check(data_root, containers, id_key_index, min_images_per_id, to_rec)
     left_out = LeftOut()
-    if image_list_file is None:
-        images = walk_images(root, left_out)
+    if containers:
+        members = identified_members(containers, image_list_file, left_out)
+        counts = write_identified(members, root, out_dir, min_images_per_id, left_out)
     else:
-        images = listed_images(image_list_file, root, left_out)
-    counts = write_lists(images, root, out_dir, id_key_index, min_images_per_id, left_out)
+        if image_list_file is None:
+            images = walk_images(root, left_out)
+        else:
+            images = listed_images(image_list_file, root, left_out)
+        counts = write_lists(images, root, out_dir, id_key_index, min_images_per_id, left_out)
     print(f"{out_dir / LABELPATH}: {counts.images} images of {counts.identities} identities")
+    if root.endswith(".bin"):
+        print(f"{out_dir / PAIRS}: {write_pairs(root, out_dir / PAIRS)} pairs")
+    if to_rec is not None:
+        print(f"{to_rec}: {pack_records(out_dir / LABELPATH, to_rec, left_out)} images")
     print(*left_out.lines(), sep="\n", end="\n" if left_out.lines() else "")
     return EXIT_SKIPPED if left_out.troubles else EXIT_DONE
 
 
-def check(data_root: str, id_key_index: int, min_images_per_id: int) -> str:
-    """Refuses wrong arguments; returns the root without a `/` at its end."""
-    if not os.path.isdir(data_root):
+def check(
+    data_root: str,
+    containers: list[str],
+    id_key_index: int,
+    min_images_per_id: int,
+    to_rec: Path | None,
+) -> str:
+    """Refuses wrong arguments; returns the root, with which all paths begin."""
+    if not containers and not os.path.isdir(data_root):
         is_file = os.path.exists(data_root)
         what = "is a file" if is_file else "does not exist"
-        raise UserError(f"--data-root {data_root}: {what}; name the folder of identity folders")
+        raise UserError(
+            f"--data-root {data_root}: {what}; name the folder of identity folders, a .rec, a .tar "
+            "or a .bin"
+        )
+    if containers and id_key_index != -2:
+        raise UserError(
+            f"--id-key-index {id_key_index}: is for folders; {data_root} names identities itself"
+        )
     if id_key_index == -1:
         raise UserError("--id-key-index -1: is the image's own name; -2 is the folder it lies in")
     if min_images_per_id < 1:
         raise UserError(f"--min-images-per-id {min_images_per_id}: must be 1 or more")
+    if to_rec is not None and to_rec.suffix != ".rec":
+        raise UserError(f"--to-rec {to_rec}: must end in .rec")
+    if to_rec is not None and str(to_rec) in containers:
+        raise UserError(f"--to-rec {to_rec}: is the file that is read; name another")
+    if containers and containers != [data_root]:  # several, below a folder of theirs
+        return os.path.commonpath([os.path.dirname(container) for container in containers])
     return data_root.rstrip("/") or "/"
 
 

@@ -90,7 +90,7 @@ def load_quality_model(
     Args:
         model: a checkpoint of this project or in the published format, or an .onnx file of
             export_onnx.py (through onnxruntime: torch is not imported).
-        backbone: R_50 or MFN; None finds it from the file.
+        backbone: a name in models.networks.BACKBONES; None finds it from the file.
         device: auto, cpu, cuda or cuda:i.
         precision: auto (bf16 where the device is fast at it), fp32 or bf16; an .onnx file runs in
             the precision it was made in.

@@ -60,14 +60,15 @@ class Recogniser(Protocol):
 
 
 def load_recogniser(
-    weights: str, backbone: str = "R_50", device: str = "auto", precision: Precision = "auto"
+    weights: str, backbone: str | None = None, device: str = "auto", precision: Precision = "auto"
 ) -> Recogniser:
     """Loads a recogniser.
 
     Args:
         weights: a name in ONNX_RECOGNISERS (fetched once, then cached), an .onnx file, or a torch
-            checkpoint of `backbone` with a recognition head.
-        backbone: R_50 or MFN; for torch checkpoints.
+            checkpoint with a recognition head.
+        backbone: a name in models.networks.BACKBONES, for torch checkpoints; None finds it from
+            the keys.
         device: auto, cpu, cuda or cuda:i.
         precision: auto, fp32 or bf16; ONNX files run in the precision they were made in.
 
@@ -80,17 +81,19 @@ def load_recogniser(
         known = ", ".join(ONNX_RECOGNISERS)
         raise UserError(f"--weights {weights}: no such file, and no known name ({known})")
     if weights.endswith(".onnx"):
-        return _OnnxRecogniser(Path(weights), weights, _describe(Path(weights)), device)
+        return _OnnxRecogniser(Path(weights), weights, describe_onnx(Path(weights)), device)
     return _TorchRecogniser(weights, backbone, device, precision)
 
 
 class _TorchRecogniser:
-    def __init__(self, weights: str, backbone: str, device: str, precision: Precision) -> None:
+    def __init__(
+        self, weights: str, backbone: str | None, device: str, precision: Precision
+    ) -> None:
         import torch
 
         from models.checkpoints import load_network
         from models.device import choose_compute
-        from models.networks import FaceModel
+        from models.networks import FaceModel, pixels_of
 
         self._compute = choose_compute(device, precision)
         name, network = load_network(weights, recognition=True, backbone=backbone)
@@ -103,7 +106,7 @@ class _TorchRecogniser:
             "sha256": sha256_of(weights),
             "backbone": name,
             "precision": f"{self._compute.device.type} {self._compute.name}",
-            "preprocessing": asdict(OnnxInput("RGB", 127.5, 127.5, self.dimension)),
+            "preprocessing": {**asdict(pixels_of(network)), "dimension": self.dimension},
         }
 
     def embed(self, faces: Faces) -> Embeddings:
@@ -171,7 +174,7 @@ class _OnnxRecogniser:
         return np.asarray(self._session.run(None, inputs)[0], np.float32)[:count]
 
 
-def _describe(path: Path) -> OnnxInput:
+def describe_onnx(path: Path) -> OnnxInput:
     """The input of an ONNX file: known by its bytes, by the .json beside it, or assumed."""
     from dataset.assets import ASSETS
 

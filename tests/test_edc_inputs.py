@@ -196,7 +196,7 @@ def test_pairs_of_strangers_are_counted(tmp_path: Path, table: Table) -> None:
         ("p.txt", "a\tb\t2\n", ":1: expected `image image 0|1`"),
         ("p.txt", "x\ty\t1\n", "none of its images is in"),
         ("p.txt", "", "is empty"),
-        ("p.bin", "", "a .bin holds images, not names"),
+        ("p.bin", "", "is not a pickled set of pairs"),
     ],
 )
 def test_bad_pair_lists_are_named(
