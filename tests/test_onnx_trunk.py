@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -23,92 +22,11 @@ from models.networks import FaceModel, describe_network, head_parameters, trunk_
 from models.onnx_trunk import read_trunk
 from models.quality import load_quality_model
 from models.starts import start_network
+from onnx_graphs import Array, Maker, every_layer, faces, helper, onnx
 
-onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 ROOT = Path(__file__).resolve().parents[1]
-Array = npt.NDArray[Any]
-
-
-class Maker:
-    """Writes small ONNX graphs, a node a call."""
-
-    def __init__(self, inputs: Sequence[Any] = ("N", 3, 112, 112)) -> None:
-        self.rng = np.random.default_rng(0)
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Array] = {}
-        self.shape = list(inputs)
-
-    def add(self, op: str, *inputs: str | Array | None, out: str = "", **attributes: Any) -> str:
-        names = []
-        for value in inputs:
-            if isinstance(value, np.ndarray):
-                name = f"w{len(self.constants)}"
-                self.constants[name] = value.astype(np.float32)
-                names.append(name)
-            else:
-                names.append(value or "")
-        out = out or f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, names, [out], **attributes))
-        return out
-
-    def random(self, *shape: int) -> Array:
-        inputs = float(np.prod(shape[1:])) if len(shape) > 1 else 4.0
-        out: Array = (self.rng.normal(size=shape) / inputs**0.5).astype(np.float32)
-        return out
-
-    def conv(
-        self, x: str, into: int, out: int, size: int = 3, bias: bool = True, **more: Any
-    ) -> str:
-        weight = self.random(out, into // more.get("group", 1), size, size)
-        return self.add("Conv", x, weight, *([self.random(out)] if bias else []), **more)
-
-    def norm(self, x: str, size: int, **more: Any) -> str:
-        arrays = [0.5 + self.rng.random(size), self.random(size)]
-        return self.add(
-            "BatchNormalization", x, *arrays, self.random(size), 0.5 + self.rng.random(size), **more
-        )
-
-    def write(self, path: Path, *outputs: str) -> Path:
-        inputs = [helper.make_tensor_value_info("faces", onnx.TensorProto.FLOAT, self.shape)]
-        graph = helper.make_graph(
-            self.nodes,
-            "made-up",
-            inputs,
-            [helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None) for o in outputs],
-            [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-        onnx.save(model, str(path))
-        return path
-
-
-def every_layer(path: Path) -> tuple[Path, str]:
-    """A graph of every layer there is, one a line; and the name of its last map."""
-    make = Maker()
-    x = make.add("Sub", "faces", np.array(100.0))
-    x = make.add("Mul", x, np.array([0.01, 0.02, 0.015]).reshape(3, 1, 1))
-    x = make.conv(x, 3, 8, strides=[2, 2], pads=[1, 1, 1, 1])
-    x = make.add("PRelu", x, np.abs(make.random(8, 1, 1)))
-    y = make.conv(x, 8, 8, bias=False, group=8, strides=[2, 2], pads=[2, 2, 2, 2], dilations=[2, 2])
-    y = make.norm(y, 8, epsilon=0.01, momentum=0.8)
-    y = make.add("Relu", y)
-    z = make.add("MaxPool", x, kernel_shape=[1, 1], strides=[2, 2])
-    x = make.add("Add", y, make.add("Identity", z))
-    x = make.add("Mul", x, make.add("Sub", x, z))
-    x = make.conv(x, 8, 4, strides=[4, 4])  # 28 -> 7
-    last = make.add("Dropout", x, out="last")
-    x = make.conv(last, 4, 6, size=7)  # a global convolution: 7 -> 1
-    x = make.add("Flatten", x)
-    x = make.add("Gemm", x, make.random(5, 6), make.random(5), transB=1)
-    norm = make.add("ReduceL2", x, axes=[1], keepdims=1)
-    return make.write(path, make.add("Div", x, norm)), last
-
-
-def faces(count: int) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(1).integers(0, 256, (count, 112, 112, 3), dtype=np.uint8)
 
 
 def map_by_onnxruntime(path: Path, value: str, x: Array) -> Array:
@@ -219,7 +137,9 @@ def test_the_checkpoint_stands_alone(tmp_path: Path) -> None:
         assert torch.equal(again.network.state_dict()[key], value)
 
 
-def test_train_and_eval_go_through(tmp_path: Path) -> None:
+def test_train_and_eval_go_through(
+    tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     """train.py from an ONNX file, frozen and not; export_onnx.py and eval.py on what it leaves."""
     every_layer(tmp_path / "made.onnx")[0].with_suffix(".json").write_text(
         json.dumps({"colour": "BGR", "mean": 1.0, "scale": 2.0, "dimension": 0})
@@ -230,22 +150,13 @@ def test_train_and_eval_go_through(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"f/{number}.png"), faces(12)[number])
         lines.append(f"f/{number}.png\t{8 * number}\n")
     (tmp_path / "labels.txt").write_text("".join(lines))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+    def run(script: str, *arguments: str) -> str:
+        done = run_script(script, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    common = [str(ROOT / "train.py"), "--img-list", "labels.txt", "--finetuning-model", "made.onnx"]
+    common = ["train.py", "--img-list", "labels.txt", "--finetuning-model", "made.onnx"]
     common += ["--val-identities", "0", "--epochs", "1", "--batch-size", "4", "--device", "cpu"]
     out = run(*common, "--trunk-lr", "0", "--checkpoints-name", "frozen")
     assert "onnx:made on cpu" in out
@@ -261,10 +172,10 @@ def test_train_and_eval_go_through(tmp_path: Path) -> None:
     assert about["input"] == {"size": 112, "colour": "BGR", "mean": 1.0, "scale": 2.0}
     (tmp_path / "made.onnx").unlink()
     best = "checkpoints/whole/best.pth"
-    run(str(ROOT / "export_onnx.py"), "--model", best, "--out", "q.onnx")
+    run("export_onnx.py", "--model", best, "--out", "q.onnx")
     both = []
     for model in (best, "q.onnx"):
-        run(str(ROOT / "eval.py"), "f", "--model", model, "--device", "cpu", "--precision", "fp32")
+        run("eval.py", "f", "--model", model, "--device", "cpu", "--precision", "fp32")
         rows = (tmp_path / "scores.csv").read_text().splitlines()[1:]
         both.append([float(row.split(",")[1]) for row in rows])
     assert len(both[0]) == 12
