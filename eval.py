@@ -2,6 +2,7 @@
 
     python eval.py faces/ --model checkpoints/sdd_fiqa/best.pth
     python eval.py photos/ --align --report report.html
+    python eval.py photos/ --all-faces --accept 0.95 --out - | head
 
 writes scores.csv: path, score, status, in the order of the input.
 """
@@ -10,9 +11,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +30,16 @@ from dataset.command_line import (
     run_script,
 )
 from dataset.containers import split_member
-from dataset.files import replacing
-from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image, thumbnail
+from dataset.files import make_parent, replacing
+from dataset.images import UnreadableImage, thumbnail
 from dataset.inputs import find_images
+from dataset.listed import Faces, ListedFaces
 from dataset.lists import Table
-from dataset.loader import batches
 from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
+from evaluation.meaning import Meaning
+from evaluation.summary import summarise
+from models.backbones import Backbone
 from models.quality import QualityModel, load_quality_model
 
 
@@ -44,10 +47,13 @@ def main(
     path: Annotated[tuple[str, ...], tyro.conf.Positional],
     /,
     model: str = "checkpoints/sdd_fiqa/best.pth",
-    backbone: Literal["R_50", "MFN"] | None = None,
+    backbone: Backbone | None = None,
     out: str = "scores.csv",
     report: Path | None = None,
     align: bool = False,
+    all_faces: bool = False,
+    percentile: bool = False,
+    accept: float | None = None,
     top: int = 0,
     bottom: int = 0,
     batch_size: int | None = None,
@@ -65,6 +71,11 @@ def main(
         out: the CSV file to write; - for stdout.
         report: also write a page of the faces in order of their scores (an HTML file).
         align: find the largest face in each photo and align it before scoring.
+        all_faces: align and score every face of each photo: rows path#1, path#2, ..., the largest
+            first, with its box and landmarks.
+        percentile: add a column: how many percent of the model's calibration faces score lower.
+        accept: the share of calibration faces to keep (0.95, say): prints the threshold that does,
+            and adds a column of 1 (at or above it) and 0.
         top: print the N best.
         bottom: print the N worst.
         batch_size: faces a batch; by default 16 on the CPU, 512 on a GPU.
@@ -74,149 +85,121 @@ def main(
     """
     if not path:
         return fail("name at least one image, folder, pattern or list file", EXIT_USAGE)
-    for name, value in (("batch-size", batch_size), ("num-workers", num_workers)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be 1 or more")
+    counts = [("batch-size", batch_size, 1), ("num-workers", num_workers, 1)]
+    for name, value, least in [*counts, ("top", top, 0), ("bottom", bottom, 0)]:
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
+    for target in [report] if out == "-" else [out, report]:
+        if target is not None:
+            make_parent(target)  # now, not after an hour of scoring
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
         left_out = LeftOut()
         table = table_of(find_images(path, left_out), Path(folder) / "images.txt")
         network = load_quality_model(model, backbone, device, precision)
-        read = _aligned_reader() if align else read_image
-        scores, interrupted = score(table, network, read, batch_size, num_workers)
-        write(out, table, scores)
-        summarise(table, scores, left_out, top, bottom, to=sys.stderr if out == "-" else sys.stdout)
+        meaning = Meaning.of(network.calibration, network.name, percentile, accept)
+        size = batch_size or network.batch_size
+        faces = open_faces(table, size, num_workers, align, all_faces)
+        scores, interrupted = score(faces, len(table), network)
+        write(out, faces, scores, meaning)
+        results = sys.stderr if out == "-" else sys.stdout
+        images = faces.searched() if interrupted else len(table)
+        summarise(faces, scores, images, left_out, meaning, top, bottom, to=results)
         if report is not None:
-            make_report(report, table, scores, network, read)
+            make_report(report, faces, scores, network, meaning)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_SKIPPED if scores.reasons or left_out.troubles else EXIT_DONE
 
 
-def score(
-    table: Table,
-    network: QualityModel,
-    read: Callable[[str], Image],
-    batch_size: int | None,
-    num_workers: int | None,
-) -> tuple[Scores, bool]:
-    """Scores every image of a list; what cannot be scored gets its reason.
+def open_faces(
+    table: Table, batch_size: int, num_workers: int | None, align: bool, all_faces: bool
+) -> Faces:
+    """The listed images as faces: as they are, or found and aligned."""
+    if not (align or all_faces):
+        return ListedFaces(table, batch_size, num_workers)
+    from dataset.photos import PhotoFaces
+
+    return PhotoFaces(table, all_faces, batch_size, num_workers)
+
+
+def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, bool]:
+    """Scores every face; what cannot be scored gets its reason.
 
     Returns:
         The scores, and whether Ctrl-C cut them short: what was done until then is kept.
     """
-    scores = Scores.none(len(table))
-    size = batch_size or network.batch_size
-    resized = 0
-    bar = tqdm(total=len(table), desc="score", unit=" images", disable=len(table) == 1)
+    parts: list[npt.NDArray[np.float32]] = []
+    reasons: dict[int, str] = {}
+    bar = tqdm(total=images, desc="score", unit=" images", disable=images == 1)
+    interrupted = False
     try:
         with bar:
-            for batch in batches(table, np.arange(len(table)), size, num_workers, read):
-                values = network(batch.faces)
-                values[~batch.readable] = np.nan
-                scores.values[batch.rows] = values
-                for position in np.flatnonzero(batch.readable & ~np.isfinite(values)).tolist():
+            for batch in faces:
+                values = np.full(len(batch.rows), np.nan, np.float32)
+                good = batch.readable
+                values[good] = network(batch.faces if good.all() else batch.faces[good])
+                for position in np.flatnonzero(good & ~np.isfinite(values)).tolist():
                     batch.failures[position] = "the network's output is not finite"
-                    scores.values[batch.rows[position]] = np.nan
+                    values[position] = np.nan
                 for position, reason in batch.failures.items():
-                    scores.reasons[int(batch.rows[position])] = reason
-                resized += int(_like_photos(batch.sizes).sum())
-                bar.update(len(batch.rows))
+                    reasons[int(batch.rows[position])] = reason
+                parts.append(values)
+                bar.update(faces.searched() - bar.n)
     except KeyboardInterrupt:
         note("interrupted: what is scored so far is written")
-        return scores, True
-    if resized:
+        interrupted = True
+    scores = Scores.none(len(faces))
+    done = np.concatenate([*parts, np.empty(0, np.float32)])
+    scores.values[: len(done)] = done
+    scores.reasons.update(reasons)
+    resized = getattr(faces, "like_photos", 0)
+    if resized and not interrupted:
         note(
-            f"{resized} of {len(table)} images look like photos, not aligned faces, and were "
+            f"{resized} of {images} images look like photos, not aligned faces, and were "
             "resized as they are: unaligned faces score wrongly; add --align"
         )
-    return scores, False
+    return scores, interrupted
 
 
-def write(out: str, table: Table, scores: Scores) -> None:
+def write(out: str, faces: Faces, scores: Scores, meaning: Meaning) -> None:
     """Writes the CSV file, or stdout where `out` is -."""
+    columns = [*meaning.columns(scores.values), *faces.columns()]
     if out == "-":
-        write_scores(sys.stdout, table.paths(), scores)
+        write_scores(sys.stdout, faces.paths(), scores, columns)
         return
     with replacing(out) as file:
-        write_scores(file, table.paths(), scores)
-
-
-def summarise(
-    table: Table, scores: Scores, left_out: LeftOut, top: int, bottom: int, to: TextIO
-) -> None:
-    """Prints one line for one image; else counts, quantiles, the extremes and what went wrong."""
-    good = np.flatnonzero(np.isfinite(scores.values))
-    if len(table) == 1 and len(good):
-        print(f"{scores.values[0]:.2f}", file=to)
-        return
-    line = f"scored {len(good)} of {len(table)} images"
-    if len(good):
-        low, middle, high = np.percentile(scores.values[good], [5, 50, 95])
-        line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"
-    print(line, file=to)
-    order = good[np.argsort(scores.values[good], kind="stable")]
-    for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
-        for row, path in zip(rows, table.paths_at(rows), strict=True):
-            print(f"{word}\t{scores.values[row]:.2f}\t{path}", file=to)
-    failed = sorted(scores.reasons)
-    for row, path in zip(failed[:5], table.paths_at(failed[:5]), strict=True):
-        note(f"not scored: {path}: {scores.reasons[row]}")
-    if len(failed) > 5:
-        note(f"not scored: {len(failed)} images in all; the status column says why")
-    for text in left_out.lines():
-        note(text)
+        write_scores(file, faces.paths(), scores, columns)
 
 
 def make_report(
-    page: Path, table: Table, scores: Scores, network: QualityModel, read: Callable[[str], Image]
+    page: Path, faces: Faces, scores: Scores, network: QualityModel, meaning: Meaning
 ) -> None:
     """Writes the report page and prints where it is."""
     from evaluation.report import write_report
 
     def file_of(row: int) -> str | None:
-        path = table.path(row)
+        path = faces.photo_path(row)
         return path if split_member(path) is None else None  # nothing to open in a container
 
     def picture(row: int) -> bytes | None:
         try:
-            return thumbnail(read(table.path(row)))
+            return thumbnail(faces.crop(row))
         except UnreadableImage:
             return None  # it has gone since it was scored
 
+    sentence = meaning.sentence(scores.values)
     write_report(
         page,
-        paths=table,
+        paths=faces,
         scores=scores.values.astype(np.float64),
-        statuses=[scores.status(row) for row in range(len(table))],
+        statuses=[scores.status(row) for row in range(len(faces))],
         model_name=network.name,
         thumbnail=picture,
         link_path=file_of,
-        calibration=network.calibration,
+        calibration=meaning.calibration,
+        notes=[sentence] if sentence else [],
     )
     note(f"report: {page}")
-
-
-def _aligned_reader() -> Callable[[str], Image]:
-    """Reads a photo and cuts out its largest face."""
-    from dataset.alignment import FaceAligner
-
-    aligner = FaceAligner()
-
-    def read(path: str) -> Image:
-        faces = aligner.align(read_image(path), most=1)
-        if not faces:
-            raise UnreadableImage("no face")
-        crop: Image = faces[0][1]
-        return crop
-
-    return read
-
-
-def _like_photos(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """(B, 2) heights and widths -> (B,) whether it is too large or too oblong for a face crop."""
-    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
-    photos: npt.NDArray[np.bool_] = (longer > 2 * FACE_SIZE) | (longer > 1.1 * shorter)
-    return photos
 
 
 def command() -> None:

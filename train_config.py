@@ -7,9 +7,27 @@ The defaults are the published ones; a comment says where one differs and why.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from models.backbones import Backbone
+
+# Settings that may differ between a run and the one that goes on with it.
+MAY_CHANGE = {
+    *("img_list", "feats", "checkpoints", "checkpoints_name", "batch_size", "epochs", "best_by"),
+    *(
+        "val_fmr",
+        "max_unreadable",
+        "display",
+        "save_minutes",
+        "num_workers",
+        "device",
+        "precision",
+        "compile",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -18,15 +36,16 @@ class TrainConfig:
 
     # labels to learn, `<path> TAB <label>`, as gen_pseudo_labels writes them
     img_list: Path = Path("annotations/quality_pseudo_labels.txt")
-    # start from this checkpoint by key name: a recognition network of the same backbone, or a
-    # quality network; None starts from random weights
-    finetuning_model: Path | None = None
+    # start from this: a checkpoint with a recognition or a quality head, by key name; an .onnx
+    # recogniser; sface or w600k_mbf (fetched once); None starts from random weights
+    finetuning_model: str | None = None
     # folder of all trainings
     checkpoints: Path = Path("checkpoints")
     # this training's folder below it; the same name goes on where it stopped
     checkpoints_name: str = "sdd_fiqa"
-    # the network: R_50 as published, MFN for a small one
-    backbone: Literal["R_50", "MFN"] = "R_50"
+    # the network; None takes that of finetuning_model and, where there is none, R_50 (as
+    # published); MFN is the small one
+    backbone: Backbone | None = None
     # huber (SmoothL1), l1 or l2, on labels of 0..100
     loss: Literal["huber", "l1", "l2"] = "huber"
     # where Huber turns from square to straight, in label points
@@ -119,3 +138,12 @@ class TrainConfig:
                 self.checkpoints_name not in ("", ".", "..") and "/" not in self.checkpoints_name
             ),
         }
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
+
+    def key(self) -> dict[str, Any]:
+        """The settings that must stay equal for a training to be gone on with."""
+        return {name: value for name, value in self.plain().items() if name not in MAY_CHANGE}

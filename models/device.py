@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.command_line import UserError
 
@@ -32,6 +34,13 @@ class Compute:
         if self.dtype == torch.float32:
             return torch.autocast(self.device.type, enabled=False)
         return torch.autocast(self.device.type, self.dtype)
+
+    def put(self, array: npt.NDArray[Any]) -> Tensor:
+        """Copies an array to the device, without waiting for it on a GPU."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
 
     @property
     def name(self) -> str:
@@ -64,17 +73,15 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     return Compute(chosen, torch.bfloat16)
 
 
-def in_float32(module: nn.Module, x: Tensor) -> Tensor:
+def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Runs `module` on `x` in float32, inside autocast too.
 
     A score near 80 in bf16 comes in steps of half a point, so heads stay in float32.
     """
     if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
-        plain: Tensor = module(x)
-        return plain
+        return module(x)
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = module(x.float())
-        return out
+        return module(x.float())
 
 
 def _device(name: str) -> torch.device:

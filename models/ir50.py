@@ -8,14 +8,15 @@ there, and their weights do not fit this one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from torch import Tensor, nn
 
 from models.device import in_float32
+from models.parts import EMBEDDING_DIM, head
 from models.prelu import PReLU
 
-EMBEDDING_DIM = 512
-_STAGES = ((3, 64), (4, 128), (14, 256), (3, 512))  # (units, channels)
-_MAP = 512 * 7 * 7  # values after the last stage
+UNITS = (3, 4, 14, 3)  # of the stages of 64, 128, 256 and 512 channels
 
 
 class Unit(nn.Module):
@@ -45,8 +46,25 @@ class Unit(nn.Module):
         return out
 
 
-def _head(outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), PReLU(_MAP), nn.Dropout(dropout), nn.Linear(_MAP, outputs))
+def stem() -> nn.Sequential:
+    """(B, 3, H, W) -> (B, 64, H, W)."""
+    return nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), PReLU(64))
+
+
+def stages(unit: Callable[[int, int, int], nn.Module], units: Iterable[int]) -> nn.Sequential:
+    """Four stages in one run, (B, 64, H, W) -> (B, 512, H / 16, W / 16).
+
+    Args:
+        unit: makes one from its channels in, channels and stride.
+        units: how many each stage has.
+    """
+    body: list[nn.Module] = []
+    channels_in = 64
+    for count, channels in zip(units, (64, 128, 256, 512), strict=True):
+        for index in range(count):
+            body.append(unit(channels_in, channels, 2 if index == 0 else 1))
+            channels_in = channels
+    return nn.Sequential(*body)
 
 
 class R50(nn.Module):
@@ -60,20 +78,12 @@ class R50(nn.Module):
     def __init__(self, recognition: bool = False, dropout: float = 0.5) -> None:
         """Makes the network with random weights."""
         super().__init__()
-        self.input_layer = nn.Sequential(
-            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), PReLU(64)
-        )
+        self.input_layer = stem()
         if recognition:
-            self.output_layer = _head(EMBEDDING_DIM, dropout)
+            self.output_layer = head(EMBEDDING_DIM, dropout)
         else:
-            self.quality = _head(1, dropout)
-        units: list[nn.Module] = []
-        channels_in = 64
-        for count, channels in _STAGES:
-            for index in range(count):
-                units.append(Unit(channels_in, channels, stride=2 if index == 0 else 1))
-                channels_in = channels
-        self.body = nn.Sequential(*units)
+            self.quality = head(1, dropout)
+        self.body = stages(Unit, UNITS)
         self.recognition = recognition
 
     def forward(self, x: Tensor) -> Tensor:

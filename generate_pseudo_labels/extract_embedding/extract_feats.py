@@ -20,13 +20,14 @@ from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
 from dataset.features import FeatureWriter
 from dataset.lists import LABELPATH, Table, read_table
 from dataset.loader import batches
+from models.backbones import Backbone
 from models.recognisers import Recogniser, load_recogniser
 from models.world import World, join_world
 
 
 def main(
     weights: str,
-    backbone: Literal["R_50", "MFN"] = "R_50",
+    backbone: Backbone | None = None,
     out_dir: Path = Path("annotations"),
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -37,9 +38,9 @@ def main(
     """Runs a face recogniser over the images of annotations/DATA.labelpath.
 
     Args:
-        weights: sface or w600k_mbf (fetched once), an .onnx file, or a torch checkpoint of backbone
-            with its recognition head.
-        backbone: the network of a torch checkpoint.
+        weights: sface or w600k_mbf (fetched once), an .onnx file, or a torch checkpoint with its
+            recognition head.
+        backbone: the network of a torch checkpoint; found from the file when not given.
         out_dir: the folder of DATA.labelpath; the embeddings go to its feats_npy.
         batch_size: faces a batch; by default 16 on the CPU, 512 on a GPU.
         num_workers: decoding threads; by default one a core.

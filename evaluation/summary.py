@@ -1,0 +1,83 @@
+"""What a run of eval.py says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TextIO
+
+import numpy as np
+
+from dataset.command_line import note
+from dataset.scan import LeftOut
+from dataset.scores import Scores
+from evaluation.meaning import Meaning
+
+_NAMED = 5  # images without a score that are named; the CSV file names all
+
+
+class _Names(Protocol):
+    def paths_at(self, rows: Iterable[int]) -> Iterator[str]: ...
+
+
+def summarise(
+    names: _Names,
+    scores: Scores,
+    images: int,
+    left_out: LeftOut,
+    meaning: Meaning,
+    top: int,
+    bottom: int,
+    to: TextIO,
+) -> None:
+    """Prints one line for one image; else counts, quantiles, the extremes and what went wrong.
+
+    Args:
+        names: of the rows.
+        scores: of the rows.
+        images: how many were looked at; fewer than rows where photos have several faces.
+        left_out: what the search for images did not take.
+        meaning: of the scores.
+        top: how many of the best to print.
+        bottom: how many of the worst.
+        to: where results go; what went wrong goes to stderr.
+    """
+    good = np.flatnonzero(np.isfinite(scores.values))
+    if len(scores.values) == 1 and len(good):
+        parts = [f"{scores.values[0]:.2f}"]
+        parts += [f"{name} {text[0]}" for name, text in meaning.columns(scores.values)]
+        print("\t".join(parts), file=to)
+    else:
+        _summarise_many(names, scores, images, meaning, top, bottom, to)
+    failed = sorted(scores.reasons)
+    for row, path in zip(failed[:_NAMED], names.paths_at(failed[:_NAMED]), strict=True):
+        note(f"not scored: {path}: {scores.reasons[row]}")
+    if len(failed) > _NAMED:
+        note(f"not scored: {len(failed)} images in all; the status column says why")
+    for text in left_out.lines():
+        note(text)
+
+
+def _summarise_many(
+    names: _Names,
+    scores: Scores,
+    images: int,
+    meaning: Meaning,
+    top: int,
+    bottom: int,
+    to: TextIO,
+) -> None:
+    good = np.flatnonzero(np.isfinite(scores.values))
+    line = f"scored {len(good)} of {len(scores.values)} images"
+    if images != len(scores.values):
+        line = f"scored {len(good)} faces in {images} images"
+    if len(good):
+        low, middle, high = np.percentile(scores.values[good], [5, 50, 95])
+        line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"
+    print(line, file=to)
+    sentence = meaning.sentence(scores.values)
+    if sentence:
+        print(sentence, file=to)
+    order = good[np.argsort(scores.values[good], kind="stable")]
+    for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
+        for row, path in zip(rows, names.paths_at(rows), strict=True):
+            print(f"{word}\t{scores.values[row]:.2f}\t{path}", file=to)

@@ -1,0 +1,87 @@
+"""ONNX files through onnxruntime, for recognisers and quality models; torch is not imported."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset.command_line import UserError
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """An ONNX network ready to run.
+
+    Attributes:
+        session: of onnxruntime; one thread a run on the CPU, and runs may go side by side.
+        input: its first input: name, type, shape.
+        on_gpu: whether it runs on CUDA.
+    """
+
+    session: Any
+    input: Any
+    on_gpu: bool
+
+
+def open_onnx(path: str | os.PathLike[str], device: str) -> OnnxNetwork:
+    """Opens an ONNX file.
+
+    A run takes one thread: onnxruntime's threads inside one run wait for each other in busy loops,
+    and lose most on a machine that has other work too. Give the faces to threads of your own.
+
+    Args:
+        path: the file.
+        device: auto (CUDA where this onnxruntime has it), cpu, cuda or cuda:i.
+
+    Raises:
+        UserError: not an ONNX network, no such device, or onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"{path}: needs the package onnxruntime: pip install onnxruntime"
+        ) from error
+    gpu = _gpu(device)
+    if gpu is not None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        if device != "auto":
+            raise UserError(
+                f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or "
+                "install onnxruntime-gpu in place of onnxruntime"
+            )
+        gpu = None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is reported by us, once
+    options.intra_op_num_threads = 1
+    on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})]
+    providers = ["CPUExecutionProvider"] if gpu is None else on_gpu
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's errors share no base class of their own
+        raise UserError(
+            f"{path}: is not an ONNX network that can be run ({first_line(error)})"
+        ) from error
+    return OnnxNetwork(session, session.get_inputs()[0], gpu is not None)
+
+
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is meant to be ONNX: by its suffix."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
+def _gpu(device: str) -> int | None:
+    """The index of the GPU that `--device` means for this process; None for the CPU."""
+    if device == "cpu":
+        return None
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
+    if match is None:
+        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:<index>")
+    return int(match[1] or os.environ.get("LOCAL_RANK", 0))
+
+
+def first_line(error: Exception) -> str:
+    """An error of onnxruntime, which may have many lines, in one."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

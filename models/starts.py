@@ -1,0 +1,106 @@
+"""Where a training starts: random weights, a checkpoint, or an ONNX recogniser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from dataset.assets import fetch
+from dataset.command_line import UserError
+from models.checkpoints import read_about
+from models.fitting import Loaded, copy_fitting, differences, find_trunk
+from models.graph import GraphNetwork, graph_network, is_graph
+from models.networks import HEAD, build_network
+from models.parts import Pixels
+from models.recognisers import ONNX_RECOGNISERS, describe_onnx
+from models.state_files import read_state
+
+
+@dataclass(frozen=True)
+class Start:
+    """A quality network ready to train.
+
+    Attributes:
+        backbone: its name, for people and for the .json beside its checkpoints.
+        network: itself.
+        text: what was loaded and what is new.
+    """
+
+    backbone: str
+    network: nn.Module
+    text: str
+
+
+def start_network(weights: str | None, backbone: str | None = None, dropout: float = 0.5) -> Start:
+    """Makes a quality network and fills its trunk.
+
+    Args:
+        weights: a checkpoint with a recognition head (or a quality head: that is taken over too),
+            an .onnx recogniser, a name in ONNX_RECOGNISERS (fetched once), or None: random.
+        backbone: a name in BACKBONES; None takes what the checkpoint holds, R_50 without one.
+        dropout: share of the head's inputs dropped while training.
+
+    Raises:
+        UserError: unreadable, fits no network known here, or not the backbone asked for.
+    """
+    if weights is None:
+        name = backbone or "R_50"
+        return Start(name, build_network(name, dropout=dropout), "random weights")
+    if weights not in ONNX_RECOGNISERS and not Path(weights).is_file():
+        raise UserError(
+            f"--finetuning-model {weights}: no such file, and no known name "
+            f"({', '.join(ONNX_RECOGNISERS)})"
+        )
+    if weights in ONNX_RECOGNISERS or Path(weights).suffix.lower() == ".onnx":
+        start = _from_onnx(weights, dropout)
+    else:
+        start = _from_checkpoint(weights, backbone, dropout)
+    if backbone not in (None, start.backbone):
+        raise UserError(
+            f"--finetuning-model {weights}: is a {start.backbone} network, not {backbone}; leave "
+            "--backbone out"
+        )
+    return start
+
+
+def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
+    state = read_state(path)
+    network: nn.Module
+    if is_graph(state):
+        about = read_about(path)
+        network = graph_network(about, path, dropout)
+        name = str(about["architecture"])
+        trunk = {k: v for k, v in network.state_dict().items() if not k.startswith(HEAD)}
+        given = {k: v for k, v in state.items() if not k.startswith(HEAD)}
+        if unlike := differences(trunk, given):
+            raise UserError(f"{path}: does not fit the .json beside it: {unlike}")
+    else:
+        name = find_trunk(state, path, backbone)
+        network = build_network(name, dropout=dropout)
+    return Start(name, network, f"{path} ({name}): {copy_fitting(network, state)}")
+
+
+def _from_onnx(weights: str, dropout: float) -> Start:
+    from models.onnx_trunk import read_trunk
+
+    known = weights in ONNX_RECOGNISERS
+    path = fetch(weights) if known else Path(weights)
+    wants = ONNX_RECOGNISERS[weights] if known else describe_onnx(path)
+    trunk = read_trunk(path)
+    network = GraphNetwork(trunk.graph, Pixels(wants.colour, wants.mean, wants.scale), dropout)
+    network.trunk.load_state_dict(trunk.state)
+    keys = [f"trunk.{key}" for key in trunk.state]
+    new = [key for key in network.state_dict() if key.startswith(HEAD)]
+    name = f"onnx:{weights if known else path.stem}"
+    layers = trunk.graph["layers"]
+    shape = " x ".join(str(side) for side in trunk.graph["map"])
+    norms = sum(layer["op"] == "BatchNormalization" for layer in layers)
+    folded = "" if norms else ", BatchNorm folded away: trains without"
+    return Start(
+        name,
+        network,
+        f"{weights} ({name}, {len(layers)} layers up to a map of {shape}{folded}): "
+        f"{Loaded(keys, new, trunk.unused)}",
+    )
