@@ -30,7 +30,7 @@ from dataset.command_line import (
     run_script,
 )
 from dataset.containers import split_member
-from dataset.files import replacing
+from dataset.files import make_parent, replacing
 from dataset.images import UnreadableImage, thumbnail
 from dataset.inputs import find_images
 from dataset.listed import Faces, ListedFaces
@@ -85,9 +85,13 @@ def main(
     """
     if not path:
         return fail("name at least one image, folder, pattern or list file", EXIT_USAGE)
-    for name, value in (("batch-size", batch_size), ("num-workers", num_workers)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be 1 or more")
+    counts = [("batch-size", batch_size, 1), ("num-workers", num_workers, 1)]
+    for name, value, least in [*counts, ("top", top, 0), ("bottom", bottom, 0)]:
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
+    for target in [report] if out == "-" else [out, report]:
+        if target is not None:
+            make_parent(target)  # now, not after an hour of scoring
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
         left_out = LeftOut()
         table = table_of(find_images(path, left_out), Path(folder) / "images.txt")

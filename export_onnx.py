@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from dataset.images import UnreadableImage, read_face
 from dataset.inputs import find_images
 from dataset.scan import LeftOut
 from evaluation.calibration import held_out_measures
+from models.backbones import Backbone
 from models.checkpoints import load_network, read_about
 from models.onnx_export import onnx_bytes
 from models.onnx_files import is_onnx
@@ -38,7 +38,7 @@ def main(
     *,
     model: Path,
     out: Path,
-    backbone: Literal["R_50", "MFN"] | None = None,
+    backbone: Backbone | None = None,
     int8_faces: str | None = None,
 ) -> int:
     """Writes a quality model as ONNX, with its normalisation, calibration and origin inside.

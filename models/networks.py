@@ -108,7 +108,8 @@ class FaceModel(nn.Module):
         # A contiguous NHWC batch seen as NCHW is channels_last as it stands: nothing is copied.
         x = faces.permute(0, 3, 1, 2) if faces.shape[-1] == 3 else faces  # (B, 3, 112, 112)
         if self.bgr:
-            x = x.flip(1)  # still bytes: the cheapest place to swap
+            # Still bytes, the cheapest place to swap; ONNX knows `flip` from opset 10 on only.
+            x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1)
         x = (x.float() - self.mean) * self.scale
         out: Tensor = self.network(x)
         return out

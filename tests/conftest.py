@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +88,63 @@ def start_script() -> Callable[..., "subprocess.Popen[str]"]:
         )
 
     return start
+
+
+_STALL = """
+import os, sys, time
+
+def stall(event, arguments):
+    name = arguments[0] if event == "open" else None
+    if isinstance(name, str) and name.endswith(os.environ["STALL_AT"]):
+        open("stalled", "w").close()
+        while not os.path.exists("go on"):
+            time.sleep(0.01)
+
+sys.addaudithook(stall)
+"""
+
+
+class StalledScript:
+    """A script that waits where it opens a certain file, until it is let go on or killed."""
+
+    def __init__(self, hook: Path, at: str, command: list[str], cwd: Path) -> None:
+        (hook / "sitecustomize.py").write_text(_STALL)
+        env = script_env(STALL_AT=at)
+        self.cwd = cwd
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**env, "PYTHONPATH": f"{hook}{os.pathsep}{ROOT}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 120
+        while not (cwd / "stalled").exists():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def go_on(self) -> None:
+        (self.cwd / "go on").touch()
+
+
+@pytest.fixture
+def stalled_script(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., StalledScript]]:
+    """Starts a script and returns when it opens a file whose path ends in `at`; there it waits."""
+    started = []
+
+    def start(script: str, *arguments: object, cwd: Path, at: str) -> StalledScript:
+        hook = tmp_path_factory.mktemp("hook")
+        started.append(StalledScript(hook, at, script_command(script, arguments), cwd))
+        return started[-1]
+
+    yield start
+    for script in started:
+        script.process.kill()
+        script.process.communicate()
 
 
 def face(identity: int, image: int) -> npt.NDArray[np.uint8]:

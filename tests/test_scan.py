@@ -180,7 +180,11 @@ def test_only_what_a_list_names(here: Path, capsys: pytest.CaptureFixture[str]) 
         (["a/1.jpg"], {"id_key_index": -3}, "has 1 images but none .* or set --id-key-index"),
         (["a/1.jpg"], {"id_key_index": -1}, "--id-key-index -1: is the image's own name"),
         (["a/1.jpg"], {"min_images_per_id": 0}, "--min-images-per-id 0: must be 1 or more"),
-        (["a/1.jpg"], {"image_list_file": Path("none")}, "none: does not exist"),
+        (
+            ["a/1.jpg"],
+            {"image_list_file": Path("none")},
+            "none: cannot be read .*; check its name",
+        ),
     ],
 )
 def test_roots_without_a_list_overwrite_nothing(
