@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,7 @@ from evaluation.references import laplacian_variance, random_scores
 from evaluation.results import show, title
 from evaluation.study import PROTOCOLS
 
-ROOT = Path(eval_edc.__file__).resolve().parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
 IMAGES, IDENTITIES = 240, 40
 
 
@@ -54,15 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "eval_edc.py"), "--image-list", "DATA.labelpath", *flags],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def run(run_script: Run, folder: Path) -> Run:
+    """Runs the evaluator over the list of the folder."""
+    return partial(run_script, "eval_edc.py", "--image-list", "DATA.labelpath", cwd=folder)
 
 
 def call(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> int:
@@ -77,9 +72,8 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> i
     return eval_edc.main(**(given | settings))  # type: ignore[arg-type]
 
 
-def test_one_call_gives_table_figure_and_calibration(folder: Path) -> None:
+def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> None:
     done = run(
-        folder,
         *("--scores", "good.csv", "flat.txt", "--reference", "random", "norm"),
         *("--feats", "one/Embedding_Features.npy", "two/Embedding_Features.npy"),
         *("--fmr", "1e-2", "1e-3", "--threshold-at", "recomputed", "fixed"),
@@ -114,11 +108,11 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path) -> None:
     assert figure is not None and figure.shape[1] > 1000
 
 
-def test_exit_codes_and_messages(folder: Path) -> None:
-    missing = run(folder, "--scores", "none.csv", "--feats", "one/Embedding_Features.npy")
+def test_exit_codes_and_messages(run: Run) -> None:
+    missing = run("--scores", "none.csv", "--feats", "one/Embedding_Features.npy")
     assert missing.returncode == 1 and missing.stdout == ""
     assert missing.stderr == "error: none.csv: cannot be read (No such file or directory)\n"
-    wrong = run(folder, "--scores", "good.csv", "--feats", "x.npy", "--protocol", "mine")
+    wrong = run("--scores", "good.csv", "--feats", "x.npy", "--protocol", "mine")
     assert wrong.returncode == 2 and "sdd-fiqa" in wrong.stderr
 
 

@@ -1,0 +1,123 @@
+"""What train.py is made of: its list, saves, layers and losses, against torch and laws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dataset.command_line import UserError
+from dataset.training_list import epoch_flips, epoch_order, read_training_list
+from models.checkpoints import read_resume, save_resume
+from models.prelu import PReLU
+from models.sync_norm import with_shared_statistics
+from train import point_losses
+from train_config import TrainConfig
+
+
+def test_labels_outside_their_range_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("a/1.png\t5\na/2.png\t101\n")
+    with pytest.raises(UserError, match=r"labels.txt:2: label 101 is outside 0..100"):
+        read_training_list(path, 0, -2, 0)
+
+
+def test_the_split_is_by_identity_and_seeded(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"r/{i % 10}/{i}.png\t{i}\n" for i in range(100)))
+    data = read_training_list(path, 0.2, -2, seed=4)
+    assert len(data.held_out) == 20 and len(data.train) == 80
+    assert not set(data.identities[data.held_out]) & set(data.identities[data.train])
+    again = read_training_list(path, 0.2, -2, seed=4)
+    assert np.array_equal(again.held_out, data.held_out)
+    others = [read_training_list(path, 0.2, -2, seed=s).held_out.tolist() for s in range(8)]
+    assert any(rows != data.held_out.tolist() for rows in others)
+    # A DATA.labelpath beside the labels decides, where it lists every path.
+    (tmp_path / "DATA.labelpath").write_text(
+        "".join(f"r/{i % 10}/{i}.png\t{i // 50}\n" for i in range(100))
+    )
+    data = read_training_list(path, 0.2, -2, seed=4)
+    assert set(data.identities) == {0, 1} and data.listed is not None
+
+
+def test_epochs_are_keyed_and_balance_is_even(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    labels = [1.0] * 900 + [99.0] * 100
+    path.write_text("".join(f"r/0/{i}.png\t{label}\n" for i, label in enumerate(labels)))
+    data = read_training_list(path, 0, -2, 0)
+    first = epoch_order(data, 0, 0)
+    assert sorted(first) == list(range(1000))
+    assert np.array_equal(first, epoch_order(data, 0, 0))
+    assert not np.array_equal(first, epoch_order(data, 0, 1))
+    high = (epoch_order(data, 0, 0, balanced=True) >= 900).mean()
+    assert high == pytest.approx(0.5, abs=0.06)  # four standard deviations of 1,000 draws
+    assert 0.4 < epoch_flips(1000, 0, 0).mean() < 0.6
+
+
+def test_a_damaged_save_falls_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (1, 2):
+        save_resume(tmp_path, {"seed": 0}, {"state": {"step": step}, "w": torch.ones(999)})
+    last = tmp_path / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    for damage in (bytes(content), bytes(content[: len(content) // 2]), b""):
+        last.write_bytes(damage)
+        found = read_resume(tmp_path, {"seed": 0})
+        assert found is not None and found["state"]["step"] == 1
+        assert "last.ckpt: is damaged; passed over" in capsys.readouterr().err
+    last.unlink()
+    found = read_resume(tmp_path, {"seed": 0})
+    assert found is not None and found["state"]["step"] == 1
+    with pytest.raises(UserError, match="another training"):
+        read_resume(tmp_path, {"seed": 1})
+    assert read_resume(tmp_path / "none", {"seed": 1}) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (7, 5)])
+def test_prelu_is_torchs(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = PReLU(5).double(), nn.PReLU(5).double()
+    with torch.no_grad():
+        ours.weight.uniform_(-1, 1)
+    theirs.load_state_dict(ours.state_dict())
+    grad = torch.randn(shape, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    x[0] = 0
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    for module, at in zip((ours, theirs), inputs, strict=True):
+        module(at).backward(grad)
+    assert torch.equal(ours(inputs[0]), theirs(inputs[1]))
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+def test_shared_statistics_are_batch_norms(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
+    shared = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
+    shared.load_state_dict(plain.state_dict())
+    with_shared_statistics(shared)
+    shared.double()
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for module in (plain, shared):
+            module(x).square().sum().backward()
+    finally:
+        dist.destroy_process_group()
+    for (name, ours), theirs in zip(shared.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6, msg=name)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[name].to(value), value, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_are_their_formulas() -> None:
+    scores, labels = torch.tensor([0.0, 10.0, 50.5]), torch.tensor([0.5, 14.0, 50.5])
+    assert point_losses(TrainConfig(), scores, labels).tolist() == [0.125, 3.5, 0.0]
+    assert point_losses(TrainConfig(huber_beta=8), scores, labels)[1].item() == 1.0
+    assert point_losses(TrainConfig(loss="l1"), scores, labels).tolist() == [0.5, 4.0, 0.0]
+    assert point_losses(TrainConfig(loss="l2"), scores, labels).tolist() == [0.25, 16.0, 0.0]
