@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from dataset.command_line import EXIT_DONE, UserError, run_script
 from dataset.files import replacing, sha256_of
+from models.backbones import Backbone
 from models.checkpoints import load_network, read_about
 from models.onnx_export import OPSET, onnx_bytes
 from models.onnx_files import is_onnx
@@ -24,7 +24,7 @@ from models.quality import load_quality_model
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
 
 
-def main(*, model: Path, out: Path, backbone: Literal["R_50", "MFN"] | None = None) -> int:
+def main(*, model: Path, out: Path, backbone: Backbone | None = None) -> int:
     """Writes a quality model as ONNX, with its normalisation, calibration and origin inside.
 
     Args:

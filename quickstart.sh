@@ -20,8 +20,20 @@ setup() {
         fail "python3 is missing: apt-get install python3 python3-venv"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$("$python" --version) is too old: 3.10 or later is needed; set PYTHON=/path/to/python3"
-    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-        fail "the venv module is missing: apt-get install python3-venv"
+    # What Debian calls the parts that Python's packages need from it.
+    local missing
+    missing=$("$python" - <<'EOF'
+import ctypes, importlib.util
+if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+    print("python3-venv")
+for library, package in (("libGL.so.1", "libgl1"), ("libgthread-2.0.so.0", "libglib2.0-0")):
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        print(package)
+EOF
+    )
+    [ -z "$missing" ] || fail "Debian packages are missing: apt-get install" $missing
     wanted=$(cat requirements.txt pyproject.toml | sha256sum)
     if [ ! -x .venv/bin/python ]; then
         echo "== making .venv"
@@ -33,14 +45,7 @@ setup() {
             -r requirements.txt
         echo "$wanted" >"$stamp"
     fi
-    local trouble
-    if ! trouble=$(.venv/bin/python -c 'import cv2' 2>&1); then
-        case "$trouble" in
-            *libGL* | *libxcb*) fail "libGL.so.1 is missing: apt-get install libgl1" ;;
-            *libgthread* | *libglib*) fail "libglib is missing: apt-get install libglib2.0-0" ;;
-            *) fail "OpenCV does not load: ${trouble##*$'\n'}" ;;
-        esac
-    fi
+    .venv/bin/python -c 'import cv2' || fail "OpenCV does not load: see the line above"
 }
 
 # --- The chain: the commands that README shows ----------------------------------------------------

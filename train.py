@@ -11,11 +11,9 @@ a crash or Ctrl-C from the last save.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +33,7 @@ from dataset.command_line import (
     fail,
     run_script,
 )
-from dataset.files import replacing, write_json
+from dataset.files import write_json
 from dataset.loader import Batch, batches
 from dataset.training_list import (
     TrainingList,
@@ -50,11 +48,10 @@ from evaluation.calibration import calibration, held_out_curve, held_out_measure
 from models.checkpoints import read_resume, save_network, save_resume
 from models.device import Compute, choose_compute
 from models.networks import (
-    HEAD,
     FaceModel,
     describe_network,
-    head_parameters,
-    trunk_parameters,
+    freeze_statistics,
+    parameter_groups,
 )
 from models.starts import start_network
 from models.sync_norm import with_shared_statistics
@@ -99,7 +96,7 @@ def train(config: TrainConfig, world: World) -> int:
     model: nn.Module = FaceModel(network).to(memory_format=torch.channels_last)
     model.to(compute.device)
     optimiser = torch.optim.Adam(
-        learning_rates(network, config),
+        parameter_groups(network, config.lr, config.trunk_lr),
         config.lr,
         config.betas,
         config.eps,
@@ -112,8 +109,9 @@ def train(config: TrainConfig, world: World) -> int:
     )
 
     folder = config.checkpoints / config.checkpoints_name
+    key = {**config.key(), "labels": data.table.sha256, "images a step": step_size}
     state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "loss": 0.0}
-    resumed = read_resume(folder, resume_key(config, data, step_size))
+    resumed = read_resume(folder, key)
     if resumed is not None:
         network.load_state_dict(resumed["network"])
         optimiser.load_state_dict(resumed["optimiser"])
@@ -138,7 +136,7 @@ def train(config: TrainConfig, world: World) -> int:
                 "scaler": scaler.state_dict(),
                 "state": state,
             }
-            save_resume(folder, resume_key(config, data, step_size), content)
+            save_resume(folder, key, content)
 
     stop = StopRequest()
     unreadable = Unreadable(data, config.max_unreadable)
@@ -150,16 +148,16 @@ def train(config: TrainConfig, world: World) -> int:
         flips = epoch_flips(len(data.table), config.seed, epoch) & config.flip
         model.train()
         if config.trunk_lr == 0:
-            keep_statistics(network)
+            freeze_statistics(network)
         shown, since = state["step"], time.monotonic()
         bar = log.bar(steps, state["step"], f"epoch {epoch + 1}/{config.epochs}")
         previous: tuple[Tensor, Batch] | None = None
         for batch in batches(data.table, own, local, config.num_workers):
             unreadable.check(batch)
             good = batch.readable
-            faces = to_device(batch.faces[good], compute)  # (B, 112, 112, 3) uint8
-            mirrored = to_device(flips[batch.rows[good]], compute)[:, None, None, None]
-            labels = to_device(data.table.values[batch.rows[good]].astype(np.float32), compute)
+            faces = compute.put(batch.faces[good])  # (B, 112, 112, 3) uint8
+            mirrored = compute.put(flips[batch.rows[good]])[:, None, None, None]
+            labels = compute.put(data.table.values[batch.rows[good]].astype(np.float32))
             # Dropout's numbers depend on where we are, not on how we came here: a resumed run
             # draws what an uninterrupted one would have drawn.
             torch.manual_seed(_step_seed(config.seed, epoch, state["step"], world.rank))
@@ -218,23 +216,6 @@ def train(config: TrainConfig, world: World) -> int:
     return EXIT_DONE
 
 
-def learning_rates(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The optimiser's groups: the head at lr, the trunk at trunk_lr times that, or not at all."""
-    head, trunk = head_parameters(network), trunk_parameters(network)
-    if config.trunk_lr == 0:
-        for parameter in trunk:
-            parameter.requires_grad_(False)
-        return [{"params": head}]
-    return [{"params": head}, {"params": trunk, "lr": config.lr * config.trunk_lr}]
-
-
-def keep_statistics(network: nn.Module) -> None:
-    """Puts the trunk into evaluation mode: a frozen trunk's BatchNorm must not move either."""
-    for name, child in network.named_children():
-        if not f"{name}.".startswith(HEAD):
-            child.eval()
-
-
 def point_losses(config: TrainConfig, scores: Tensor, labels: Tensor) -> Tensor:
     """The loss of each image: (B,) scores and (B,) labels, both of 0..100 -> (B,)."""
     if config.loss == "huber":
@@ -257,8 +238,8 @@ def validate(
     rows = data.held_out[own.start : own.stop]
     for batch in batches(data.table, rows, config.batch_size, config.num_workers):
         with compute.autocast():
-            part = model(to_device(batch.faces, compute))[:, 0].float()
-        part[~to_device(batch.readable, compute)] = torch.nan
+            part = model(compute.put(batch.faces))[:, 0].float()
+        part[~compute.put(batch.readable)] = torch.nan
         scores[at : at + len(part)] = part
         at += len(part)
     if world.size > 1:
@@ -323,14 +304,6 @@ def check_finite(
     )
 
 
-def to_device(array: npt.NDArray[Any], compute: Compute) -> Tensor:
-    """Copies an array to the device, without waiting for it on a GPU."""
-    tensor = torch.from_numpy(array)
-    if compute.device.type == "cuda":
-        return tensor.pin_memory().to(compute.device, non_blocking=True)
-    return tensor
-
-
 def describe(
     config: TrainConfig,
     backbone: str,
@@ -346,39 +319,8 @@ def describe(
         f"{len(data.held_out)} held out; {step_size} images a step in all"
     )
     print(f"start: {started}")
-    plain = json.loads(json.dumps(asdict(config), default=str))
-    write_json(folder / "config.json", {"command": sys.argv, "settings": plain})
-    with replacing(folder / "held_out.txt") as file:
-        for path, row in zip(data.table.paths_at(data.held_out), data.held_out, strict=True):
-            file.write(f"{path}\t{data.table.values[row]:.4f}\n")
-
-
-# Settings that may change between a run and its resumption.
-_FREE = {
-    "img_list",
-    "feats",
-    "checkpoints",
-    "checkpoints_name",
-    "batch_size",
-    "epochs",
-    "best_by",
-} | {
-    "val_fmr",
-    "max_unreadable",
-    "display",
-    "save_minutes",
-    "num_workers",
-    "device",
-    "precision",
-    "compile",
-}
-
-
-def resume_key(config: TrainConfig, data: TrainingList, step_size: int) -> dict[str, Any]:
-    """What must be equal for a training to be the same training: {setting: value}."""
-    settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return {**plain, "labels": data.table.sha256, "images a step": step_size}
+    write_json(folder / "config.json", {"command": sys.argv, "settings": config.plain()})
+    data.write_held_out(folder / "held_out.txt")
 
 
 def _stopped(world: World) -> int:

@@ -7,11 +7,27 @@ The defaults are the published ones; a comment says where one differs and why.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from models.backbones import Backbone
+
+# Settings that may differ between a run and the one that goes on with it.
+MAY_CHANGE = {
+    *("img_list", "feats", "checkpoints", "checkpoints_name", "batch_size", "epochs", "best_by"),
+    *(
+        "val_fmr",
+        "max_unreadable",
+        "display",
+        "save_minutes",
+        "num_workers",
+        "device",
+        "precision",
+        "compile",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -122,3 +138,12 @@ class TrainConfig:
                 self.checkpoints_name not in ("", ".", "..") and "/" not in self.checkpoints_name
             ),
         }
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
+
+    def key(self) -> dict[str, Any]:
+        """The settings that must stay equal for a training to be gone on with."""
+        return {name: value for name, value in self.plain().items() if name not in MAY_CHANGE}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dataset.command_line import EXIT_DONE, run_script
 from dataset.lists import Table, read_table
 from dataset.loader import batches
+from models.backbones import Backbone
 from models.device import Compute, choose_compute
 from models.networks import FaceModel, build_network
 from models.prelu import PReLU
@@ -32,7 +33,7 @@ from train_config import TrainConfig
 
 def main(
     *,
-    backbone: Literal["R_50", "MFN"] = "MFN",
+    backbone: Backbone = "MFN",
     images: int = 320,
     batch_size: int = 32,
     repeats: int = 3,

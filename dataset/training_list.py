@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError, note
+from dataset.files import replacing
 from dataset.lists import LABELPATH, Table, join, read_labelpath, read_table
 from dataset.loader import Batch
 
@@ -38,6 +39,13 @@ class TrainingList:
     train: Rows
     held_out: Rows
     listed: Rows | None
+
+    def write_held_out(self, path: Path) -> None:
+        """Writes the held-out images as a list that eval.py takes, `<path> TAB <label>`."""
+        labels = self.table.values[self.held_out].tolist()
+        with replacing(path) as file:
+            for name, label in zip(self.table.paths_at(self.held_out), labels, strict=True):
+                file.write(f"{name}\t{label:.4f}\n")
 
 
 def read_training_list(

@@ -108,7 +108,25 @@ class FaceModel(nn.Module):
         # A contiguous NHWC batch seen as NCHW is channels_last as it stands: nothing is copied.
         x = faces.permute(0, 3, 1, 2) if faces.shape[-1] == 3 else faces  # (B, 3, 112, 112)
         if self.bgr:
-            x = x.flip(1)  # still bytes: the cheapest place to swap
+            # Still bytes, the cheapest place to swap; ONNX knows `flip` from opset 10 on only.
+            x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1)
         x = (x.float() - self.mean) * self.scale
         out: Tensor = self.network(x)
         return out
+
+
+def parameter_groups(network: nn.Module, lr: float, trunk_lr: float) -> list[dict[str, Any]]:
+    """An optimiser's groups: the head at `lr`, the trunk at `trunk_lr` times that; 0 freezes it."""
+    head, trunk = head_parameters(network), trunk_parameters(network)
+    if trunk_lr == 0:
+        for parameter in trunk:
+            parameter.requires_grad_(False)
+        return [{"params": head}]
+    return [{"params": head}, {"params": trunk, "lr": lr * trunk_lr}]
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Puts the trunk into evaluation mode: a frozen trunk's BatchNorm must not move either."""
+    for name, child in network.named_children():
+        if not f"{name}.".startswith(HEAD):
+            child.eval()

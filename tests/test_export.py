@@ -25,9 +25,9 @@ from dataset.images import read_image
 from dataset.listed import ListedFaces
 from dataset.scan import table_of
 from models import load_quality_model
-from models.checkpoints import read_state
 from models.networks import FaceModel, build_network
 from models.onnx_export import OPSET, onnx_bytes
+from models.state_files import read_state
 
 ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION = {

@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from dataset.command_line import UserError
 from dataset.lists import read_table
+from generate_pseudo_labels import gen_pseudo_labels
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "generate_pseudo_labels" / "gen_pseudo_labels.py"
-
-
-def run(*arguments, cwd, ranks=0):
-    launch = [sys.executable]
-    if ranks:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [*launch, SCRIPT, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Floats = npt.NDArray[np.float64]
+Spoil = Callable[[Path, Floats], None]
 
 
-def make(folder, sizes=(10,) * 12, name="a face é'\".jpg", seed=0, json_beside=True):
-    rng = np.random.default_rng(seed)
+@pytest.fixture
+def run(run_script: Run, tmp_path: Path) -> Run:
+    """Runs the script in the test's folder, in a process of its own."""
+    return partial(run_script, "generate_pseudo_labels/gen_pseudo_labels.py", cwd=tmp_path)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's folder, for calls of `main` in it: the same without Python's start."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(
+    folder: Path, sizes: tuple[int, ...] = (10,) * 12, json_beside: bool = True
+) -> tuple[Path, Floats, npt.NDArray[np.int64]]:
+    """Writes a list and its embeddings. Returns their folder, the embeddings, the identities."""
+    rng = np.random.default_rng(0)
     y = np.repeat(np.arange(len(sizes)), sizes)
     f = rng.standard_normal((len(sizes), 32))[y] + 0.7 * rng.standard_normal((len(y), 32))
     f /= np.linalg.norm(f, axis=1, keepdims=True)
     out = folder / "annotations"
     (out / "feats_npy").mkdir(parents=True, exist_ok=True)
-    lines = [f"faces/p{c}/{i} {name}\t{c}\n" for i, c in enumerate(y)]
+    lines = [f"faces/p{c}/{i} a face é'\".jpg\t{c}\n" for i, c in enumerate(y)]
     (out / "DATA.labelpath").write_text("".join(lines), encoding="utf-8")
     save(out, f.astype(np.float16), json_beside=json_beside)
     return out, f, y
 
 
-def save(out, f, json_beside=True, **changes):
+def save(out: Path, f: npt.NDArray[Any], json_beside: bool = True, **changes: object) -> None:
     np.save(out / "feats_npy" / "Embedding_Features.npy", f)
     table = read_table(out / "DATA.labelpath")
-    about = {
+    about: dict[str, object] = {
         "format": 1,
         "list": {"path": "x", "sha256": table.sha256, "rows": len(table)},
         "rows_done": len(table),
@@ -57,15 +66,15 @@ def save(out, f, json_beside=True, **changes):
     beside.write_text(json.dumps(about)) if json_beside else beside.unlink(missing_ok=True)
 
 
-def columns(path):
+def columns(path: Path) -> tuple[list[str], Floats]:
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines]
     return [row[0] for row in rows], np.array([[float(x) for x in row[1:]] for row in rows])
 
 
-def test_the_files_it_leaves(tmp_path):
+def test_the_files_it_leaves(run: Run, tmp_path: Path) -> None:
     out, f, y = make(tmp_path, sizes=(10,) * 12 + (1, 4))
-    done = run(cwd=tmp_path)
+    done = run()
     assert done.returncode == 0, done.stderr
     assert "124 of 125 images of 14 identities labelled" in done.stdout
     paths, labels = columns(out / "quality_pseudo_labels.txt")
@@ -86,10 +95,9 @@ def test_the_files_it_leaves(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_the_practitioners_recipe(tmp_path):
-    out, _, _ = make(tmp_path, sizes=(10,) * 10 + (9, 5))
-    done = run("--min-images-per-id", 10, "--drop-top-percent", 5, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_practitioners_recipe(here: Path) -> None:
+    out, _, _ = make(here, sizes=(10,) * 10 + (9, 5))
+    assert gen_pseudo_labels.main(min_images_per_id=10, drop_top_percent=5) == 0
     paths, labels = columns(out / "quality_pseudo_labels.txt")
     assert len(paths) == 95
     reasons = [line.split("\t")[1] for line in (out / "unlabelled.txt").open(encoding="utf-8")]
@@ -99,102 +107,110 @@ def test_the_practitioners_recipe(tmp_path):
     assert labels.max() > 90
 
 
-def test_mislabelled_faces_are_listed_and_can_be_left_out(tmp_path):
-    out, f, _ = make(tmp_path)
+def test_mislabelled_faces_are_listed_and_can_be_left_out(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, f, _ = make(here)
     f[[3, 57]] = f[[57, 3]]
     save(out, f.astype(np.float16))
-    done = run(cwd=tmp_path)
-    assert "2 images look mislabelled" in done.stdout
+    assert gen_pseudo_labels.main() == 0
+    assert "2 images look mislabelled" in capsys.readouterr().out
     flagged, _ = columns(out / "mislabelled.txt")
     assert [path.split(" ")[0] for path in flagged] == ["faces/p0/3", "faces/p5/57"]
     kept, _ = columns(out / "quality_pseudo_labels.txt")
     assert len(kept) == 120
-    run("--exclude-mislabelled", cwd=tmp_path)
+    assert gen_pseudo_labels.main(exclude_mislabelled=True) == 0
     kept, _ = columns(out / "quality_pseudo_labels.txt")
     assert len(kept) == 118 and not set(flagged) & set(kept)
     assert (out / "unlabelled.txt").read_text(encoding="utf-8").count("\tlooks mislabelled\n") == 2
 
 
-def test_unreadable_images_are_left_out_and_say_so(tmp_path):
-    out, f, _ = make(tmp_path)
+def test_unreadable_images_are_left_out_and_say_so(here: Path) -> None:
+    out, f, _ = make(here)
     f[7] = 0
     save(out, f.astype(np.float16), unreadable=[{"row": 7, "path": "x", "reason": "is empty"}])
-    done = run(cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
+    assert gen_pseudo_labels.main() == 3
     assert (out / "unlabelled.txt").read_text(encoding="utf-8").endswith("\tunreadable: is empty\n")
     assert len(columns(out / "quality_pseudo_labels.txt")[0]) == 119
 
 
-def test_embeddings_from_elsewhere_are_taken_with_a_note(tmp_path):
-    out, f, _ = make(tmp_path, json_beside=False)
+def test_embeddings_from_elsewhere_are_taken_with_a_note(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, f, _ = make(here, json_beside=False)
     save(out, f * 7, json_beside=False)  # float64, not unit
-    done = run(cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "could not be checked" in done.stderr
+    assert gen_pseudo_labels.main() == 0
+    assert "could not be checked" in capsys.readouterr().err
     assert len(columns(out / "quality_pseudo_labels.txt")[0]) == 120
 
 
-@pytest.mark.parametrize("estimator, some", [("sampled", 2), ("exact", 3)])
-def test_any_number_of_processes_and_threads_writes_the_same_files(tmp_path, estimator, some):
-    out, _, _ = make(tmp_path, sizes=(3, 40, 2, 1, 9, 600, 5, 27) * 2)
-    written = []
-    for ranks, threads in ((0, 1), (0, 2), (some, 1)):
-        done = run("--estimator", estimator, "--process-num", threads, cwd=tmp_path, ranks=ranks)
-        assert done.returncode == 0, done.stderr
-        names = ("quality_pseudo_labels.txt", "w_distances.txt", "distribution_info.json")
-        written.append([(out / name).read_bytes() for name in names])
-    assert written[1:] == written[:1] * 2
+@pytest.mark.parametrize("estimator, many", [("sampled", 2), ("exact", 3)])
+def test_any_number_of_processes_and_threads_writes_the_same_files(
+    run: Run, here: Path, estimator: Literal["sampled", "exact"], many: int
+) -> None:
+    out, _, _ = make(here, sizes=(3, 40, 2, 1, 9, 300, 5, 27) * 2)
+    files = [
+        out / name
+        for name in ("quality_pseudo_labels.txt", "w_distances.txt", "distribution_info.json")
+    ]
+    assert gen_pseudo_labels.main(estimator=estimator, process_num=1) == 0
+    alone = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    done = run("--estimator", estimator, "--process-num", 2, processes=many)
+    assert done.returncode == 0, done.stderr
+    assert [file.read_bytes() for file in files] == alone
 
 
-def truncated(out, f):
+def truncated(out: Path, f: Floats) -> None:
     file = out / "feats_npy" / "Embedding_Features.npy"
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def not_npy(out, f):
+def not_npy(out: Path, f: Floats) -> None:
     (out / "feats_npy" / "Embedding_Features.npy").write_text("hello")
 
 
-def one_dimension(out, f):
+def one_dimension(out: Path, f: Floats) -> None:
     np.save(out / "feats_npy" / "Embedding_Features.npy", f[:, 0])
 
 
-def whole_numbers(out, f):
+def whole_numbers(out: Path, f: Floats) -> None:
     np.save(out / "feats_npy" / "Embedding_Features.npy", (f * 100).astype(np.int64))
 
 
-def by_column(out, f):
+def by_column(out: Path, f: Floats) -> None:
     np.save(out / "feats_npy" / "Embedding_Features.npy", np.asfortranarray(f))
 
 
-def missing(out, f):
+def missing(out: Path, f: Floats) -> None:
     (out / "feats_npy" / "Embedding_Features.npy").unlink()
 
 
-def no_list(out, f):
+def no_list(out: Path, f: Floats) -> None:
     (out / "DATA.labelpath").unlink()
 
 
-def bad_json(out, f):
+def bad_json(out: Path, f: Floats) -> None:
     (out / "feats_npy" / "Embedding_Features.json").write_text("{}")
 
 
-def edited(row, value):
-    def change(out, f):
+def edited(row: int, value: float) -> Spoil:
+    def change(out: Path, f: Floats) -> None:
         f[row] = value
         save(out, f)
 
     return change
 
 
-MENDS = {
+MENDS: dict[str, tuple[Spoil, str]] = {
     "truncated": (truncated, "Embedding_Features.npy: is truncated"),
     "no .npy": (not_npy, "is not a .npy file"),
     "one dimension": (one_dimension, "holds float64 of shape (120,)"),
     "whole numbers": (whole_numbers, "holds int64"),
     "by column": (by_column, "is stored by column"),
     "missing": (missing, "extract the embeddings first"),
-    "no list": (no_list, "DATA.labelpath: cannot be read"),
+    "no list": (no_list, "DATA.labelpath: does not exist"),
     "empty json": (bad_json, "Embedding_Features.json: lacks 'list'"),
     "NaN": (edited(5, np.nan), "row 5 (faces/p0/5 a face é'\".jpg) is not finite"),
     "zero": (edited(119, 0), "row 119 (faces/p11/119 a face é'\".jpg) is zero"),
@@ -207,33 +223,43 @@ MENDS = {
 
 
 @pytest.mark.parametrize("case", MENDS)
-def test_bad_input_is_one_line_and_nothing_is_overwritten(tmp_path, case):
-    out, f, _ = make(tmp_path)
+def test_bad_input_is_one_line_and_nothing_is_overwritten(
+    here: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, f, _ = make(here)
     spoil, message = MENDS[case]
     (out / "quality_pseudo_labels.txt").write_text("mine")
     spoil(out, f)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    done = run(cwd=tmp_path)
-    lines = [
-        line for line in done.stderr.replace("\r", "\n").splitlines() if "images/s" not in line
-    ]
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        gen_pseudo_labels.main()
+    assert "\n" not in str(caught.value) and capsys.readouterr().out == ""
+    assert before == {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+
+
+def test_an_error_below_the_bar_is_one_line_and_exit_code_1(run: Run, tmp_path: Path) -> None:
+    out, f, _ = make(tmp_path)
+    edited(5, np.nan)(out, f)  # found while the bar is being drawn
+    done = run()
     assert done.returncode == 1 and done.stdout == ""
-    assert [message in line for line in lines if line] == [True], done.stderr
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line]
+    assert "row 5 (faces/p0/5 a face é'\".jpg) is not finite" in lines[-1]
+    assert lines[-1].startswith("error: ")
+    assert all("images/s" in line for line in lines[:-1]), done.stderr
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--fix-num", 111), "leaves 110 images of others, fewer than the 111 negatives asked for"),
-        (("--fix-num", 0), "--fix-num 0: must be 1 or more"),
-        (("--drop-top-percent", 100), "--drop-top-percent 100: must be at least 0 and below 100"),
-        (("--min-images-per-id", 11), "no image is left to label"),
-        (("--device", "gpu"), "--device gpu: is not one of auto, cpu, cuda"),
+        ({"fix_num": 111}, "leaves 110 images of others, fewer than the 111 negatives asked for"),
+        ({"fix_num": 0}, "--fix-num 0: must be 1 or more"),
+        ({"drop_top_percent": 100}, "--drop-top-percent 100: must be at least 0 and below 100"),
+        ({"min_images_per_id": 11}, "no image is left to label"),
+        ({"device": "gpu"}, "--device gpu: is not one of auto, cpu, cuda"),
     ],
 )
-def test_flags_that_cannot_be_used(tmp_path, flags, message):
-    out, _, _ = make(tmp_path)
-    done = run(*flags, cwd=tmp_path)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+def test_flags_that_cannot_be_used(here: Path, flags: dict[str, Any], message: str) -> None:
+    out, _, _ = make(here)
+    with pytest.raises(UserError, match=re.escape(message)):
+        gen_pseudo_labels.main(**flags)
     assert not (out / "quality_pseudo_labels.txt").exists()

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from dataset.command_line import UserError
+from generate_pseudo_labels.gen_pseudo_labels import main
 
-
-def run(*arguments, cwd):
-    script = ROOT / "generate_pseudo_labels" / "gen_pseudo_labels.py"
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+Load = Literal["True", "False"]
 
 
 @pytest.fixture
-def layout(tmp_path):
-    """40 people x 5 in shuffled order, absolute paths <root>/<person>/feature/<name>.jpg."""
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
+    """40 people x 5 in shuffled order, absolute paths <root>/<person>/feature/<name>.jpg.
+
+    Returns the folder, where the test then stands, and the paths.
+    """
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((40, 64))
     paths = []
@@ -50,45 +47,66 @@ USAGE = (
 )
 
 
-def labels_of(folder):
-    lines = (folder / "scores" / "quality_pseudo_labels.txt").read_text(encoding="utf-8")
-    return dict(line.split("\t") for line in lines.splitlines())
+def usage(folder: Path, load: Load = "False", **changes: Any) -> int:
+    """The usage line as a call, without Python's start."""
+    flags: dict[str, Any] = {
+        "image_list_file": Path("list.txt"),
+        "score_dst": Path("scores"),
+        "feature_root": Path("features"),
+        "image_root": folder / "images",
+    }
+    return main(load_feature=load, **(flags | changes))
 
 
-@pytest.mark.parametrize("load", ["True", "False"])
-def test_the_usage_line(layout, load):
+def labels_of(folder: Path) -> dict[str, float]:
+    text = (folder / "scores" / "quality_pseudo_labels.txt").read_text(encoding="utf-8")
+    lines = [line.split("\t") for line in text.splitlines()]
+    return {path: float(label) for path, label in lines}
+
+
+def test_the_usage_line(
+    layout: tuple[Path, list[str]],
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     folder, paths = layout
-    done = run(*USAGE, "--image-root", folder / "images", "--load-feature", load, cwd=folder)
+    script = "generate_pseudo_labels/gen_pseudo_labels.py"
+    flags = (*USAGE, "--image-root", folder / "images", "--load-feature", "False")
+    done = run_script(script, *flags, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "200 of 200 images of 40 identities labelled" in done.stdout
-    assert list(labels_of(folder)) == paths
+    gathered = labels_of(folder)
+    assert list(gathered) == paths
     made = folder / "scores" / "feats_npy" / "Embedding_Features.npy"
-    assert made.exists() == (load == "False")
-    if load == "False":
-        kept = labels_of(folder)  # the folder is what annotations/ is: it can be used again
-        assert run("--out-dir", "scores", cwd=folder).returncode == 0
-        assert labels_of(folder) == kept
-        assert json.loads(made.with_suffix(".json").read_text())["rows_done"] == 200
+    assert json.loads(made.with_suffix(".json").read_text())["rows_done"] == 200
+    # The folder is what annotations/ is: it can be used again.
+    assert main(out_dir=Path("scores")) == 0
+    assert labels_of(folder) == gathered
 
 
-def test_memory_or_file_makes_no_difference(layout):
-    folder, _ = layout
-    both = []
-    for load in ("True", "False"):
-        run(*USAGE, "--image-root", folder / "images", "--load-feature", load, cwd=folder)
-        both.append(np.array(list(labels_of(folder).values()), float))
-    assert np.abs(both[0] - both[1]).max() < 0.2  # float16 rows in the file
+def test_in_memory_nothing_is_gathered_and_the_labels_are_the_same(
+    layout: tuple[Path, list[str]],
+) -> None:
+    folder, paths = layout
+    assert usage(folder, "True") == 0
+    assert not (folder / "scores" / "feats_npy").exists()
+    kept = labels_of(folder)
+    assert list(kept) == paths
+    assert usage(folder, "False") == 0
+    gathered = labels_of(folder)
+    # The file's rows are float16.
+    assert max(abs(kept[path] - gathered[path]) for path in paths) < 0.2
 
 
 @pytest.mark.parametrize("load", ["True", "False"])
-def test_missing_and_damaged_files_are_counted_and_listed(layout, load):
+def test_missing_and_damaged_files_are_counted_and_listed(
+    layout: tuple[Path, list[str]], load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = layout
     (folder / "features" / "person 3" / "feature" / "1.é.npy").unlink()
     (folder / "features" / "person 4" / "feature" / "2.é.npy").write_text("hello")
     np.save(folder / "features" / "person 5" / "feature" / "0.é.npy", np.zeros(64))
-    done = run(*USAGE, "--image-root", folder / "images", "--load-feature", load, cwd=folder)
-    assert done.returncode == 3, done.stderr
-    assert "1 unreadable: its .npy is missing" in done.stdout
+    assert usage(folder, load) == 3
+    assert "1 unreadable: its .npy is missing" in capsys.readouterr().out
     listed = (folder / "scores" / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
     assert sorted(line.split("person ")[1] for line in listed) == [
         "3/feature/1.é.jpg\tunreadable: its .npy is missing",
@@ -100,33 +118,26 @@ def test_missing_and_damaged_files_are_counted_and_listed(layout, load):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("--image-root", "elsewhere"), "list.txt:1"),
-        (("--id-key-index", "-30"), "has no part -30 to name its identity"),
-        (("--feature-root", "nowhere"), "--feature-root nowhere: no such folder"),
-        (("--image-list-file", "none.txt"), "none.txt: cannot be read"),
+        ({"image_root": Path("elsewhere")}, "is not below --image-root elsewhere"),
+        ({"id_key_index": -30}, "has no part -30 to name its identity"),
+        ({"feature_root": Path("nowhere")}, "--feature-root nowhere: no such folder"),
+        ({"image_list_file": Path("none.txt")}, "none.txt: does not exist"),
+        ({"feature_root": None}, "--image-list-file: goes with --feature-root"),
+        ({"image_list_file": None}, "needs --image-list-file and --score-dst"),
+        ({"score_dst": None}, "needs --image-list-file and --score-dst"),
     ],
 )
-def test_bad_input_is_one_line(layout, change, message):
+def test_bad_input_is_named(
+    layout: tuple[Path, list[str]], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        usage(layout[0], **change)
+
+
+def test_embeddings_of_two_lengths_and_none_at_all(layout: tuple[Path, list[str]]) -> None:
     folder, _ = layout
-    done = run(*USAGE, "--image-root", folder / "images", *change, cwd=folder)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    message = "is not below --image-root" if message == "list.txt:1" else message
-    assert message in done.stderr
-
-
-def test_flags_that_need_each_other(layout):
-    folder, _ = layout
-    done = run("--image-list-file", "list.txt", cwd=folder)
-    assert done.returncode == 1 and "--image-list-file: goes with --feature-root" in done.stderr
-    done = run("--feature-root", "features", cwd=folder)
-    assert done.returncode == 1 and "needs --image-list-file and --score-dst" in done.stderr
-
-
-def test_embeddings_of_two_lengths_and_none_at_all(layout):
-    folder, _ = layout
-    odd = folder / "features" / "person 7" / "feature" / "2.é.npy"
-    np.save(odd, np.ones(32))
-    done = run(*USAGE, "--image-root", folder / "images", cwd=folder)
-    assert done.returncode == 1 and "2.é.npy: holds 32 numbers" in done.stderr
-    done = run(*USAGE, "--image-root", folder, cwd=folder)
-    assert done.returncode == 1 and "none of its 200 images has a .npy" in done.stderr
+    np.save(folder / "features" / "person 7" / "feature" / "2.é.npy", np.ones(32))
+    with pytest.raises(UserError, match=re.escape("2.é.npy: holds 32 numbers")):
+        usage(folder)
+    with pytest.raises(UserError, match=r"none of its 200 images has a \.npy"):
+        usage(folder, image_root=folder)

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.stats import spearmanr, wasserstein_distance
 
 from generate_pseudo_labels import draws
-from generate_pseudo_labels.arrays import NumpyArrays, TorchArrays
-from generate_pseudo_labels.distances import drop_top, quality_labels
+from generate_pseudo_labels.arrays import Arrays, NumpyArrays, TorchArrays
+from generate_pseudo_labels.distances import Distances, drop_top, quality_labels
 from generate_pseudo_labels.draws import draw_negatives, group_by_identity, plan_blocks
 from generate_pseudo_labels.embedded_set import InMemory, UnusableRow
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 from generate_pseudo_labels.wasserstein import wasserstein, wrong_way_ragged
 
+Floats = npt.NDArray[np.float32]
+Identities = npt.NDArray[np.int32]
 
-def faces_of(sizes, seed=0, dimension=32, swapped=0):
-    """Synthetic embeddings (n, D) of identities of given sizes; some images change places."""
-    rng = np.random.default_rng(seed)
+
+def faces_of(sizes: list[int], swapped: int = 0) -> tuple[Floats, Identities]:
+    """Synthetic embeddings (n, 32) of identities of given sizes; some images change places."""
+    rng = np.random.default_rng(0)
     y = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
-    centres = rng.standard_normal((len(sizes), dimension))
+    centres = rng.standard_normal((len(sizes), 32))
     spread = rng.uniform(0.4, 1.2, (len(y), 1))
-    f = centres[y] + spread * rng.standard_normal((len(y), dimension)) + 0.2
+    f = centres[y] + spread * rng.standard_normal((len(y), 32)) + 0.2
     if swapped:
         some = rng.choice(len(y), swapped, replace=False)
         f[some] = f[np.roll(some, 1)]
     return (f / np.linalg.norm(f, axis=1, keepdims=True)).astype(np.float32), y
 
 
-def reference(f, y, m=24, K=12, seed=0):
+def reference(
+    f: Floats, y: Identities, m: int = 24, K: int = 12, seed: int = 0
+) -> npt.NDArray[np.float64]:
     """METHOD as it reads: for repeat k, for image i, draw P_i and N_i, take W1."""
     rng = np.random.default_rng(seed)
     n = len(f)
@@ -43,11 +51,11 @@ def reference(f, y, m=24, K=12, seed=0):
     return w1
 
 
-def all_labelled(w1):
+def all_labelled(w1: Floats) -> Floats:
     return quality_labels(w1, np.ones(len(w1), bool))
 
 
-def sampled(f, y, **options):
+def sampled(f: npt.NDArray[Any], y: Identities, **options: Any) -> Distances:
     groups = group_by_identity(y)
     run = similarity_distances(InMemory(f), groups, **options)
     assert run.begin == 0
@@ -55,7 +63,9 @@ def sampled(f, y, **options):
 
 
 @pytest.mark.parametrize("sizes", [[10] * 40, [2, 3, 60, 5, 31, 26, 25, 7] * 2, [3] * 60 + [300]])
-def test_as_close_to_the_reference_as_it_is_to_itself(sizes, monkeypatch):
+def test_as_close_to_the_reference_as_it_is_to_itself(
+    sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(draws, "BLOCK", 128)  # several blocks, and pieces of the largest identity
     f, y = faces_of(sizes, swapped=6)
     one, two = (reference(f, y, seed=seed) for seed in (1, 2))
@@ -69,7 +79,9 @@ def test_as_close_to_the_reference_as_it_is_to_itself(sizes, monkeypatch):
     assert spearmanr(labels[0], labels[2])[0] > both - 0.004
 
 
-def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(monkeypatch):
+def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(draws, "HANDS", 2)
     sizes = [4, 2, 6, 5, 3]
     groups = group_by_identity(np.repeat(np.arange(5), sizes).astype(np.int32))
@@ -89,15 +101,17 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(mo
                     assert all(len(set(repeat)) == m for repeat in negatives)
                     np.add.at(counts[image], negatives.ravel(), 1)
     y = np.repeat(np.arange(5), sizes)
-    for image in range(n):
-        outside = y != y[image]
-        assert counts[image, ~outside].sum() == 0
+    for own, drawn in zip(y, counts, strict=True):
+        outside = y != own
+        assert drawn[~outside].sum() == 0
         expected = 60 * K * m / outside.sum()
         # Drawn without replacement, so the counts spread less than Poisson's.
-        assert np.abs(counts[image, outside] / expected - 1).max() < 5 / np.sqrt(expected)
+        assert np.abs(drawn[outside] / expected - 1).max() < 5 / np.sqrt(expected)
 
 
-def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(monkeypatch):
+def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(draws, "BLOCK", 64)
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2)
     whole = sampled(f, y)
@@ -110,7 +124,7 @@ def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(monkeypatc
     assert not np.array_equal(sampled(f, y, seed=1).w1, whole.w1, equal_nan=True)
 
 
-def test_the_torch_path_agrees_with_the_numpy_path():
+def test_the_torch_path_agrees_with_the_numpy_path() -> None:
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, swapped=9)
     f = f.astype(np.float16)
     ours, twin = sampled(f, y), sampled(f, y, arrays=TorchArrays("cpu"))
@@ -118,7 +132,7 @@ def test_the_torch_path_agrees_with_the_numpy_path():
         assert np.allclose(getattr(ours, name), getattr(twin, name), atol=2e-6, equal_nan=True)
 
 
-def test_a_list_out_of_order_and_one_with_gaps():
+def test_a_list_out_of_order_and_one_with_gaps() -> None:
     f, y = faces_of([12] * 20)
     order = np.random.default_rng(3).permutation(len(y))
     groups = group_by_identity(y[order])
@@ -136,7 +150,7 @@ def test_a_list_out_of_order_and_one_with_gaps():
     assert np.array_equal(found.w1, alone.w1)
 
 
-def test_rows_of_any_length_and_float_type_have_the_same_labels():
+def test_rows_of_any_length_and_float_type_have_the_same_labels() -> None:
     f, y = faces_of([12] * 20)
     scaled = f.astype(np.float64) * np.random.default_rng(0).uniform(0.1, 50, (len(f), 1))
     assert np.allclose(sampled(scaled, y).w1, sampled(f, y).w1, atol=1e-6)
@@ -144,7 +158,7 @@ def test_rows_of_any_length_and_float_type_have_the_same_labels():
     assert np.allclose(sampled(half, y).w1, sampled(f, y).w1, atol=2e-3)
 
 
-def test_halves_become_floats_to_the_bit():
+def test_halves_become_floats_to_the_bit() -> None:
     bits = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = bits[np.isfinite(bits)]
     rows, _ = NumpyArrays().rows(finite.reshape(-1, 8))
@@ -155,7 +169,7 @@ def test_halves_become_floats_to_the_bit():
 
 
 @pytest.mark.parametrize("value, fault", [(0, "is zero"), (np.nan, "is not finite")])
-def test_a_row_without_direction_is_named(value, fault):
+def test_a_row_without_direction_is_named(value: float, fault: str) -> None:
     f, y = faces_of([12] * 20)
     f[17] = value
     with pytest.raises(UnusableRow, match=fault) as caught:
@@ -163,21 +177,21 @@ def test_a_row_without_direction_is_named(value, fault):
     assert caught.value.row == 17
 
 
-def test_too_few_outsiders():
+def test_too_few_outsiders() -> None:
     f, y = faces_of([30, 10, 13])
     with pytest.raises(TooFewOutsiders, match="23 images of others, fewer than the 24"):
         sampled(f, y)
     assert np.isfinite(sampled(f, y, m=23).w1).all()
 
 
-def test_an_image_without_mates_has_no_distance_but_is_an_outsider():
+def test_an_image_without_mates_has_no_distance_but_is_an_outsider() -> None:
     f, y = faces_of([1, 1, 2] + [1] * 23)
     found = sampled(f, y)
     assert np.flatnonzero(~np.isnan(found.w1[:, 0])).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("a, b", [(1, 1), (1, 24), (7, 24), (24, 24), (60, 24), (13, 1), (12, 18)])
-def test_w1_against_scipy_and_its_laws(a, b):
+def test_w1_against_scipy_and_its_laws(a: int, b: int) -> None:
     rng = np.random.default_rng(a * 100 + b)
     p, n = rng.normal(0.4, 0.2, (5, a)), rng.normal(0, 0.1, (5, b))
     expected = [wasserstein_distance(x, y) for x, y in zip(p, n, strict=True)]
@@ -189,7 +203,7 @@ def test_w1_against_scipy_and_its_laws(a, b):
 
 
 @pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
-def test_the_wrong_way_part_of_ragged_rows_against_the_quantile_functions(arrays):
+def test_the_wrong_way_part_of_ragged_rows_against_the_quantile_functions(arrays: Arrays) -> None:
     rng = np.random.default_rng(5)
     counts, absent = np.array([1, 5, 30, 2, 7]), np.array([0, 3, 39, 12, 0])
     p = [np.sort(rng.uniform(-1, 1, count)).astype(np.float32) for count in counts]
@@ -207,7 +221,7 @@ def test_the_wrong_way_part_of_ragged_rows_against_the_quantile_functions(arrays
         assert abs(float(found[row]) - expected) < 1e-7
 
 
-def test_labels_are_the_mean_of_ranges_and_dropping_takes_the_best():
+def test_labels_are_the_mean_of_ranges_and_dropping_takes_the_best() -> None:
     w1 = np.array([[1, 10], [2, 30], [3, 20], [9, 99]], np.float32)
     labelled = np.array([True, True, True, False])
     labels = quality_labels(w1, labelled)

@@ -220,7 +220,7 @@ def test_the_checkpoint_stands_alone(tmp_path: Path) -> None:
 
 
 def test_train_and_eval_go_through(tmp_path: Path) -> None:
-    """Frozen and not: train.py from an ONNX file, eval.py on what it leaves."""
+    """train.py from an ONNX file, frozen and not; export_onnx.py and eval.py on what it leaves."""
     every_layer(tmp_path / "made.onnx")[0].with_suffix(".json").write_text(
         json.dumps({"colour": "BGR", "mean": 1.0, "scale": 2.0, "dimension": 0})
     )
@@ -260,8 +260,15 @@ def test_train_and_eval_go_through(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "checkpoints/whole/best.json").read_text())
     assert about["input"] == {"size": 112, "colour": "BGR", "mean": 1.0, "scale": 2.0}
     (tmp_path / "made.onnx").unlink()
-    run(str(ROOT / "eval.py"), "f", "--model", "checkpoints/whole/best.pth", "--device", "cpu")
-    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 13
+    best = "checkpoints/whole/best.pth"
+    run(str(ROOT / "export_onnx.py"), "--model", best, "--out", "q.onnx")
+    both = []
+    for model in (best, "q.onnx"):
+        run(str(ROOT / "eval.py"), "f", "--model", model, "--device", "cpu", "--precision", "fp32")
+        rows = (tmp_path / "scores.csv").read_text().splitlines()[1:]
+        both.append([float(row.split(",")[1]) for row in rows])
+    assert len(both[0]) == 12
+    np.testing.assert_allclose(both[0], both[1], atol=0.01)
 
 
 def test_trunk_and_head_are_told_apart(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path) -> Non
         (["--epochs", "0"], "epochs must be 1 or more"),
         (["--milestones", "5", "3"], "milestones must be epochs, in rising order"),
         (["--best-by", "aoc"], "best_by aoc needs feats"),
-        (["--img-list", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["--img-list", "nowhere.txt"], "nowhere.txt: does not exist"),
         (["--val-identities", "0.95"], "has 6 identities, too few to hold out 6"),
         (["--feats", "annotations/DATA.labelpath"], "is not a whole .npy array"),
         (["--finetuning-model", "annotations/DATA.labelpath"], "is no checkpoint of plain tensors"),
@@ -388,7 +388,8 @@ def test_shared_statistics_are_batch_norms(tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
     shared = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
     shared.load_state_dict(plain.state_dict())
-    shared = with_shared_statistics(shared).double()
+    with_shared_statistics(shared)
+    shared.double()
     x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

@@ -1,0 +1,156 @@
+"""Degraded copies of the faces of a folder, for labels and training that know bad images.
+
+    python -m dataset.degraded_copies --data-root data/faces --out-dir data/degraded --share 0.5
+
+Then `gen_datalist.py --data-root data` lists originals and copies together: a copy lies in a folder
+of its identity's name, and gets the label that its own embedding earns, not its original's.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, note, run_script
+from dataset.degrade import KINDS, degrade
+from dataset.files import replacing
+from dataset.images import UnreadableImage, cv2, read_face
+from dataset.loader import default_workers
+from dataset.scan import LeftOut, walk_images
+
+_AHEAD = 64  # copies under way at once
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What is to be made: a share of the faces, evenly of some kinds, by a seed.
+
+    Attributes:
+        share: of the faces that get a copy, in (0, 1].
+        kinds: of `dataset.degrade.KINDS`.
+        strengths: the least and the most strength, drawn evenly between.
+        seed: keys every draw together with the face's path below the root.
+    """
+
+    share: float
+    kinds: tuple[str, ...]
+    strengths: tuple[float, float]
+    seed: int
+
+    def of(self, name: str) -> tuple[str, float, np.random.Generator] | None:
+        """Kind, strength and further random numbers of one face's copy; None: it gets none.
+
+        A face's draw depends on its own name alone: other faces may come and go.
+        """
+        rng = np.random.default_rng([self.seed, *name.encode("utf-8")])
+        if rng.random() >= self.share:
+            return None
+        kind = self.kinds[int(rng.integers(len(self.kinds)))]
+        return kind, float(rng.uniform(*self.strengths)), rng
+
+
+def main(
+    *,
+    data_root: str,
+    out_dir: Path,
+    share: float = 0.5,
+    kinds: tuple[str, ...] = tuple(KINDS),
+    strengths: tuple[float, float] = (0.1, 1.0),
+    seed: int = 0,
+) -> int:
+    """Writes degraded copies of some faces, `<out-dir>/<path below the root>.<kind>.jpg`.
+
+    Copies that are there already are left alone, so that the same command goes on after a stop.
+
+    Args:
+        data_root: folder of aligned faces, at any depth.
+        out_dir: gets the copies, in the same folders.
+        share: of the faces that get a copy.
+        kinds: which degradations.
+        strengths: the least and the most strength; 0 changes nothing, 1 is beyond recognition.
+        seed: of which faces, which kind and how much.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(KINDS)}")
+    if not 0 < share <= 1:
+        raise UserError(f"--share {share:g}: must lie in (0, 1]")
+    if not 0 <= strengths[0] <= strengths[1] <= 1:
+        raise UserError("--strengths: must be two numbers of 0..1, the lower one first")
+    root = data_root.rstrip("/") or "/"
+    if not Path(root).is_dir():
+        raise UserError(f"--data-root {data_root}: is no folder; name the folder of faces")
+    made, failures = write_copies(root, out_dir, Copies(share, kinds, strengths, seed))
+    print(f"{out_dir}: {made} degraded copies")
+    for line in failures[:_SHOWN]:
+        note(f"skipped: {line}")
+    if failures:
+        note(f"skipped: {len(failures)} faces in all")
+    return EXIT_SKIPPED if failures else EXIT_DONE
+
+
+def write_copies(root: str, out_dir: Path, copies: Copies) -> tuple[int, list[str]]:
+    """Writes the copies, on all cores.
+
+    Returns:
+        How many there are now, and a line for each face that could not be read.
+
+    Raises:
+        UserError: the root has no image, or a copy cannot be written.
+    """
+    from tqdm import tqdm
+
+    made = faces = 0
+    failures: list[str] = []
+    inside = out_dir.resolve()
+    waiting: list[tuple[str, Future[None]]] = []
+    with (
+        ThreadPoolExecutor(default_workers()) as pool,
+        tqdm(desc="degrade", unit=" faces") as bar,
+    ):
+        for path in walk_images(root, LeftOut()):
+            if inside in Path(path).resolve().parents:
+                continue  # a copy: the out folder may lie below the root
+            faces += 1
+            bar.update()
+            name = path[len(root) + 1 :]
+            if (drawn := copies.of(name)) is None:
+                continue
+            target = out_dir / PurePosixPath(name).with_suffix(f".{drawn[0]}.jpg")
+            waiting.append((path, pool.submit(_write_copy, path, target, *drawn)))
+            if len(waiting) >= _AHEAD:
+                made += _finish(*waiting.pop(0), failures)
+        for path, future in waiting:
+            made += _finish(path, future, failures)
+    if not faces:
+        raise UserError(f"{root}: has no images")
+    return made, failures
+
+
+def _write_copy(
+    path: str, target: Path, kind: str, strength: float, rng: np.random.Generator
+) -> None:
+    if target.is_file():
+        return
+    spoilt = degrade(read_face(path), kind, strength, rng)
+    settings = [cv2.IMWRITE_JPEG_QUALITY, 95]
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(spoilt, cv2.COLOR_RGB2BGR), settings)
+    with replacing(target, "wb") as file:
+        file.write(content.tobytes())
+
+
+def _finish(path: str, future: Future[None], failures: list[str]) -> int:
+    try:
+        future.result()
+    except UnreadableImage as error:
+        failures.append(f"{path}: {error}")
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    run_script(main)
