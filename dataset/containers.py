@@ -49,6 +49,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         UserError: the storage is gone.
     """
     name = os.fspath(path)
+    file, _, member = name.rpartition("#")
+    slot = _slots.get(file)
+    if slot is not None and slot.container is not None:  # open already: nothing to find out
+        return slot.container.read(member)
     parts = split_member(name)
     if parts is None:
         return read_file(name)

@@ -25,6 +25,7 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 WORDS = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
+_PLAIN = struct.Struct("<IIIf")  # the two words and the header's beginning
 _WINDOW = 1 << 22
 _GUESS = 1 << 16  # read at once where the length is not known yet
 
@@ -131,12 +132,10 @@ def plain_image(block: bytes, at: int, end: int) -> bytes | None:
     """The image in block[at:end] if that is one whole record of one finite label, as most are."""
     begin = at + WORDS.size + HEADER.size
     if begin < end <= len(block):
-        magic, length = WORDS.unpack_from(block, at)
-        if magic == MAGIC and length <= MAX_PART:  # above that: a part of a record
-            flag, label, _, _ = HEADER.unpack_from(block, at + WORDS.size)
-            stop = at + WORDS.size + length
-            if flag == 0 and label - label == 0 and stop + -length % 4 == end:
-                return block[begin:stop]
+        magic, length, flag, label = _PLAIN.unpack_from(block, at)
+        stop = at + WORDS.size + length  # beyond any end where it is a part of a record
+        if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
+            return block[begin:stop]
     return None
 
 

@@ -38,13 +38,21 @@ from dataset.record_format import (
 from dataset.record_index import Keys, index_path, read_index, write_index
 from dataset.storage import File, UnreadableImage
 
-_AHEAD = 1 << 16  # bytes; a loader's thread takes some 16 images in a row
+_AHEAD = 1 << 15  # bytes: stays in the cache, and a loader takes some 16 images in a row
 
 
-class _Ahead(threading.local):
+class _Ahead:
     """What a thread has read beyond what it was asked for, and what it would read next."""
 
-    start, block, following = 0, b"", -1
+    __slots__ = ("block", "following", "start", "stop")
+
+    def __init__(self) -> None:
+        self.start, self.stop, self.block, self.following = 0, 0, b"", -1
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.state = _Ahead()
 
 
 class RecordFile:
@@ -70,7 +78,7 @@ class RecordFile:
             self.keys, self.offsets = read_index(index)
         else:
             self.keys, self.offsets = self._rebuild_index(index)
-        self._ahead = _Ahead()
+        self._ahead = _OfThread()
         self._offsets = memoryview(self.offsets.data)  # numpy takes longer to give one number
         count = len(self.keys)
         whole = int(self.keys[-1]) - int(self.keys[0]) == count - 1
@@ -134,17 +142,18 @@ class RecordFile:
 
     def _plain(self, offset: int, following: int) -> bytes | None:
         """The image of an ordinary record; a thread that reads on in order reads ahead."""
-        ahead = self._ahead
+        ahead = self._ahead.state
         start, goes_on = ahead.start, offset == ahead.following
         ahead.following = following
-        if start <= offset and following <= start + len(ahead.block):
+        if start <= offset and following <= ahead.stop:
             return plain_image(ahead.block, offset - start, following - start)
         size = following - offset
         if not 0 < size <= MAX_PART:
             return None
         if goes_on and size < _AHEAD:
-            ahead.start, ahead.block = offset, self.file.read(offset, _AHEAD)
-            return plain_image(ahead.block, 0, size)
+            block = self.file.read(offset, _AHEAD)
+            ahead.start, ahead.stop, ahead.block = offset, offset + len(block), block
+            return plain_image(block, 0, size)
         return plain_image(self.file.read(offset, size), 0, size)
 
     def _row(self, key: int) -> int:
