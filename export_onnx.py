@@ -1,6 +1,7 @@
 """Turns a checkpoint into one ONNX file that takes uint8 RGB faces and gives scores.
 
     python export_onnx.py --model checkpoints/sdd_fiqa/best.pth --out sdd_fiqa.onnx
+    python export_onnx.py --model checkpoints/sdd_fiqa/best.pth --out small.onnx --int8-faces faces/
     python eval.py faces/ --model sdd_fiqa.onnx
 
 docs/onnx.md loads the file with onnxruntime and with OpenCV.
@@ -9,28 +10,46 @@ docs/onnx.md loads the file with onnxruntime and with OpenCV.
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.command_line import EXIT_DONE, UserError, note, run_script
 from dataset.files import replacing, sha256_of
+from dataset.images import UnreadableImage, read_face
+from dataset.inputs import find_images
+from dataset.scan import LeftOut
+from evaluation.calibration import held_out_measures
 from models.backbones import Backbone
 from models.checkpoints import load_network, read_about
-from models.onnx_export import OPSET, onnx_bytes
+from models.onnx_export import onnx_bytes
 from models.onnx_files import is_onnx
+from models.onnx_int8 import quantised
 from models.quality import load_quality_model
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
+MIN_SPEARMAN = 0.999  # of int8, against float32
+FEWEST_FACES, MOST_FACES = 100, 1000  # for int8
 
 
-def main(*, model: Path, out: Path, backbone: Backbone | None = None) -> int:
+def main(
+    *,
+    model: Path,
+    out: Path,
+    backbone: Backbone | None = None,
+    int8_faces: str | None = None,
+) -> int:
     """Writes a quality model as ONNX, with its normalisation, calibration and origin inside.
 
     Args:
         model: a checkpoint of train.py, or in the published format.
         out: the .onnx file to write.
         backbone: its architecture; found from the file when not given.
+        int8_faces: write the convolutions in int8, by these aligned faces (a folder, pattern or
+            list of some hundreds, not of those you test on): half are for the ranges, half to see
+            that faces keep their order.
     """
     if not is_onnx(out):
         raise UserError(f"--out {out}: must end in .onnx")
@@ -46,13 +65,12 @@ def main(*, model: Path, out: Path, backbone: Backbone | None = None) -> int:
     }
     content = onnx_bytes(network, properties)
     difference = compare(model, content, backbone)
+    held = f"largest difference to torch {difference:.2g} points"
+    if int8_faces is not None:
+        content, held = in_int8(content, int8_faces)
     with replacing(out, "wb") as file:
         file.write(content)
-    size = len(content) / 1e6
-    print(
-        f"{out}: {name}, {size:.1f} MB, opset {OPSET}; "
-        f"largest difference to torch {difference:.2g} points"
-    )
+    print(f"{out}: {name}, {len(content) / 1e6:.1f} MB; {held}")
     return EXIT_DONE
 
 
@@ -66,10 +84,7 @@ def compare(model: Path, content: bytes, backbone: str | None) -> float:
     contrast = np.linspace(0.05, 1, 8)[:, None, None, None]
     faces = (128 + contrast * rng.uniform(-128, 127, (8, 112, 112, 3))).astype(np.uint8)
     by_torch = load_quality_model(model, backbone, "cpu", "fp32")(faces)
-    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
-        exported = Path(folder) / "exported.onnx"
-        exported.write_bytes(content)
-        by_onnx = load_quality_model(exported, backbone, "cpu")(faces)
+    by_onnx = scores_of(content, faces)
     difference = float(np.abs(by_torch - by_onnx).max())
     if not difference <= MAX_DIFFERENCE * max(1.0, float(np.abs(by_torch).max()) / 100):
         raise UserError(
@@ -77,6 +92,49 @@ def compare(model: Path, content: bytes, backbone: str | None) -> float:
             "report this with the versions of torch and onnxruntime"
         )
     return difference
+
+
+def in_int8(content: bytes, inputs: str) -> tuple[bytes, str]:
+    """The export in int8, and in words how well it holds.
+
+    Raises:
+        UserError: too few faces, or it orders them differently: Spearman below MIN_SPEARMAN.
+    """
+    faces = read_faces(inputs)
+    note(f"int8: ranges from {len(faces[::2])} faces; a minute or two")
+    small = quantised(content, faces[::2])
+    exact, rough = scores_of(content, faces[1::2]), scores_of(small, faces[1::2])
+    rank = held_out_measures(rough, exact)
+    largest = float(np.abs(exact - rough).max())
+    held = f"int8 against float32 on {len(exact)} faces: Spearman {rank['spearman']:.5f}, "
+    held += f"largest difference {largest:.2g} points"
+    if not rank["spearman"] >= MIN_SPEARMAN:
+        raise UserError(
+            f"{held}; below Spearman {MIN_SPEARMAN} it is not kept: leave out --int8-faces"
+        )
+    return small, held
+
+
+def read_faces(inputs: str) -> npt.NDArray[np.uint8]:
+    """Up to MOST_FACES readable faces, evenly spaced over what `inputs` names: (N, 112, 112, 3)."""
+    paths = list(find_images([inputs], LeftOut()))
+    faces = []
+    for row in np.linspace(0, len(paths) - 1, min(len(paths), MOST_FACES)).astype(int).tolist():
+        with suppress(UnreadableImage):
+            faces.append(read_face(paths[row]))
+    if len(faces) < FEWEST_FACES:
+        raise UserError(
+            f"--int8-faces {inputs}: has {len(faces)} readable faces; {FEWEST_FACES} are the least"
+        )
+    return np.stack(faces)
+
+
+def scores_of(content: bytes, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The scores that an ONNX file of these bytes gives."""
+    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
+        exported = Path(folder) / "exported.onnx"
+        exported.write_bytes(content)
+        return load_quality_model(exported, device="cpu")(faces)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 import eval as scoring
+import export_onnx
 from dataset.command_line import UserError
 from dataset.files import sha256_of
 from dataset.images import read_image
@@ -27,6 +28,7 @@ from dataset.scan import table_of
 from models import load_quality_model
 from models.networks import FaceModel, build_network
 from models.onnx_export import OPSET, onnx_bytes
+from models.onnx_int8 import quantised
 from models.state_files import read_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,8 +165,6 @@ def test_export_refuses_another_suffix_and_another_head(made: Any, tmp_path: Any
 
 
 def test_export_that_scores_differently_is_refused(made: Any) -> None:
-    import export_onnx
-
     content = onnx_bytes(lively("MFN"), {"model": "MFN"})
     assert export_onnx.compare(made / "mfn.pth", content, None) < 0.01
     other = lively("MFN")
@@ -177,6 +177,38 @@ def test_export_names_the_package_it_needs(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match="pip install onnx"):
         onnx_bytes(build_network("MFN"), {})
+
+
+def test_int8_follows_and_keeps_the_metadata() -> None:
+    content = onnx_bytes(lively("MFN"), {"model": "MFN", "calibration": CALIBRATION})
+    greys = np.linspace(0, 255, 40).astype(np.uint8)
+    faces = np.broadcast_to(greys[:, None, None, None], (40, 112, 112, 3)).copy()
+    small = quantised(content, faces[::2])
+    assert len(small) < 0.5 * len(content)
+    model = onnx.load_from_string(small)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    assert about["model"] == "MFN" and about["precision"] == "int8 convolutions"
+    assert json.loads(about["calibration"]) == CALIBRATION
+    exact, rough = (export_onnx.scores_of(file, faces[1::2]) for file in (content, small))
+    # Random weights are no trained network: int8 follows them roughly only.
+    assert 0.8 < np.corrcoef(exact, rough)[0, 1] < 1
+
+
+def test_int8_is_refused_where_it_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = onnx_bytes(lively("MFN"), {"model": "MFN"})
+    for row, pixels in enumerate(patterns(24, seed=9)):
+        cv2.imwrite(str(tmp_path / f"{row:02}.png"), pixels)
+    (tmp_path / "bad.jpg").touch()
+    with pytest.raises(UserError, match="has 24 readable faces; 100 are the least"):
+        export_onnx.in_int8(content, str(tmp_path))
+    monkeypatch.setattr(export_onnx, "FEWEST_FACES", 24)
+    with pytest.raises(UserError, match=r"below Spearman 0\.999 it is not kept"):
+        export_onnx.in_int8(content, str(tmp_path))  # random weights lose their order in int8
+    monkeypatch.setattr(export_onnx, "MIN_SPEARMAN", -1)
+    _, held = export_onnx.in_int8(content, str(tmp_path))
+    assert held.startswith("int8 against float32 on 12 faces: Spearman ")
 
 
 def test_onnx_scoring_does_not_import_torch(made: Any, tmp_path: Any) -> None:
