@@ -143,7 +143,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
     except FileNotFoundError as error:
         maker = _MAKERS.get(file_path.name)
         remedy = f"run {maker} first" if maker else "check its name"
-        raise UserError(f"{file_path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise UserError(f"{file_path}: does not exist; {remedy}") from error
     except OSError as error:
         raise UserError(f"{file_path}: cannot be read ({error.strerror or error})") from error
     if rows == 0:

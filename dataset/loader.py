@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ _CHUNK = 16  # images a task: large enough that handing it over costs nothing
 _AHEAD = 2  # batches decoded ahead of the one in use
 STALL_SECONDS = 300.0  # well above a chunk of reads that are all tried to the last
 _STALL_SLICES = 10
+
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -113,18 +116,27 @@ def _begin(
 
 def _finish(table: Table, batch: Batch, futures: list[Future[None]]) -> Batch:
     for chunk, future in enumerate(futures):
-        # In slices: a process that was stopped and goes on has lost one of them, not its patience.
-        slices = 0
-        while wait([future], STALL_SECONDS / _STALL_SLICES).not_done:
-            slices += 1
-            if slices == _STALL_SLICES:
-                path = table.path(int(batch.rows[chunk * _CHUNK]))
-                raise Stalled(
-                    f"{path}: reading it, or one of the {_CHUNK - 1} after it, has not come back "
-                    f"for {STALL_SECONDS:.0f} s; is the storage there? then run the same command"
-                )
-        future.result()
+        awaited(future, table, int(batch.rows[chunk * _CHUNK]), _CHUNK)
     return batch
+
+
+def awaited(future: Future[_Result], table: Table, first: int, count: int) -> _Result:
+    """The result of a task that reads `count` records of a table, from `first` on.
+
+    Raises:
+        Stalled: it has not come for STALL_SECONDS.
+    """
+    # In slices: a process that was stopped and goes on has lost one of them, not its patience.
+    slices = 0
+    while wait([future], STALL_SECONDS / _STALL_SLICES).not_done:
+        slices += 1
+        if slices == _STALL_SLICES:
+            raise Stalled(
+                f"{table.path(first)}: reading it, or one of the {count - 1} after it, has not "
+                f"come back for {STALL_SECONDS:.0f} s; is the storage there? then run the same "
+                "command"
+            )
+    return future.result()
 
 
 def _read_chunk(batch: Batch, paths: list[str], start: int, read: Callable[[str], Image]) -> None:

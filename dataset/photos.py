@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.alignment import Face, FaceAligner, align
+from dataset.command_line import Stalled, UserError
+from dataset.containers import prepare
 from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image
 from dataset.lists import Table
-from dataset.loader import Batch, default_workers
+from dataset.loader import Batch, awaited, default_workers
 
 NO_FACE = "no face"
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # as seen in the picture
@@ -77,7 +79,12 @@ class PhotoFaces:
         return len(self._photo)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Searches the photos; see the class."""
+        """Searches the photos; see the class.
+
+        Raises:
+            Stalled: a photo has not come back for a long time.
+            UserError: the storage is gone (dataset/storage.py).
+        """
         waiting: list[_Photo] = []
         rows = 0
         for photo in self._searched():
@@ -136,18 +143,28 @@ class PhotoFaces:
 
     def _searched(self) -> Iterator[_Photo]:
         """The photos in order, a bounded number of them ahead."""
-        ahead: deque[Future[list[_Photo]]] = deque()
+        ahead: deque[tuple[int, Future[list[_Photo]]]] = deque()
+        if len(self.photos):
+            prepare(self.photos.path(0))
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="detect")
+        ended = True  # no thread hangs in a read
         try:
             for start in range(0, len(self.photos), _CHUNK):
                 rows = range(start, min(start + _CHUNK, len(self.photos)))
-                ahead.append(pool.submit(self._search, rows, list(self.photos.paths_at(rows))))
+                paths = list(self.photos.paths_at(rows))
+                ahead.append((start, pool.submit(self._search, rows, paths)))
                 if len(ahead) > 4 * self._workers:
-                    yield from ahead.popleft().result()
+                    yield from self._found(*ahead.popleft())
             while ahead:
-                yield from ahead.popleft().result()
+                yield from self._found(*ahead.popleft())
+        except Stalled:
+            ended = False
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=ended, cancel_futures=True)
+
+    def _found(self, first: int, search: Future[list[_Photo]]) -> list[_Photo]:
+        return awaited(search, self.photos, first, _CHUNK)
 
     def _search(self, rows: range, paths: list[str]) -> list[_Photo]:
         most = None if self.all_faces else 1
@@ -156,6 +173,8 @@ class PhotoFaces:
             photo = _Photo(row)
             try:
                 photo.found = self._aligner.align(read_image(path), most)
+            except UserError:  # the storage is gone: that is not this photo's trouble
+                raise
             except ValueError as error:  # unreadable; or five landmarks in one point
                 photo.reason = str(error)
             photos.append(photo)

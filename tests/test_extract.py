@@ -148,7 +148,7 @@ def test_what_is_refused(here: Path, weights: dict[str, Path]) -> None:
         embed(weights, backbone="R_50")
     with pytest.raises(UserError, match="quality head; a recognition head is needed"):
         extract_feats(str(weights["quality"]), backbone="MFN")
-    with pytest.raises(UserError, match=r"none/DATA\.labelpath: cannot be read .*; run gen_dat"):
+    with pytest.raises(UserError, match=r"none/DATA\.labelpath: does not exist; run gen_datalist"):
         embed(weights, out_dir=Path("none"))
     with pytest.raises(UserError, match="no such file, and no known name"):
         extract_feats("w600k")

@@ -115,7 +115,7 @@ def test_missing_lists_say_what_makes_them(tmp_path: Path) -> None:
         ("quality_pseudo_labels.txt", "gen_pseudo_labels.py"),
         ("mine.txt", "check its name"),
     ]:
-        with pytest.raises(UserError, match=f"{name}: cannot be read .*; .*{maker}"):
+        with pytest.raises(UserError, match=f"{name}: does not exist; .*{maker}"):
             read_table(tmp_path / name)
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         read_table(tmp_path)

@@ -183,7 +183,7 @@ def test_only_what_a_list_names(here: Path, capsys: pytest.CaptureFixture[str]) 
         (
             ["a/1.jpg"],
             {"image_list_file": Path("none")},
-            "none: cannot be read .*; check its name",
+            "none: does not exist; check its name",
         ),
     ],
 )

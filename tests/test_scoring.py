@@ -24,6 +24,7 @@ import eval as scoring
 from dataset import photos
 from dataset.alignment import TEMPLATE, Face, align
 from dataset.assets import ASSETS, cache_folder
+from dataset.command_line import UserError
 from dataset.inputs import find_images
 from dataset.listed import ListedFaces
 from dataset.lists import read_table
@@ -239,6 +240,15 @@ def test_all_faces_interrupted_keeps_what_was_scored(
     assert interrupted and scores.values[0] == pytest.approx(20)
     assert len(scores.values) == len(faces) == 2  # the second photo was not reached
     assert scores.status(1) == "not scored: interrupted"
+
+
+def test_a_storage_that_is_gone_is_no_photo_s_trouble(album: Any, monkeypatch: Any) -> None:
+    def gone(path: str) -> Any:
+        raise UserError(f"{path}: the storage is gone")
+
+    monkeypatch.setattr(photos, "read_image", gone)
+    with pytest.raises(UserError, match=r"p/a\.png: the storage is gone"):
+        list(PhotoFaces(read_list(album, ["p/a.png"]), True, batch_size=1))
 
 
 def read_list(folder: Any, paths: Any) -> Any:

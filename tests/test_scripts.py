@@ -89,15 +89,14 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
             "generate_pseudo_labels/extract_embedding/extract_feats.py",
             ["--weights", "sface"],
             EXIT_USER_ERROR,
-            "error: annotations/DATA.labelpath: cannot be read (No such file or directory); run "
-            "gen_datalist.py first\n",
+            "error: annotations/DATA.labelpath: does not exist; run gen_datalist.py first\n",
         ),
         ("train.py", ["--epochs", "0"], EXIT_USER_ERROR, "error: train_config: epochs must be 1 "),
         (
             "train.py",
             [],
             EXIT_USER_ERROR,
-            "error: annotations/quality_pseudo_labels.txt: cannot be read (No such file or direct",
+            "error: annotations/quality_pseudo_labels.txt: does not exist; run gen_pseudo_labels.",
         ),
     ],
 )
