@@ -73,11 +73,11 @@ chain() {
         generate_pseudo_labels/extract_embedding/extract_feats.py --weights sface --out-dir $notes
     stage label $notes/quality_pseudo_labels.txt $notes/feats_npy/Embedding_Features.json \
         generate_pseudo_labels/gen_pseudo_labels.py --out-dir $notes
-    stage train $model/net_5epoch.pth $notes/quality_pseudo_labels.txt \
+    stage train $model/net_8epoch.pth $notes/quality_pseudo_labels.txt \
         train.py --img-list $notes/quality_pseudo_labels.txt --checkpoints $q/checkpoints \
-        --backbone MFN --epochs 5 --lr 1e-3 --batch-size 32 --val-identities 0.25
-    stage score $q/scores.csv $model/net_5epoch.pth \
-        eval.py $model/held_out.txt --model $model/net_5epoch.pth \
+        --backbone MFN --epochs 8 --lr 1e-3 --batch-size 32 --val-identities 0.25
+    stage score $q/scores.csv $model/net_8epoch.pth \
+        eval.py $model/held_out.txt --model $model/net_8epoch.pth \
         --out $q/scores.csv --report $q/report.html
     echo "== the identities left out of training"
     python -m evaluation.by_kind --scores $q/scores.csv --labels $notes/quality_pseudo_labels.txt
