@@ -49,7 +49,7 @@ def main(*, faces: int = 64, batch_size: int = 16, repeats: int = 3, device: str
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "recogniser.pth"
             save_network(weights, network, {})
-            ours = load_recogniser(str(weights), backbone, device)
+            ours = load_recogniser(str(weights), backbone, device, "auto", images[:8])
         where = choose_compute(device).device
         plain = FaceModel(network).to(where).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -44,6 +45,7 @@ ONNX_RECOGNISERS = {
     "sface": OnnxInput("RGB", 0.0, 1.0, 128),
     "w600k_mbf": OnnxInput("RGB", 127.5, 127.5, 512),
 }
+MIN_COSINE = 0.999  # of bf16 to float32 embeddings, for `--precision auto` to take bf16
 _INSIGHTFACE = OnnxInput("RGB", 127.5, 127.5, 0)
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -60,7 +62,11 @@ class Recogniser(Protocol):
 
 
 def load_recogniser(
-    weights: str, backbone: str | None = None, device: str = "auto", precision: Precision = "auto"
+    weights: str,
+    backbone: str | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    probe: Faces | None = None,
 ) -> Recogniser:
     """Loads a recogniser.
 
@@ -71,6 +77,8 @@ def load_recogniser(
             the keys.
         device: auto, cpu, cuda or cuda:i.
         precision: auto, fp32 or bf16; ONNX files run in the precision they were made in.
+        probe: (B, 112, 112, 3) uint8 RGB faces, some of those to come: with precision auto, bf16 is
+            taken only if their embeddings keep a cosine of MIN_COSINE to float32's.
 
     Raises:
         UserError: unknown name, missing or damaged file, or weights that do not fit.
@@ -82,12 +90,17 @@ def load_recogniser(
         raise UserError(f"--weights {weights}: no such file, and no known name ({known})")
     if weights.endswith(".onnx"):
         return _OnnxRecogniser(Path(weights), weights, describe_onnx(Path(weights)), device)
-    return _TorchRecogniser(weights, backbone, device, precision)
+    return _TorchRecogniser(weights, backbone, device, precision, probe)
 
 
 class _TorchRecogniser:
     def __init__(
-        self, weights: str, backbone: str | None, device: str, precision: Precision
+        self,
+        weights: str,
+        backbone: str | None,
+        device: str,
+        precision: Precision,
+        probe: Faces | None,
     ) -> None:
         import torch
 
@@ -99,6 +112,9 @@ class _TorchRecogniser:
         name, network = load_network(weights, recognition=True, backbone=backbone)
         model = FaceModel(network).to(memory_format=torch.channels_last)
         self._model = model.to(self._compute.device).eval()
+        if precision == "auto" and probe is not None and not self._half_is_close(probe):
+            note(f"{weights}: in {self._compute.name} its embeddings drift; float32 is taken")
+            self._compute = choose_compute(device, "fp32")
         self.dimension = 512
         self.batch_size = 512 if self._compute.device.type == "cuda" else 16
         self.about = {
@@ -110,12 +126,26 @@ class _TorchRecogniser:
         }
 
     def embed(self, faces: Faces) -> Embeddings:
+        return self._embed(faces, half=True)
+
+    def _embed(self, faces: Faces, half: bool) -> Embeddings:
         import torch
 
-        with torch.inference_mode(), self._compute.autocast():
+        with torch.inference_mode(), self._compute.autocast() if half else nullcontext():
             on_device = torch.from_numpy(faces).to(self._compute.device, non_blocking=True)
             out: Embeddings = self._model(on_device).float().cpu().numpy()
         return out
+
+    def _half_is_close(self, probe: Faces) -> bool:
+        """Whether bf16 leaves the embeddings of some faces where float32 has them.
+
+        A last BatchNorm that removes what all embeddings share blows their rounding up.
+        """
+        if self._compute.name == "fp32" or not len(probe):
+            return True
+        half, full = self._embed(probe, half=True), self._embed(probe, half=False)
+        lengths = np.linalg.norm(half, axis=1) * np.linalg.norm(full, axis=1)
+        return bool(np.all(np.sum(half * full, axis=1) >= MIN_COSINE * lengths))
 
 
 class _OnnxRecogniser:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-# First, so that its limit on the pixels of an image stands before any test imports cv2.
-import dataset.images  # noqa: F401
+# First, so that scripts called in the tests' own process multiply as they do in theirs, and so
+# that the limit on the pixels of an image stands before any test imports cv2.
+import as_a_script  # noqa: F401
 
 # isort: split
 import cv2

@@ -21,8 +21,10 @@ from dataset.features import FeatureWriter
 from dataset.lists import LABELPATH, Table, read_table
 from dataset.loader import batches
 from models.backbones import Backbone
-from models.recognisers import Recogniser, load_recogniser
+from models.recognisers import Faces, Recogniser, load_recogniser
 from models.world import World, join_world
+
+PROBED = 8  # faces on which bf16 is compared with float32
 
 
 def main(
@@ -53,7 +55,7 @@ def main(
             raise UserError(f"{name} {value}: must be 1 or more")
     table = read_table(out_dir / LABELPATH)
     with join_world(device) as world:
-        recogniser = load_recogniser(weights, backbone, device, precision)
+        recogniser = load_recogniser(weights, backbone, device, precision, first_faces(table))
         writer = open_writer(table, recogniser, flip, out_dir)
         if world.any(world.first and writer.is_done()):
             unreadable = writer.unreadable()
@@ -71,6 +73,12 @@ def main(
         print(f"unreadable: {len(unreadable)} images, all named in {beside}; to try them again,")
         print("remove that file and run this again")
     return EXIT_SKIPPED if unreadable else EXIT_DONE
+
+
+def first_faces(table: Table) -> Faces:
+    """The first faces of a list that can be read, (B, 112, 112, 3): the same in all processes."""
+    batch = next(batches(table, np.arange(min(PROBED, len(table))), PROBED))
+    return batch.faces[batch.readable]
 
 
 def open_writer(table: Table, recogniser: Recogniser, flip: bool, out_dir: Path) -> FeatureWriter:
