@@ -158,7 +158,10 @@ def quality_labels(w1: Float32, labelled: npt.NDArray[np.bool_]) -> Float32:
         ValueError: in some repeat all distances are equal (or there are none).
     """
     if not labelled.any():
-        raise ValueError("no image is left to label")
+        raise ValueError(
+            "no image is left to label: it takes identities of two readable images or more, and of "
+            "--min-images-per-id; add images, or ask for fewer"
+        )
     labels = np.zeros(len(w1), np.float64)
     for k in range(w1.shape[1]):
         column = w1[labelled, k].astype(np.float64)
