@@ -78,14 +78,19 @@ def train(config: TrainConfig, world: World) -> int:
     compute = choose_compute(config.device, config.precision)
     torch.manual_seed(config.seed)
     data = read_training_list(
-        config.img_list, config.val_identities, config.id_key_index, config.seed
+        config.img_list,
+        config.val_identities,
+        config.id_key_index,
+        config.seed,
+        config.max_per_identity,
     )
     # A small list is one batch; else the images over a multiple of the batch sit out one epoch.
-    local = min(config.batch_size, len(data.train) // world.size)
+    images = data.epoch_images
+    local = min(config.batch_size, images // world.size)
     if local < 2:
-        raise UserError(f"{config.img_list}: {len(data.train)} images to learn from are too few")
+        raise UserError(f"{config.img_list}: {images} images to learn from are too few")
     step_size = local * world.size
-    steps = len(data.train) // step_size
+    steps = images // step_size
     total = steps * config.epochs
 
     start = start_network(config.finetuning_model, config.backbone, config.dropout)
@@ -314,8 +319,9 @@ def describe(
     step_size: int,
 ) -> None:
     """Prints what is about to happen, and leaves it in the folder."""
+    each = f" ({data.epoch_images} an epoch)" if data.most else ""
     print(
-        f"{backbone} on {compute}: {len(data.train)} images to learn from, "
+        f"{backbone} on {compute}: {len(data.train)} images to learn from{each}, "
         f"{len(data.held_out)} held out; {step_size} images a step in all"
     )
     print(f"start: {started}")

@@ -72,6 +72,9 @@ class TrainConfig:
     trunk_lr: float = 1.0
     # draw images so that every label of 0..100 comes equally often (published: as they come)
     balanced: bool = False
+    # images of one identity that an epoch draws, at the most, others each epoch: keeps the few with
+    # hundreds from outweighing the rest; 0 draws all (as published)
+    max_per_identity: int = 0
     # share of the head's inputs dropped in training
     dropout: float = 0.5
     # mirror half of the images, others each epoch
@@ -123,6 +126,7 @@ class TrainConfig:
             "batch_size must be 2 or more (BatchNorm needs two)": self.batch_size >= 2,
             "clip_norm must be 0 or more": self.clip_norm >= 0,
             "trunk_lr must be 0 or more": self.trunk_lr >= 0,
+            "max_per_identity must be 0 or more": self.max_per_identity >= 0,
             "dropout must lie in [0, 1)": 0 <= self.dropout < 1,
             "val_identities must lie in [0, 1)": 0 <= self.val_identities < 1,
             "id_key_index must not be -1, the image's own name": self.id_key_index != -1,

@@ -8,18 +8,15 @@ below 0.2 at strength 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from dataset import degrade_more
+from dataset.degrade_parts import GAMMA, Floats, cover, grain, grid, smear, to_bytes
 from dataset.images import FACE_SIZE, Image, cv2
 
-Floats = npt.NDArray[np.floating[Any]]
-Mask = npt.NDArray[np.bool_]
-
-_GAMMA = 2.2  # from pixel values to light and back
 _EYES = (51.6, 38.3, 73.5)  # of the alignment template: y of both, x of the left and the right one
 
 
@@ -43,6 +40,10 @@ def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -
               side, or blocks; from nothing to nearly all of the face.
             * black_border: the photo ends inside the crop, along one or two slanted edges; up to
               some nine tenths of the crop are black.
+            * misalignment: landmarks found wrongly; turned by up to 75 degrees, shifted by up to 40
+              px, scaled by up to 2.
+            * defocus, shake, mosaic, impulse, webp, exposure, haze, strands: see
+              `dataset.degrade_more`; TEST_KINDS.
         strength: in [0, 1].
         rng: its numbers choose direction, shape, colour and noise; as many are drawn whatever the
             strength.
@@ -74,16 +75,8 @@ def _blur(face: Image, strength: float, rng: np.random.Generator) -> Any:
 
 def _motion(face: Image, strength: float, rng: np.random.Generator) -> Any:
     angle = rng.uniform(0, np.pi)
-    # The path of the move, as evenly weighted points spread over the four pixels around each.
     along = np.linspace(-16, 16, 321) * strength
-    x, y = 17 + along * np.cos(angle), 17 + along * np.sin(angle)
-    kernel = np.zeros((35, 35))
-    for dx in (0, 1):
-        for dy in (0, 1):
-            left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-            share = np.abs(1 - dx - (x - left)) * np.abs(1 - dy - (y - top))
-            np.add.at(kernel, (top + dy, left + dx), share)
-    return cv2.filter2D(face, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
+    return smear(face, along * np.cos(angle), along * np.sin(angle))
 
 
 def _low_resolution(face: Image, strength: float, rng: np.random.Generator) -> Any:
@@ -95,10 +88,10 @@ def _low_resolution(face: Image, strength: float, rng: np.random.Generator) -> A
 
 
 def _noise(face: Image, strength: float, rng: np.random.Generator) -> Any:
-    shot, read = _grain(rng), _grain(rng)
+    shot, read = grain(rng), grain(rng)
     signal = face.astype(np.float32) / 255
     amount = strength**1.5  # the eye sees the first little noise best
-    return _bytes(signal + amount * (0.65 * np.sqrt(signal) * shot + 0.3 * read))
+    return to_bytes(signal + amount * (0.65 * np.sqrt(signal) * shot + 0.3 * read))
 
 
 def _compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
@@ -115,12 +108,12 @@ def _compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
 
 def _low_light(face: Image, strength: float, rng: np.random.Generator) -> Any:
     brought_back = rng.uniform(0, 0.5)
-    shot, read = _grain(rng), _grain(rng)
+    shot, read = grain(rng), grain(rng)
     stops = 10 * strength
-    light = (face.astype(np.float32) / 255) ** _GAMMA * 2**-stops
+    light = (face.astype(np.float32) / 255) ** GAMMA * 2**-stops
     # A small sensor: 4,000 electrons fill a pixel, and reading it costs 6.
     noisy = light + strength * (np.sqrt(light / 4000) * shot + 6 / 4000 * read)
-    return _bytes(np.maximum(noisy * 2 ** (brought_back * stops), 0) ** (1 / _GAMMA))
+    return to_bytes(np.maximum(noisy * 2 ** (brought_back * stops), 0) ** (1 / GAMMA))
 
 
 def _occlusion(face: Image, strength: float, rng: np.random.Generator) -> Any:
@@ -129,11 +122,11 @@ def _occlusion(face: Image, strength: float, rng: np.random.Generator) -> Any:
     colour = rng.choice(
         [rng.integers(0, 50, 3), rng.integers(180, 256, 3), rng.integers(0, 256, 3)]
     )
-    return _cover(face, reach <= strength, colour)
+    return cover(face, reach <= strength, colour)
 
 
 def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any:
-    x, y = _grid()
+    x, y = grid()
     tilt, second = rng.uniform(-0.4, 0.4, 2), rng.uniform(0, 1)
     turn = int(rng.integers(4))
     first_edge = (x + tilt[0] * (y - 0.5)) / 0.85
@@ -142,19 +135,12 @@ def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any
     reach = np.minimum(first_edge, other)
     # The nearest corner has reach 0, so that any strength shows.
     reach = reach - min(0.0, float(reach.min()))
-    return _cover(face, np.rot90(reach, turn) < strength, np.zeros(3))
-
-
-def _grid() -> tuple[Floats, Floats]:
-    """Of every pixel's centre: x and y as shares of the side, (112, 112) each."""
-    axis = (np.arange(FACE_SIZE) + 0.5) / FACE_SIZE
-    x, y = np.meshgrid(axis, axis)
-    return x, y
+    return cover(face, np.rot90(reach, turn) < strength, np.zeros(3))
 
 
 def _sunglasses(rng: np.random.Generator) -> Floats:
     """Two glasses and a bar, that grow over brow and cheek. Values: the strength that covers."""
-    x, y = _grid()
+    x, y = grid()
     eye_y, left, right = (value / FACE_SIZE for value in _EYES)
     glass = np.minimum(np.abs(x - left), np.abs(x - right))
     flat = rng.uniform(0.5, 0.8)
@@ -163,14 +149,14 @@ def _sunglasses(rng: np.random.Generator) -> Floats:
 
 def _mask(rng: np.random.Generator) -> Floats:
     """From the chin upwards, higher over the nose."""
-    x, y = _grid()
+    x, y = grid()
     bulge = rng.uniform(0.05, 0.2)
     return (1 - y + bulge * (2 * (x - 0.5)) ** 2) / 0.85
 
 
 def _side(rng: np.random.Generator) -> Floats:
     """A straight edge that comes in from any direction."""
-    x, y = _grid()
+    x, y = grid()
     angle = rng.uniform(0, 2 * np.pi)
     along = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)
     along = along - np.min(along)
@@ -179,32 +165,17 @@ def _side(rng: np.random.Generator) -> Floats:
 
 def _blocks(rng: np.random.Generator) -> Floats:
     """Three squares around random places, that grow into each other."""
-    x, y = _grid()
+    x, y = grid()
     reach = np.full_like(x, np.inf)
     for centre_x, centre_y in rng.uniform(0.2, 0.8, (3, 2)):
         reach = np.minimum(reach, np.maximum(np.abs(x - centre_x), np.abs(y - centre_y)))
     return reach / 0.35
 
 
-def _cover(face: Image, where: Mask, colour: npt.NDArray[Any]) -> Image:
-    return np.where(where[:, :, None], colour.astype(np.uint8), face)
-
-
-def _grain(rng: np.random.Generator) -> Floats:
-    """(112, 112, 3) noise of mean 0, standard deviation 1, a little smeared as by demosaicing."""
-    smear = rng.uniform(0.3, 0.9)
-    white = rng.standard_normal((FACE_SIZE, FACE_SIZE, 3), np.float32)
-    noise = np.asarray(cv2.GaussianBlur(white, (0, 0), smear), np.float32)
-    return noise / np.std(noise)
-
-
-def _bytes(signal: npt.NDArray[Any]) -> Image:
-    return np.clip(np.round(signal * 255), 0, 255).astype(np.uint8)
-
-
 Degradation = Callable[[Image, float, np.random.Generator], Any]
 
-KINDS: dict[str, Degradation] = {
+# To train on, in the order in which the draws of a seed count them.
+_TRAINING: dict[str, Degradation] = {
     "blur": _blur,
     "motion": _motion,
     "low_resolution": _low_resolution,
@@ -213,4 +184,45 @@ KINDS: dict[str, Degradation] = {
     "low_light": _low_light,
     "occlusion": _occlusion,
     "black_border": _black_border,
+    "misalignment": degrade_more.misalignment,
 }
+# Never to train on: what shows whether a model knows bad faces, or its own training copies.
+_TEST: dict[str, Degradation] = {
+    "defocus": degrade_more.defocus,
+    "shake": degrade_more.shake,
+    "mosaic": degrade_more.mosaic,
+    "impulse": degrade_more.impulse,
+    "webp": degrade_more.webp,
+    "exposure": degrade_more.exposure,
+    "haze": degrade_more.haze,
+    "strands": degrade_more.strands,
+}
+KINDS = _TRAINING | _TEST
+TRAINING_KINDS, TEST_KINDS = tuple(_TRAINING), tuple(_TEST)
+
+# From the scene through the lens and the sensor to the file: the order of several kinds at once.
+_ALONG_THE_WAY = (
+    *("misalignment", "occlusion", "strands", "haze", "low_light", "exposure"),
+    *("blur", "defocus", "motion", "shake", "noise", "impulse"),
+    *("low_resolution", "mosaic", "black_border", "compression", "webp"),
+)
+
+
+def degrade_by(face: Image, strengths: Mapping[str, float], rng: np.random.Generator) -> Image:
+    """A copy spoilt in several ways, in the order in which they happen to a picture.
+
+    Args:
+        face: (112, 112, 3) uint8, RGB.
+        strengths: {kind: strength in [0, 1]}, in any order.
+        rng: as for `degrade`.
+
+    Returns:
+        (112, 112, 3) uint8, RGB, a new array.
+
+    Raises:
+        ValueError: as `degrade`.
+    """
+    spoilt = face.copy()
+    for kind in sorted(strengths, key=_ALONG_THE_WAY.index):
+        spoilt = degrade(spoilt, kind, strengths[kind], rng)
+    return spoilt

@@ -8,6 +8,7 @@ of its identity's name, and gets the label that its own embedding earns, not its
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, note, run_script
-from dataset.degrade import KINDS, degrade
+from dataset.degrade import KINDS, TRAINING_KINDS, degrade_by
 from dataset.files import replacing
 from dataset.images import UnreadableImage, cv2, read_face
 from dataset.loader import default_workers
@@ -32,25 +33,33 @@ class Copies:
     Attributes:
         share: of the faces that get a copy, in (0, 1].
         kinds: of `dataset.degrade.KINDS`.
-        strengths: the least and the most strength, drawn evenly between.
+        strengths: the least and the most strength, drawn evenly between; of m kinds at once each
+            gets 1 / sqrt(m) of it.
         seed: keys every draw together with the face's path below the root.
+        most: kinds at once: a copy gets 1, 2, .., `most` of them equally often.
     """
 
     share: float
     kinds: tuple[str, ...]
     strengths: tuple[float, float]
     seed: int
+    most: int = 1
 
-    def of(self, name: str) -> tuple[str, float, np.random.Generator] | None:
-        """Kind, strength and further random numbers of one face's copy; None: it gets none.
+    def of(self, name: str) -> tuple[dict[str, float], np.random.Generator] | None:
+        """Strengths by kind and further random numbers of one face's copy; None: it gets none.
 
         A face's draw depends on its own name alone: other faces may come and go.
         """
         rng = np.random.default_rng([self.seed, *name.encode("utf-8")])
         if rng.random() >= self.share:
             return None
-        kind = self.kinds[int(rng.integers(len(self.kinds)))]
-        return kind, float(rng.uniform(*self.strengths)), rng
+        count = 1 if self.most == 1 else int(rng.integers(1, self.most + 1))
+        chosen: dict[str, float] = {}
+        for _ in range(count):
+            left = [kind for kind in self.kinds if kind not in chosen]
+            kind = left[int(rng.integers(len(left)))]
+            chosen[kind] = float(rng.uniform(*self.strengths)) / math.sqrt(count)
+        return chosen, rng
 
 
 def main(
@@ -58,11 +67,13 @@ def main(
     data_root: str,
     out_dir: Path,
     share: float = 0.5,
-    kinds: tuple[str, ...] = tuple(KINDS),
+    kinds: tuple[str, ...] = TRAINING_KINDS,
     strengths: tuple[float, float] = (0.1, 1.0),
+    most: int = 1,
     seed: int = 0,
+    keep_others: bool = False,
 ) -> int:
-    """Writes degraded copies of some faces, `<out-dir>/<path below the root>.<kind>.jpg`.
+    """Writes degraded copies of some faces, `<out-dir>/<path below the root>.<kind>+<kind>.jpg`.
 
     Copies that are there already are left alone, so that the same command goes on after a stop.
 
@@ -72,11 +83,16 @@ def main(
         share: of the faces that get a copy.
         kinds: which degradations.
         strengths: the least and the most strength; 0 changes nothing, 1 is beyond recognition.
+        most: kinds at once, at the most; of several, each is weaker.
         seed: of which faces, which kind and how much.
+        keep_others: write the faces that get no copy too, as they are: the out folder is then a set
+            of its own, with every face once.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(KINDS)}")
+    if not 1 <= most <= len(kinds):
+        raise UserError(f"--most {most}: must lie in 1..{len(kinds)}, the number of --kinds")
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: must lie in (0, 1]")
     if not 0 <= strengths[0] <= strengths[1] <= 1:
@@ -84,8 +100,9 @@ def main(
     root = data_root.rstrip("/") or "/"
     if not Path(root).is_dir():
         raise UserError(f"--data-root {data_root}: is no folder; name the folder of faces")
-    made, failures = write_copies(root, out_dir, Copies(share, kinds, strengths, seed))
-    print(f"{out_dir}: {made} degraded copies")
+    copies = Copies(share, kinds, strengths, seed, most)
+    made, kept, failures = write_copies(root, out_dir, copies, keep_others)
+    print(f"{out_dir}: {made} degraded copies" + (f", {kept} faces kept" if keep_others else ""))
     for line in failures[:_SHOWN]:
         note(f"skipped: {line}")
     if failures:
@@ -93,18 +110,21 @@ def main(
     return EXIT_SKIPPED if failures else EXIT_DONE
 
 
-def write_copies(root: str, out_dir: Path, copies: Copies) -> tuple[int, list[str]]:
+def write_copies(
+    root: str, out_dir: Path, copies: Copies, keep_others: bool = False
+) -> tuple[int, int, list[str]]:
     """Writes the copies, on all cores.
 
     Returns:
-        How many there are now, and a line for each face that could not be read.
+        How many there are now, how many other faces were kept, and a line for each face that could
+        not be read.
 
     Raises:
         UserError: the root has no image, or a copy cannot be written.
     """
     from tqdm import tqdm
 
-    made = faces = 0
+    made = kept = faces = 0
     failures: list[str] = []
     inside = out_dir.resolve()
     waiting: list[tuple[str, Future[None]]] = []
@@ -119,8 +139,11 @@ def write_copies(root: str, out_dir: Path, copies: Copies) -> tuple[int, list[st
             bar.update()
             name = path[len(root) + 1 :]
             if (drawn := copies.of(name)) is None:
+                if keep_others:
+                    _keep(path, out_dir / name)
+                    kept += 1
                 continue
-            target = out_dir / PurePosixPath(name).with_suffix(f".{drawn[0]}.jpg")
+            target = out_dir / PurePosixPath(name).with_suffix(f".{'+'.join(drawn[0])}.jpg")
             waiting.append((path, pool.submit(_write_copy, path, target, *drawn)))
             if len(waiting) >= _AHEAD:
                 made += _finish(*waiting.pop(0), failures)
@@ -128,19 +151,25 @@ def write_copies(root: str, out_dir: Path, copies: Copies) -> tuple[int, list[st
             made += _finish(path, future, failures)
     if not faces:
         raise UserError(f"{root}: has no images")
-    return made, failures
+    return made, kept, failures
 
 
 def _write_copy(
-    path: str, target: Path, kind: str, strength: float, rng: np.random.Generator
+    path: str, target: Path, strengths: dict[str, float], rng: np.random.Generator
 ) -> None:
     if target.is_file():
         return
-    spoilt = degrade(read_face(path), kind, strength, rng)
+    spoilt = degrade_by(read_face(path), strengths, rng)
     settings = [cv2.IMWRITE_JPEG_QUALITY, 95]
     _, content = cv2.imencode(".jpg", cv2.cvtColor(spoilt, cv2.COLOR_RGB2BGR), settings)
     with replacing(target, "wb") as file:
         file.write(content.tobytes())
+
+
+def _keep(path: str, target: Path) -> None:
+    if not target.is_file():
+        with replacing(target, "wb") as file:
+            file.write(Path(path).read_bytes())
 
 
 def _finish(path: str, future: Future[None], failures: list[str]) -> int:

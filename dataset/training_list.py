@@ -32,6 +32,7 @@ class TrainingList:
         held_out: rows of the identities held out.
         listed: (N,) int64, the row of each in the DATA.labelpath beside the labels; None where
             there is none that lists them all.
+        most: images of one identity that an epoch draws, at the most; 0 draws all.
     """
 
     table: Table
@@ -39,6 +40,15 @@ class TrainingList:
     train: Rows
     held_out: Rows
     listed: Rows | None
+    most: int = 0
+
+    @property
+    def epoch_images(self) -> int:
+        """How many images an epoch draws."""
+        if not self.most:
+            return len(self.train)
+        _, sizes = np.unique(self.identities[self.train], return_counts=True)
+        return int(np.minimum(sizes, self.most).sum())
 
     def write_held_out(self, path: Path) -> None:
         """Writes the held-out images as a list that eval.py takes, `<path> TAB <label>`."""
@@ -49,9 +59,11 @@ class TrainingList:
 
 
 def read_training_list(
-    path: Path, val_identities: float, id_key_index: int, seed: int
+    path: Path, val_identities: float, id_key_index: int, seed: int, most: int = 0
 ) -> TrainingList:
     """Reads a label file and holds out a share of its identities.
+
+    `most` is that of the list: how many images of an identity an epoch draws.
 
     Identities come from a DATA.labelpath beside the label file if that lists every path, else from
     part `id_key_index` of each path.
@@ -68,11 +80,13 @@ def read_training_list(
             f"{path}:{bad[0] + 1}: label {labels[bad[0]]:g} is outside 0..100; make the labels "
             "with gen_pseudo_labels"
         )
-    if val_identities == 0:
-        none = np.empty(0, np.int64)
-        everyone = np.arange(len(table), dtype=np.int64)
+    everyone = np.arange(len(table), dtype=np.int64)
+    none = np.empty(0, np.int64)
+    if val_identities == 0 and not most:
         return TrainingList(table, np.zeros(len(table), np.int64), everyone, none, None)
     identities, listed = _identities(table, id_key_index)
+    if val_identities == 0:
+        return TrainingList(table, identities, everyone, none, listed, most)
     names = np.unique(identities)
     count = max(1, round(val_identities * len(names)))
     if count >= len(names):
@@ -82,7 +96,7 @@ def read_training_list(
         )
     rng = np.random.default_rng([seed, _SPLIT])
     out = np.isin(identities, rng.choice(names, count, replace=False))
-    return TrainingList(table, identities, np.flatnonzero(~out), np.flatnonzero(out), listed)
+    return TrainingList(table, identities, np.flatnonzero(~out), np.flatnonzero(out), listed, most)
 
 
 def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = False) -> Rows:
@@ -94,14 +108,31 @@ def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = Fals
         epoch: from 0.
         balanced: draw with replacement so that each of LABEL_BINS equal ranges of labels that holds
             images comes equally often, in place of every image once.
+
+    Returns:
+        (data.epoch_images,) int64, rows. Of an identity with more than `data.most` images, as many
+        at random, others in each epoch.
     """
     rng = np.random.default_rng([seed, _ORDER, epoch])
+    rows = rng.permutation(data.train)
+    if data.most:
+        rows = rows[_place_in_group(data.identities[rows]) < data.most]
     if not balanced:
-        return rng.permutation(data.train)
-    bins = np.minimum(data.table.values[data.train] // (100 / LABEL_BINS), LABEL_BINS - 1)
+        return rows
+    bins = np.minimum(data.table.values[rows] // (100 / LABEL_BINS), LABEL_BINS - 1)
     _, bin_of, sizes = np.unique(bins, return_inverse=True, return_counts=True)
     weights = 1 / sizes[bin_of]
-    return rng.choice(data.train, len(data.train), p=weights / weights.sum())
+    return rng.choice(rows, len(rows), p=weights / weights.sum())
+
+
+def _place_in_group(groups: Rows) -> Rows:
+    """Of each element: how many equal ones stand before it."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[:1]] - 1))
+    sizes = np.diff(np.append(starts, len(groups)))
+    places = np.empty(len(groups), np.int64)
+    places[order] = np.arange(len(groups)) - np.repeat(starts, sizes)
+    return places
 
 
 def held_out_features(data: TrainingList, path: Path) -> npt.NDArray[np.floating[Any]]:

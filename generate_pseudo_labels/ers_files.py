@@ -171,7 +171,7 @@ def _images_of(folder: Path) -> Iterator[Image]:
 
 def _degraded(wanted: UnrecognisableSource, given: LabelInput) -> Iterator[Image]:
     """Faces of the list, spoilt at full strength by every kind in turn."""
-    from dataset.degrade import KINDS, degrade
+    from dataset.degrade import TRAINING_KINDS, degrade
 
     count = wanted.from_degraded or 0
     if count < 1:
@@ -180,7 +180,7 @@ def _degraded(wanted: UnrecognisableSource, given: LabelInput) -> Iterator[Image
     rows = rng.permutation(np.flatnonzero(given.reasons == 0))
     if len(rows) < count:
         raise UserError(f"--ui-from-degraded {count}: the list has {len(rows)} readable images")
-    for path, kind in zip(given.table.paths_at(rows[:count]), cycle(KINDS), strict=False):
+    for path, kind in zip(given.table.paths_at(rows[:count]), cycle(TRAINING_KINDS), strict=False):
         try:
             yield degrade(read_face(path), kind, 1.0, rng)
         except UnreadableImage as error:

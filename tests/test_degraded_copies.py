@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dataset.command_line import UserError
+from dataset.degrade import degrade_by
 from dataset.degraded_copies import Copies, main, write_copies
 from dataset.images import read_face
 
@@ -16,9 +17,9 @@ def test_copies_are_keyed_by_name_and_made_once(
 ) -> None:
     root = make_faces(tmp_path / "data/faces")
     copies = Copies(0.6, ("blur", "noise"), (0.3, 0.9), seed=1)
-    made, failures = write_copies(str(root), tmp_path / "data/degraded", copies)
+    made, kept_faces, failures = write_copies(str(root), tmp_path / "data/degraded", copies)
     files = sorted((tmp_path / "data/degraded").rglob("*.jpg"))
-    assert made == len(files) and not failures and 6 <= made <= 20
+    assert made == len(files) and not failures and 6 <= made <= 20 and kept_faces == 0
     for file in files:
         stem, kind, _ = file.name.split(".")
         assert kind in ("blur", "noise")
@@ -37,6 +38,30 @@ def test_copies_are_keyed_by_name_and_made_once(
             assert file.read_bytes() == content
 
 
+def test_several_kinds_at_once_and_the_rest_kept(
+    tmp_path: Path, make_faces: Callable[[Path], Path]
+) -> None:
+    root, out = make_faces(tmp_path / "faces"), tmp_path / "out"
+    copies = Copies(0.6, ("blur", "noise", "compression"), (0.2, 0.8), seed=2, most=3)
+    made, kept, failures = write_copies(str(root), out, copies, keep_others=True)
+    faces = sorted(path.relative_to(root) for path in root.rglob("*.*"))
+    assert made + kept == len(faces) and not failures and made and kept
+    counts = set()
+    for face in faces:
+        drawn = copies.of(str(face))
+        if drawn is None:
+            assert (out / face).read_bytes() == (root / face).read_bytes()
+            continue
+        strengths, rng = drawn
+        counts.add(len(strengths))
+        share = 1 / np.sqrt(len(strengths))
+        assert all(0.2 * share <= strength <= 0.8 * share for strength in strengths.values())
+        copy = read_face(out / face.with_suffix(f".{'+'.join(strengths)}.jpg"))
+        wanted = degrade_by(read_face(root / face), strengths, rng)
+        assert np.abs(copy.astype(int) - wanted).mean() < 8  # saved at quality 95
+    assert counts == {1, 2, 3}
+
+
 def test_bad_arguments_and_bad_faces(
     tmp_path: Path, make_faces: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,6 +70,7 @@ def test_bad_arguments_and_bad_faces(
         ({"kinds": ("rain",)}, "--kinds rain: choose from blur"),
         ({"share": 0.0}, "--share 0: must lie in"),
         ({"strengths": (0.5, 0.1)}, "--strengths"),
+        ({"kinds": ("blur", "noise"), "most": 3}, "--most 3: must lie in 1..2"),
         ({"data_root": "nowhere"}, "nowhere: is no folder"),
     ):
         with pytest.raises(UserError, match=message):

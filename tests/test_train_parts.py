@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,28 @@ def test_epochs_are_keyed_and_balance_is_even(tmp_path: Path) -> None:
     high = (epoch_order(data, 0, 0, balanced=True) >= 900).mean()
     assert high == pytest.approx(0.5, abs=0.06)  # four standard deviations of 1,000 draws
     assert 0.4 < epoch_flips(1000, 0, 0).mean() < 0.6
+
+
+@pytest.mark.parametrize("val_identities", [0, 0.3])
+def test_large_identities_are_capped_and_get_all_their_turns(
+    tmp_path: Path, val_identities: float
+) -> None:
+    path = tmp_path / "labels.txt"
+    sizes = {"a": 40, "b": 3, "c": 12, "d": 10}
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    path.write_text("".join(f"r/{name}/{i}.png\t{i % 90}\n" for i, name in enumerate(names)))
+    data = read_training_list(path, val_identities, -2, seed=1, most=10)
+    kept = set(np.asarray(names)[data.train].tolist())
+    wanted = {name: min(10, sizes[name]) for name in kept}
+    assert data.epoch_images == sum(wanted.values())
+    seen: set[int] = set()
+    for epoch in range(30):
+        order = epoch_order(data, 0, epoch)
+        assert len(set(order.tolist())) == len(order)
+        assert Counter(names[row] for row in order) == wanted
+        assert len(epoch_order(data, 0, epoch, balanced=True)) == data.epoch_images
+        seen.update(order.tolist())
+    assert seen == set(data.train.tolist())
 
 
 def test_a_damaged_save_falls_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
