@@ -6,6 +6,8 @@ and write it beside the checkpoint:
 
     python eval.py own_faces/ --model model.pth --out scores.csv
     python -m evaluation.calibration --scores scores.csv --model model.pth
+
+With --feats and --image-list (DATA.labelpath) it also says what error each threshold leaves.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.embeddings import EmbeddingsFile, check_origin
 from dataset.files import read_json, sha256_of, write_json
+from dataset.lists import read_labelpath
 from evaluation.areas import refusal
 from evaluation.edc import Curve, Rules, evaluate
 from evaluation.meaning import DECIMALS
@@ -29,29 +33,56 @@ _FEWEST = 101  # faces: below, percentiles would be made up between them
 Scores = npt.NDArray[np.floating[Any]]
 
 
-def main(*, scores: Path, model: Path) -> int:
+def main(
+    *,
+    scores: Path,
+    model: Path,
+    feats: Path | None = None,
+    image_list: Path | None = None,
+    fmr: float = 1e-3,
+) -> int:
     """Makes the calibration of a model from the scores it gave to faces, and stores it beside it.
 
     Args:
         scores: a scores.csv that the model wrote, of faces it was not trained on.
         model: the checkpoint; its .json is written, or the calibration in it replaced.
+        feats: embeddings of the faces, (N, D) .npy, for the FNMR that each threshold leaves.
+        image_list: the DATA.labelpath that they were made from.
+        fmr: the false match rate of that FNMR.
     """
     from evaluation.by_kind import read_scores
 
+    if (feats is None) != (image_list is None):
+        raise UserError("--feats, --image-list: name both, or neither")
     if model.suffix.lower() == ".onnx":
         raise UserError(f"{model}: calibrate the checkpoint it came from, then export it again")
     if not model.is_file():
         raise UserError(f"{model}: no such file")
-    values = np.array([score for _, score in read_scores(scores)])
+    rows = read_scores(scores)
+    values = np.array([score for _, score in rows])
     if len(values) < _FEWEST:
         raise UserError(f"{scores}: has {len(values)} scored faces; {_FEWEST} are the least")
     beside, digest = model.with_suffix(".json"), sha256_of(model)
     about = read_json(beside) if beside.exists() else {"sha256": digest}
     if not isinstance(about, dict) or about.get("sha256") != digest:
         raise UserError(f"{beside}: describes another file than {model}; remove it first")
-    write_json(beside, {**about, "calibration": calibration(values)})
+    curve = None
+    if feats is not None and image_list is not None:
+        curve = _curve_of(dict(rows), feats, image_list, fmr)
+    write_json(beside, {**about, "calibration": calibration(values, curve)})
     print(f"{beside}: calibration on {len(values)} faces")
     return EXIT_DONE
+
+
+def _curve_of(scores: dict[str, float], feats: Path, image_list: Path, fmr: float) -> Curve:
+    table, identities = read_labelpath(image_list)
+    file = EmbeddingsFile(feats)
+    check_origin(file, image_list, table.sha256, len(table))
+    values = np.array([scores.get(path, np.nan) for path in table.paths()])
+    if np.isnan(values).all():
+        raise UserError(f"{image_list}: lists none of the scored faces")
+    features = file.read(0, len(table)).astype(np.float32)
+    return held_out_curve(values, features, identities, fmr)
 
 
 def held_out_measures(scores: Scores, labels: Scores) -> dict[str, float]:

@@ -95,6 +95,31 @@ def test_command_makes_a_calibration_and_keeps_the_rest(scored: Any, capsys: Any
     assert about["architecture"] == "MFN" and about["calibration"]["faces"] == 201
 
 
+def test_command_with_embeddings_says_what_error_is_left(scored: Any) -> None:
+    count = len(SCORES)
+    rng = np.random.default_rng(3)
+    y = np.arange(count) % 100
+    # Faces of low scores have noisy embeddings.
+    noise = rng.normal(size=(count, 16)) * (1.2 - SCORES[:, None] / 100)
+    feats = (rng.normal(size=(100, 16))[y] + noise).astype(np.float32)
+    np.save(scored / "feats.npy", feats)
+    lines = "".join(f"{row}.jpg\t{identity}\n" for row, identity in enumerate(y))
+    (scored / "list").write_text(lines)
+    given = {"scores": scored / "scores.csv", "model": scored / "model.pth"}
+    more = {"feats": scored / "feats.npy", "image_list": scored / "list", "fmr": 1e-2}
+    assert module.main(**given, **more) == 0
+    found: Any = read_about(scored / "model.pth")["calibration"]
+    curve = module.held_out_curve(np.round(SCORES, 4), feats, y, 1e-2)
+    assert found == calibration(np.round(SCORES, 4), curve)
+    left = [entry["fnmr"] for entry in found["thresholds"]]
+    assert left == sorted(left, reverse=True) and left[-1] < 0.9 * left[0]
+    with pytest.raises(UserError, match="name both, or neither"):
+        module.main(**given, feats=scored / "feats.npy")
+    (scored / "list").write_text(lines.replace(".jpg", ".png"))
+    with pytest.raises(UserError, match="lists none of the scored faces"):
+        module.main(**given, **more)
+
+
 def test_command_refuses(scored: Any) -> None:
     model, scores = scored / "model.pth", scored / "scores.csv"
     with pytest.raises(UserError, match="then export it again"):
