@@ -46,7 +46,7 @@ from dataset.training_list import (
 from evaluation.areas import areas
 from evaluation.calibration import calibration, held_out_curve, held_out_measures
 from models.checkpoints import read_resume, save_network, save_resume
-from models.device import Compute, choose_compute
+from models.device import Compute, choose_compute, keep_freed_memory
 from models.networks import (
     FaceModel,
     describe_network,
@@ -76,6 +76,8 @@ def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> int:
 def train(config: TrainConfig, world: World) -> int:
     """The whole of it: the data, the network, the loop. Returns an exit code."""
     compute = choose_compute(config.device, config.precision)
+    if compute.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     data = read_training_list(
         config.img_list,
