@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.degrade import KINDS
 from dataset.lists import read_table
 from evaluation.calibration import held_out_measures
 
@@ -44,13 +45,14 @@ def main(*, scores: Path, labels: Path) -> int:
 
 
 def kind_of(path: str) -> str:
-    """The kind in a name: `s01/s01_03.blur.png` -> blur; clean where there is none.
+    """The kind, or several joined by +, in a name; clean where there is none.
 
-    >>> kind_of("s01/s01_03.blur.png"), kind_of("s01/s01_03.png")
-    ('blur', 'clean')
+    >>> kind_of("s01/s01_03.blur+noise.png"), kind_of("s01/s01.03.png")
+    ('blur+noise', 'clean')
     """
     suffixes = PurePosixPath(path).suffixes
-    return suffixes[-2].lstrip(".") if len(suffixes) > 1 else CLEAN
+    kinds = suffixes[-2].lstrip(".") if len(suffixes) > 1 else ""
+    return kinds if kinds and set(kinds.split("+")) <= KINDS.keys() else CLEAN
 
 
 def read_scores(path: Path) -> list[tuple[str, float]]:

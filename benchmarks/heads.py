@@ -1,0 +1,226 @@
+"""What labels and training faces are worth: a head on frozen trunk features for each choice.
+
+    python benchmarks/heads.py --train annotations/DATA.labelpath --out-dir heads \
+        --test lfw/clean/DATA.labelpath lfw/unseen/DATA.labelpath \
+        --variants exact=annotations/quality_pseudo_labels.txt \
+                   "clean only=annotations/quality_pseudo_labels.txt:clean"
+
+Training a network for each of a dozen choices takes days; a linear head on the features of a
+frozen recogniser takes seconds. The head is ridge regression on the trunk's last map, averaged to
+2 x 2; it is not the network's own head, and tells choices apart, not models.
+
+A variant is name=<label file>[:<choice>,...]; choices:
+
+    clean            only faces that are no degraded copies
+    -<kind>          no copies that this kind had a part in
+    balanced         each twentieth of the label range weighs the same
+    cap <N>          an identity weighs no more than N images
+
+Each variant's scores of each test list go to `<out-dir>/<folder of the list>/<name>.csv`, for
+eval_edc.py.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.files import replacing
+from dataset.lists import Table, join, read_labelpath, read_table
+from dataset.loader import batches
+from evaluation.by_kind import CLEAN, kind_of
+from evaluation.calibration import held_out_measures
+from models.device import choose_compute
+from models.graph import GraphNetwork
+from models.networks import FaceModel
+from models.starts import start_network
+
+Floats = npt.NDArray[np.float32]
+_BINS = 20
+_POOLED = 2  # positions a side
+_PENALTIES = (1e-3, 1e-2, 1e-1)  # shares of the Gram matrix's mean diagonal; held-out faces choose
+
+
+def main(
+    *,
+    train: Path,
+    variants: tuple[str, ...],
+    test: tuple[Path, ...],
+    out_dir: Path,
+    start: str = "sface",
+    held_out: float = 0.1,
+    seed: int = 0,
+) -> int:
+    """Trains a head for each variant and scores the test lists with it.
+
+    Args:
+        train: DATA.labelpath of the training faces.
+        variants: name=<label file>[:<choice>,...].
+        test: lists to score.
+        out_dir: gets the features and the scores.
+        start: the recogniser whose trunk it is, as for train.py.
+        held_out: share of the identities that choose the penalty.
+        seed: of that share.
+    """
+    table, identities = read_labelpath(train)
+    features = trunk_features(start, table, out_dir / "train.npy")
+    tests = [(path, read_table(path)) for path in test]
+    seen = {
+        path: trunk_features(start, t, out_dir / f"{path.parent.name}.npy") for path, t in tests
+    }
+    names = np.unique(identities)
+    rng = np.random.default_rng([seed, 1])  # holds out whom train.py holds out
+    out = np.isin(identities, rng.choice(names, round(held_out * len(names)), replace=False))
+    kinds = [frozenset(kind_of(path).split("+")) for path in table.paths()]
+    for text in variants:
+        variant = Variant.of(text)
+        labels, weights = variant.sees(table, identities, kinds)
+        head, spearman = fit(features, labels, weights, out)
+        print(f"{variant.name}: {np.count_nonzero(weights)} faces, held out {spearman:.4f}")
+        for path, listed in tests:
+            write(out_dir / path.parent.name / f"{variant.name}.csv", listed, head(seen[path]))
+    return EXIT_DONE
+
+
+def trunk_features(start: str, table: Table, path: Path) -> Floats:
+    """The trunk's last map of each face, averaged to 2 x 2: (N, 4 C) float32, kept in a file."""
+    if path.exists():
+        kept: Floats = np.load(path)
+        if len(kept) == len(table):
+            return kept
+    compute = choose_compute()
+    network = start_network(start).network
+    assert isinstance(network, GraphNetwork)
+    pooled = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(_POOLED), torch.nn.Flatten())
+    network.quality = pooled
+    model = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
+    found = np.zeros((len(table), network.graph["map"][0] * _POOLED**2), np.float32)
+    with torch.inference_mode(), compute.autocast():
+        rows = np.arange(len(table), dtype=np.int64)
+        for batch in tqdm(batches(table, rows, 16, None), desc=path.name, total=len(table) // 16):
+            if batch.failures:
+                raise UserError(f"{table.file}: {next(iter(batch.failures.values()))}")
+            found[batch.rows] = model(compute.put(batch.faces)).float().cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One choice of labels and faces."""
+
+    name: str
+    labels: Path
+    choices: tuple[str, ...]
+
+    @staticmethod
+    def of(text: str) -> Variant:
+        """Reads name=<label file>[:<choice>,...]."""
+        name, _, rest = text.partition("=")
+        path, _, choices = rest.partition(":")
+        if not name or not path:
+            raise UserError(f"--variants {text}: must be name=<label file>[:<choice>,...]")
+        return Variant(name, Path(path), tuple(c.strip() for c in choices.split(",") if c))
+
+    def sees(
+        self, table: Table, identities: npt.NDArray[Any], kinds: list[frozenset[str]]
+    ) -> tuple[Floats, Floats]:
+        """Of each face of the list: its label, and its weight; 0 where it is not learned from."""
+        given = read_table(self.labels, "label")
+        rows = join(given, table)
+        labels = np.zeros(len(table), np.float32)
+        weights = np.zeros(len(table), np.float32)
+        labels[rows[rows >= 0]] = given.values[rows >= 0]
+        weights[rows[rows >= 0]] = 1
+        for choice in self.choices:
+            if choice == "clean":
+                weights[[kind != {CLEAN} for kind in kinds]] = 0
+            elif choice.startswith("-"):
+                weights[[choice[1:] in kind for kind in kinds]] = 0
+            elif choice == "balanced":
+                bins = np.minimum(labels // (100 / _BINS), _BINS - 1).astype(int)
+                weights /= np.maximum(np.bincount(bins, weights, _BINS), 1)[bins]
+            elif choice.startswith("cap "):
+                counts = np.bincount(identities, weights)[identities]
+                weights *= np.minimum(1, int(choice[4:]) / np.maximum(counts, 1))
+            else:
+                raise UserError(f"--variants: {choice!r} is no choice")
+        return labels, weights / weights[weights > 0].mean()
+
+
+class Head:
+    """A linear head: (N, D) features -> (N,) scores."""
+
+    def __init__(self, mean: Floats, slope: Floats, level: float) -> None:
+        """Scores are level + (features - mean) @ slope."""
+        self.mean, self.slope, self.level = mean, slope, level
+
+    def __call__(self, features: Floats) -> Floats:
+        """(N, D) -> (N,)."""
+        scores: Floats = (features - self.mean) @ self.slope + np.float32(self.level)
+        return scores
+
+
+def fit(
+    features: Floats, labels: Floats, weights: Floats, out: npt.NDArray[np.bool_]
+) -> tuple[Head, float]:
+    """Weighted ridge regression; the penalty is the one whose head ranks held-out faces best.
+
+    Args:
+        features: (N, D).
+        labels: (N,) of 0..100.
+        weights: (N,), 0 where a face is not learned from.
+        out: (N,) faces that choose the penalty and are learned from by none.
+
+    Returns:
+        The head, and Spearman's correlation of its scores with the labels held out.
+    """
+    weights = np.where(out, 0, weights).astype(np.float32)
+    total = weights.sum()
+    mean = np.asarray(weights @ features / total, np.float32)
+    level = float(weights @ labels / total)
+    size = features.shape[1]
+    gram, right = np.zeros((size, size), np.float32), np.zeros(size, np.float32)
+    for part in _blocks(np.flatnonzero(weights)):
+        x = (features[part] - mean) * np.sqrt(weights[part])[:, None]
+        gram += x.T @ x
+        right += x.T @ ((labels[part] - level) * np.sqrt(weights[part]))
+    judged = out & (labels > 0)
+    best: tuple[float, Head] | None = None
+    for penalty in _PENALTIES:
+        ridge = gram + penalty * float(np.trace(gram)) / size * np.eye(size, dtype=np.float32)
+        slope = np.linalg.solve(ridge, right).astype(np.float32)
+        head = Head(mean, slope, level)
+        spearman = held_out_measures(head(features[judged]), labels[judged])["spearman"]
+        if best is None or spearman > best[0]:
+            best = spearman, head
+    assert best is not None
+    return best[1], best[0]
+
+
+def _blocks(rows: npt.NDArray[np.int64], size: int = 8192) -> Iterator[npt.NDArray[np.int64]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def write(path: Path, table: Table, scores: Floats) -> None:
+    """Writes a scores.csv."""
+    with replacing(path) as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "score", "status"])
+        for name, score in zip(table.paths(), scores.tolist(), strict=True):
+            rows.writerow([name, f"{score:.4f}", "ok"])
+
+
+if __name__ == "__main__":
+    run_script(main)
