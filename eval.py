@@ -1,7 +1,8 @@
 """Scores faces: any photo or aligned face in, a quality on 0..100 out.
 
-    python eval.py faces/ --model checkpoints/sdd_fiqa/best.pth
+    python eval.py faces/
     python eval.py photos/ --align --report report.html
+    python eval.py faces/ --model checkpoints/sdd_fiqa/best.pth
     python eval.py photos/ --all-faces --accept 0.95 --out - | head
 
 writes scores.csv: path, score, status, in the order of the input.
@@ -40,13 +41,14 @@ from dataset.scores import Scores, write_scores
 from evaluation.meaning import Meaning
 from evaluation.summary import summarise
 from models.backbones import Backbone
+from models.pretrained import DEFAULT_MODEL
 from models.quality import QualityModel, load_quality_model
 
 
 def main(
     path: Annotated[tuple[str, ...], tyro.conf.Positional],
     /,
-    model: str = "checkpoints/sdd_fiqa/best.pth",
+    model: str = DEFAULT_MODEL,
     backbone: Backbone | None = None,
     out: str = "scores.csv",
     report: Path | None = None,
@@ -66,7 +68,8 @@ def main(
     Args:
         path: images, folders (searched below), patterns, .rec, .tar or .bin files, or list files of
             one path a line.
-        model: the quality network: a checkpoint of train.py, or in the published format.
+        model: the quality network: a shipped one by name; a checkpoint of train.py or in the
+            published format; or an .onnx file of export_onnx.py.
         backbone: its architecture; found from the file when not given.
         out: the CSV file to write; - for stdout.
         report: also write a page of the faces in order of their scores (an HTML file).

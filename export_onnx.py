@@ -27,6 +27,7 @@ from models.checkpoints import load_network, read_about
 from models.onnx_export import onnx_bytes
 from models.onnx_files import is_onnx
 from models.onnx_int8 import quantised
+from models.pretrained import find_model
 from models.quality import load_quality_model
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
@@ -36,7 +37,7 @@ FEWEST_FACES, MOST_FACES = 100, 1000  # for int8
 
 def main(
     *,
-    model: Path,
+    model: str,
     out: Path,
     backbone: Backbone | None = None,
     int8_faces: str | None = None,
@@ -44,7 +45,7 @@ def main(
     """Writes a quality model as ONNX, with its normalisation, calibration and origin inside.
 
     Args:
-        model: a checkpoint of train.py, or in the published format.
+        model: a checkpoint of train.py or in the published format, or the name of a shipped model.
         out: the .onnx file to write.
         backbone: its architecture; found from the file when not given.
         int8_faces: write the convolutions in int8, by these aligned faces (a folder, pattern or
@@ -53,18 +54,19 @@ def main(
     """
     if not is_onnx(out):
         raise UserError(f"--out {out}: must end in .onnx")
-    about = read_about(model)
-    name, network = load_network(model, recognition=False, backbone=backbone)
+    path = find_model(model)
+    about = read_about(path)
+    name, network = load_network(path, recognition=False, backbone=backbone)
     properties = {
         "model": name,
-        "source": model.name,
-        "sha256": about.get("sha256") or sha256_of(model),  # of the checkpoint
+        "source": path.name,
+        "sha256": about.get("sha256") or sha256_of(path),  # of the checkpoint
         "input": "uint8 RGB, (N, 112, 112, 3), aligned to the 5-point template, 0..255",
         "output": "quality, (N,) float32, on the label scale 0..100, not clamped",
         "calibration": about.get("calibration"),
     }
     content = onnx_bytes(network, properties)
-    difference = compare(model, content, backbone)
+    difference = compare(path, content, backbone)
     held = f"largest difference to torch {difference:.2g} points"
     if int8_faces is not None:
         content, held = in_int8(content, int8_faces)

@@ -173,7 +173,7 @@ def _shuffled(face: Image, rng: np.random.Generator) -> Image:
     """The face in 16 tiles, in any order."""
     tiles = face.reshape(4, 28, 4, 28, 3).swapaxes(1, 2).reshape(16, 28, 28, 3)
     mixed = tiles[rng.permutation(16)].reshape(4, 4, 28, 28, 3).swapaxes(1, 2)
-    return mixed.reshape(face.shape)
+    return np.asarray(mixed.reshape(face.shape), np.uint8)
 
 
 def _upside_down(face: Image, rng: np.random.Generator) -> Image:
@@ -186,7 +186,7 @@ def _stretched(picture: npt.NDArray[np.float32]) -> Image:
 
 
 def _bytes(picture: npt.NDArray[np.floating]) -> Image:
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
 NON_FACES: dict[str, Callable[[Image, np.random.Generator], Image]] = {

@@ -167,8 +167,7 @@ class Head:
 
     def __call__(self, features: Floats) -> Floats:
         """(N, D) -> (N,)."""
-        scores: Floats = (features - self.mean) @ self.slope + np.float32(self.level)
-        return scores
+        return np.asarray((features - self.mean) @ self.slope + self.level, np.float32)
 
 
 def fit(
@@ -185,7 +184,7 @@ def fit(
     Returns:
         The head, and Spearman's correlation of its scores with the labels held out.
     """
-    weights = np.where(out, 0, weights).astype(np.float32)
+    weights = np.asarray(np.where(out, 0, weights), np.float32)
     total = weights.sum()
     mean = np.asarray(weights @ features / total, np.float32)
     level = float(weights @ labels / total)

@@ -83,7 +83,7 @@ def _number(cell: Cell, area: str) -> str:
     if value is None:
         return "-"
     low, high = cell.get(f"{area}_low"), cell.get(f"{area}_high")
-    span = "" if low is None else f" [{_short(low)}, {_short(high)}]"
+    span = "" if low is None or high is None else f" [{_short(low)}, {_short(high)}]"
     return f"{_short(value)}{span}"
 
 

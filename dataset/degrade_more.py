@@ -25,7 +25,9 @@ def misalignment(face: Image, strength: float, rng: np.random.Generator) -> Any:
     border = (cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101)
     beyond = border[int(rng.integers(len(border)))]
     centre = (FACE_SIZE - 1) / 2
-    matrix = cv2.getRotationMatrix2D((centre, centre), 75 * strength * turn, 2 ** (strength * grow))
+    matrix: Any = cv2.getRotationMatrix2D(
+        (centre, centre), 75 * strength * turn, 2 ** (strength * grow)
+    )
     matrix[:, 2] += 40 * strength * far * np.array([np.cos(direction), np.sin(direction)])
     return cv2.warpAffine(
         face, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=beyond
@@ -78,7 +80,8 @@ def webp(face: Image, strength: float, rng: np.random.Generator) -> Any:
     small = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
     quality = [cv2.IMWRITE_WEBP_QUALITY, max(1, round(80 * (1 - strength)))]
     _, content = cv2.imencode(".webp", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)
-    decoded: Any = cv2.cvtColor(cv2.imdecode(content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return cv2.resize(decoded, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_CUBIC)
 
 

@@ -59,7 +59,8 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
             # Stored rows are unit only to float16, and files made elsewhere not at all.
             lengths = [np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
             joined = np.hstack(
-                [p / np.where(n > 0, n, 1) for p, n in zip(parts, lengths, strict=True)]
+                [p / np.maximum(n, 1e-30) for p, n in zip(parts, lengths, strict=True)],
+                dtype=np.float32,
             )
             gone = {row - start: why for row, why in missing.items() if start <= row < stop}
             for row in np.flatnonzero((np.hstack(lengths) == 0).any(axis=1)).tolist():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dataset.command_line import UserError
 from dataset.threads import own_cores
 from models.onnx_files import is_onnx, open_onnx
+from models.pretrained import find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,26 +89,22 @@ def load_quality_model(
     """Loads a quality model.
 
     Args:
-        model: a checkpoint of this project or in the published format, or an .onnx file of
-            export_onnx.py (through onnxruntime: torch is not imported).
+        model: a name in models.pretrained.PRETRAINED; a checkpoint of this project or in the
+            published format; or an .onnx file of export_onnx.py (through onnxruntime: torch is not
+            imported).
         backbone: a name in models.networks.BACKBONES; None finds it from the file.
         device: auto, cpu, cuda or cuda:i.
         precision: auto (bf16 where the device is fast at it), fp32 or bf16; an .onnx file runs in
             the precision it was made in.
 
     Raises:
-        UserError: no such file, or not a quality network.
+        UserError: no such file or name, or not a quality network.
 
     Example:
-        >>> model = load_quality_model("best.onnx")  # doctest: +SKIP
+        >>> model = load_quality_model("small")  # doctest: +SKIP
         >>> scores = model(faces)  # (N, 112, 112, 3) uint8 RGB -> (N,)  # doctest: +SKIP
     """
-    path = Path(model)
-    if not path.is_file():
-        raise UserError(
-            f"--model {model}: no such file; train one with train.py, or get the published "
-            "checkpoint (README, Published weights)"
-        )
+    path = find_model(model)
     if is_onnx(path):
         return _load_onnx(path, backbone, device, precision)
     return _load_torch(path, backbone, device, precision)

@@ -339,7 +339,10 @@ def test_a_quality_model_says_what_it_takes(save: Callable[..., Path], quality: 
     for shape in [(112, 112, 3), (1, 96, 112, 3), (1, 1, 112, 112)]:
         with pytest.raises(ValueError, match=r"expected .*, got (shape )?\("):
             model(np.zeros(shape, np.uint8))
-    with pytest.raises(UserError, match=r"--model none: no such file; train one with train\.py"):
+    with pytest.raises(
+        UserError,
+        match=r"--model none: no such file, and no shipped model .*; train one with train\.py",
+    ):
         load_quality_model("none")
 
 

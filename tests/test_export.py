@@ -269,7 +269,7 @@ def test_call_refuses_other_forms_and_names_the_right_ones(
 
 
 def test_loading_refuses_what_is_no_quality_model(made: Any, tmp_path: Any) -> None:
-    with pytest.raises(UserError, match="no such file; train one"):
+    with pytest.raises(UserError, match="no such file, and no shipped model"):
         load_quality_model(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a MFN network, not the R_50"):
         load_quality_model(made / "mfn.onnx", backbone="R_50")

@@ -182,6 +182,41 @@ def test_train_and_eval_go_through(
     np.testing.assert_allclose(both[0], both[1], atol=0.01)
 
 
+def test_two_processes_train_an_onnx_trunk_as_one(
+    tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    every_layer(tmp_path / "made.onnx")
+    (tmp_path / "f").mkdir()
+    lines = []
+    for number in range(8):
+        cv2.imwrite(str(tmp_path / f"f/{number}.png"), faces(8)[number])
+        lines.append(f"f/{number}.png\t{12 * number}\n")
+    (tmp_path / "labels.txt").write_text("".join(lines))
+    common = ["train.py", "--img-list", "labels.txt", "--finetuning-model", "made.onnx"]
+    common += ["--val-identities", "0", "--epochs", "2", "--dropout", "0", "--precision", "fp32"]
+    common += ["--device", "cpu", "--display", "1"]
+    for name, batch, processes in (("one", "4", 1), ("two", "2", 2)):
+        done = run_script(
+            *common,
+            "--checkpoints-name",
+            name,
+            "--batch-size",
+            batch,
+            "--sync-bn",
+            cwd=tmp_path,
+            processes=processes,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        torch.load(tmp_path / f"checkpoints/{name}/best.pth", weights_only=True)
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    assert any("running_mean" in key for key in one)
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=2e-3, atol=2e-4, msg=key)
+
+
 def test_trunk_and_head_are_told_apart(tmp_path: Path) -> None:
     network = start_network(str(every_layer(tmp_path / "made.onnx")[0])).network
     head, trunk = head_parameters(network), trunk_parameters(network)

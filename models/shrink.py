@@ -1,0 +1,44 @@
+"""A trained checkpoint at half its size, for shipping: the same keys, in float16.
+
+    python -m models.shrink --model checkpoints/sdd_fiqa/best.pth --out small.pth
+
+Scores are computed as before, in float32 or bf16; only the file is in float16.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.files import replacing, sha256_of, write_json
+from models.checkpoints import load_network, read_about
+
+
+def main(*, model: Path, out: Path) -> int:
+    """Writes a quality checkpoint in float16, and its .json beside it.
+
+    Args:
+        model: a checkpoint of train.py, its .json beside it.
+        out: the file to write, .pth.
+    """
+    about = read_about(model)
+    if not about:
+        raise UserError(f"{model}: has no .json beside it; take a checkpoint of train.py")
+    name, network = load_network(model, recognition=False)
+    state = {}
+    for key, value in network.state_dict().items():
+        half = value.half() if value.is_floating_point() else value
+        if not torch.isfinite(half).all():
+            raise UserError(f"{model}: {key} does not fit float16; ship it as it is")
+        state[key] = half.contiguous()
+    with replacing(out, "wb") as file:
+        torch.save(state, file)
+    write_json(out.with_suffix(".json"), {**about, "sha256": sha256_of(out)})
+    print(f"{out}: {name}, {out.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(out)}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_script(main)
