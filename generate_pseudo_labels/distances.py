@@ -173,6 +173,37 @@ def quality_labels(w1: Float32, labelled: npt.NDArray[np.bool_]) -> Float32:
     return labels.astype(np.float32)
 
 
+def with_level_identities(w1: Float32, starts: npt.NDArray[np.int64]) -> Float32:
+    """Distances on one scale for all identities: each identity's upper quartile becomes the same.
+
+    How alike the pictures of a person are depends on the person (years apart, one film or many)
+    as well as on the pictures, and no single picture shows it. A network that learns labels with it
+    inside learns people. Zero, which is a face that is as far from its own as from others, stays.
+
+    Args:
+        w1: (n, K).
+        starts: (C + 1,) identity c is the rows starts[c] .. starts[c + 1].
+
+    Returns:
+        (n, K): each identity's distances times the mean of all identities' upper quartiles over its
+        own; an identity without any distance above zero stays as it is.
+    """
+    sizes = np.diff(starts)
+    identity = np.repeat(np.arange(len(sizes)), sizes)
+    mean = np.zeros(len(w1), np.float32)
+    for k in range(w1.shape[1]):
+        mean += w1[:, k] / w1.shape[1]
+    ordered = mean[np.lexsort((mean, identity))]
+    quartile = ordered[starts[:-1] + 3 * (sizes - 1) // 4].astype(np.float64)
+    known = quartile > 0  # False for NaN, too
+    if not known.any():
+        return w1
+    factor = np.ones(len(sizes))
+    factor[known] = quartile[known].mean() / quartile[known]
+    levelled: Float32 = w1 * np.repeat(factor, sizes)[:, None].astype(np.float32)
+    return levelled
+
+
 def drop_top(
     labels: Float32, labelled: npt.NDArray[np.bool_], percent: float
 ) -> npt.NDArray[np.bool_]:

@@ -31,6 +31,7 @@ def main(
     min_images_per_id: int = 2,
     drop_top_percent: float = 0.0,
     exclude_mislabelled: bool = False,
+    level_identities: bool = False,
     feature_root: Path | None = None,
     image_list_file: Path | None = None,
     image_root: Path | None = None,
@@ -52,6 +53,8 @@ def main(
         min_images_per_id: identities with fewer images get no labels.
         drop_top_percent: drop this share of the best labels, and normalise the rest again.
         exclude_mislabelled: give images that look mislabelled no label.
+        level_identities: scale each identity's distances to one upper quartile, so that labels tell
+            pictures apart and not people; for labels to train on (not in the paper).
         feature_root: folder with one .npy an image; with it, image-list-file and score-dst take
             the place of out-dir.
         image_list_file: the list that goes with feature-root, one image path a line.
@@ -79,6 +82,7 @@ def main(
             min_images_per_id=min_images_per_id,
             drop_top_percent=drop_top_percent,
             exclude_mislabelled=exclude_mislabelled,
+            level_identities=level_identities,
         )
     )
     with Ranks() as ranks:

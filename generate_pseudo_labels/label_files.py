@@ -13,7 +13,13 @@ from dataset.columns import write_columns
 from dataset.embeddings import EMBEDDINGS, EmbeddingsFile, check_origin
 from dataset.files import replacing, write_json
 from dataset.lists import LABELPATH, PSEUDO_LABELS, Identities, Table, read_labelpath
-from generate_pseudo_labels.distances import WRONG_WAY_BOUND, Distances, drop_top, quality_labels
+from generate_pseudo_labels.distances import (
+    WRONG_WAY_BOUND,
+    Distances,
+    drop_top,
+    quality_labels,
+    with_level_identities,
+)
 from generate_pseudo_labels.draws import Groups
 from generate_pseudo_labels.embedded_set import Source
 
@@ -109,6 +115,7 @@ def label_images(
     min_images_per_id: int = 2,
     drop_top_percent: float = 0.0,
     exclude_mislabelled: bool = False,
+    level_identities: bool = False,
 ) -> Labelling:
     """Decides who gets a label, and which: drop first, then put the rest on the scale.
 
@@ -120,6 +127,7 @@ def label_images(
             outsiders of others).
         drop_top_percent: share of the best labels to drop; the rest is normalised again.
         exclude_mislabelled: drop images that look mislabelled.
+        level_identities: take out of the labels what is the identity's (`with_level_identities`).
 
     Raises:
         ValueError: nobody is left, or all distances are equal.
@@ -137,12 +145,13 @@ def label_images(
     if exclude_mislabelled:
         given.leave_out(row_numbers[labelled & mislabelled], "looks mislabelled")
         labelled &= ~mislabelled
-    labels = quality_labels(found.w1, labelled)
+    w1 = with_level_identities(found.w1, groups.starts) if level_identities else found.w1
+    labels = quality_labels(w1, labelled)
     dropped = drop_top(labels, labelled, drop_top_percent)
     if dropped.any():
         given.leave_out(row_numbers[dropped], f"among the best {drop_top_percent:g} %")
         labelled &= ~dropped
-        labels = quality_labels(found.w1, labelled)
+        labels = quality_labels(w1, labelled)
 
     def in_list_order(values: npt.NDArray[Any], absent: Any) -> npt.NDArray[Any]:
         if groups.rows is None and images == len(given.table):

@@ -32,6 +32,7 @@ class Settings:
     min_images_per_id: int = 2
     drop_top_percent: float = 0.0
     exclude_mislabelled: bool = False
+    level_identities: bool = False
 
 
 def checked(settings: Settings) -> Settings:
@@ -141,6 +142,7 @@ def label(
             min_images_per_id=settings.min_images_per_id,
             drop_top_percent=settings.drop_top_percent,
             exclude_mislabelled=settings.exclude_mislabelled,
+            level_identities=settings.level_identities,
         )
     except ValueError as error:
         raise UserError(f"{given.table.file}: {error}") from error
