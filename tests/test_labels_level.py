@@ -20,7 +20,7 @@ STARTS = np.concatenate([[0], np.cumsum(SIZES)])
 def made(repeats: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     rng = np.random.default_rng(0)
     scale = np.repeat([0.0, 0.2, 0.5, 0.9, 0.4], SIZES)[:, None]
-    return (rng.uniform(0, 1, (SIZES.sum(), repeats)) * scale).astype(np.float32)
+    return np.asarray(rng.uniform(0, 1, (SIZES.sum(), repeats)) * scale, np.float32)
 
 
 @pytest.mark.parametrize("repeats", [1, 12])
