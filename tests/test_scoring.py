@@ -265,7 +265,12 @@ def test_real_photos_are_aligned_as_a_person_would(tmp_path: Any, model: Any) ->
 
     with tarfile.open(SHARED_PHOTOS) as archive:
         members = [member for member in archive.getmembers() if member.isfile()][:12]
-        archive.extractall(tmp_path / "photos", members, filter="data")
+        for member in members:  # extractall's filters came with Python 3.11.4
+            target = tmp_path / "photos" / member.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = archive.extractfile(member)
+            if content is not None:
+                target.write_bytes(content.read())
     done = run("photos", "--all-faces", "--model", model, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "scores.csv")
