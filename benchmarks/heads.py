@@ -72,11 +72,9 @@ def main(
         seed: of that share.
     """
     table, identities = read_labelpath(train)
-    features = trunk_features(start, table, out_dir / "train.npy")
+    features = trunk_features(start, table, out_dir)
     tests = [(path, read_table(path)) for path in test]
-    seen = {
-        path: trunk_features(start, t, out_dir / f"{path.parent.name}.npy") for path, t in tests
-    }
+    seen = {path: trunk_features(start, t, out_dir) for path, t in tests}
     names = np.unique(identities)
     rng = np.random.default_rng([seed, 1])  # holds out whom train.py holds out
     out = np.isin(identities, rng.choice(names, round(held_out * len(names)), replace=False))
@@ -91,12 +89,15 @@ def main(
     return EXIT_DONE
 
 
-def trunk_features(start: str, table: Table, path: Path) -> Floats:
-    """The trunk's last map of each face, averaged to 2 x 2: (N, 4 C) float32, kept in a file."""
+def trunk_features(start: str, table: Table, folder: Path) -> Floats:
+    """The trunk's last map of each face, averaged to 2 x 2: (N, 4 C) float32.
+
+    Kept in a file named after the trunk and the list's sha256: another list is another file.
+    """
+    path = folder / f"{Path(start).stem}-{table.sha256[:16]}.npy"
     if path.exists():
         kept: Floats = np.load(path)
-        if len(kept) == len(table):
-            return kept
+        return kept
     compute = choose_compute()
     network = start_network(start).network
     assert isinstance(network, GraphNetwork)
@@ -110,8 +111,8 @@ def trunk_features(start: str, table: Table, path: Path) -> Floats:
             if batch.failures:
                 raise UserError(f"{table.file}: {next(iter(batch.failures.values()))}")
             found[batch.rows] = model(compute.put(batch.faces)).float().cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, found)
+    with replacing(path, "wb") as file:
+        np.save(file, found)
     return found
 
 

@@ -75,7 +75,7 @@ def impulse(face: Image, strength: float, rng: np.random.Generator) -> Any:
 
 
 def webp(face: Image, strength: float, rng: np.random.Generator) -> Any:
-    """A video call on a bad line: few pixels, WebP at quality 80 down to 0."""
+    """A video call on a bad line: few pixels, WebP at quality 80 down to 1."""
     side = round(FACE_SIZE * (12 / FACE_SIZE) ** strength)
     small = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
     quality = [cv2.IMWRITE_WEBP_QUALITY, max(1, round(80 * (1 - strength)))]
@@ -110,7 +110,7 @@ def strands(face: Image, strength: float, rng: np.random.Generator) -> Any:
     widths = rng.integers(1, 4, _STRANDS)
     lean = rng.uniform(-1, 1, 2) * FACE_SIZE  # they hang together
     for number in range(_STRANDS - 1, -1, -1):
-        start, bend, _ = ends[number]
+        start, bend, _ = ends[number]  # without the third, a seed would give other copies
         points = [start, (start + bend) / 2 + lean / 3, bend + lean]
         line = np.array([points], np.int32).reshape(-1, 1, 2)
         cv2.polylines(reach, [line], False, number / _STRANDS, int(widths[number]))
