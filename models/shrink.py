@@ -23,6 +23,8 @@ def main(*, model: Path, out: Path) -> int:
         model: a checkpoint of train.py, its .json beside it.
         out: the file to write, .pth.
     """
+    if not model.is_file():
+        raise UserError(f"{model}: no such file")
     about = read_about(model)
     if not about:
         raise UserError(f"{model}: has no .json beside it; take a checkpoint of train.py")
