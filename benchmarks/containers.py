@@ -17,21 +17,20 @@ from __future__ import annotations
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import EXIT_DONE, UserError, run_script
-from dataset.images import Image, decode_image, read_image
+from dataset.containers import read_run
 from dataset.lists import Table
-from dataset.loader import batches, default_workers
+from dataset.loader import Contents, batches, default_workers
 from dataset.recordio import RecordWriter
 from dataset.scan import LeftOut, table_of, walk_images
 
 BATCH = 64
-Source = tuple[Table, Callable[[str], Image]]
+Source = tuple[Table, Contents]
 
 
 def main(
@@ -91,7 +90,7 @@ def real_faces(folder: Path, count: int) -> list[bytes]:
 
 
 def write_sources(folder: Path, contents: list[bytes]) -> dict[str, Source]:
-    """Writes the images in each form; {name: (list, reader)}."""
+    """Writes the images in each form; {name: (list, what gives the bytes)}."""
     (folder / "files").mkdir()
     names = [f"{number:07}.jpg" for number in range(len(contents))]
     with RecordWriter(folder / "a.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
@@ -108,11 +107,11 @@ def write_sources(folder: Path, contents: list[bytes]) -> dict[str, Source]:
     sources: dict[str, Source] = {
         "decoding alone": (
             table_of(iter(names), folder / "memory.txt"),
-            lambda path: decode_image(held[path]),
+            lambda paths: [held[path] for path in paths],
         )
     }
     for kind, paths in lists.items():
-        sources[kind] = table_of(iter(paths), folder / f"{kind}.txt"), read_image
+        sources[kind] = table_of(iter(paths), folder / f"{kind}.txt"), read_run
     return sources
 
 
@@ -125,9 +124,9 @@ def measure(
     for number in range(rounds):
         for turn in range(len(names)):
             column = (number + turn) % len(names)
-            table, read = sources[names[column]]
+            table, contents = sources[names[column]]
             start, worked = time.perf_counter(), time.process_time()
-            for batch in batches(table, rows, BATCH, workers, read):
+            for batch in batches(table, rows, BATCH, workers, contents):
                 assert not batch.failures, batch.failures
             rates[number, column] = len(rows) / (time.perf_counter() - start)
             works[number, column] = time.process_time() - worked

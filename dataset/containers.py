@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from itertools import repeat
 
 from dataset.command_line import UserError
 from dataset.storage import UnreadableImage, read_file, retried
@@ -22,11 +24,16 @@ CONTAINER_SUFFIXES = (".rec", ".tar", ".bin")
 _MEMBER = re.compile(r"(.+?\.(?:rec|tar|bin))#(.+)", re.DOTALL)
 
 
-class Container(Protocol):
+class Container(ABC):
     """What is opened once a process and read by all of its threads."""
 
+    @abstractmethod
     def read(self, member: str) -> bytes:
         """The bytes of one image; raises UnreadableImage."""
+
+    def read_run(self, members: Sequence[str]) -> Iterable[bytes | None]:
+        """What one read gives of several images; None: `read` must be asked."""
+        return repeat(None, len(members))
 
 
 class _Slot:
@@ -57,6 +64,21 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     if parts is None:
         return read_file(name)
     return open_container(parts[0]).read(parts[1])
+
+
+def read_run(paths: Sequence[str]) -> Iterable[bytes | None]:
+    """Of images listed one after the other, what their container gives in one read.
+
+    None for every image that is to be had by `read_bytes`, as those in files of their own are.
+    """
+    file = paths[0].rpartition("#")[0]
+    slot = _slots.get(file)
+    if slot is not None and slot.container is not None:
+        inside = file + "#"
+        members = [path.removeprefix(inside) for path in paths]
+        if sum(map(len, members)) + len(paths) * len(inside) == sum(map(len, paths)):
+            return slot.container.read_run(members)
+    return repeat(None, len(paths))
 
 
 def split_member(path: str) -> tuple[str, str] | None:

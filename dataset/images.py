@@ -78,7 +78,7 @@ def decode_image(content: bytes) -> Image:
     if not content:
         raise UnreadableImage("is empty (0 bytes)")
     buffer = np.frombuffer(content, np.uint8)
-    flags = cv2.IMREAD_UNCHANGED if _has_alpha(content) else cv2.IMREAD_COLOR
+    flags = cv2.IMREAD_UNCHANGED if _has_alpha(content) else cv2.IMREAD_COLOR_RGB
     try:
         pixels = cv2.imdecode(buffer, flags)
     except cv2.error as error:
@@ -89,7 +89,7 @@ def decode_image(content: bytes) -> Image:
         raise UnreadableImage("is not an image that can be decoded")
     if flags == cv2.IMREAD_UNCHANGED:
         return _over_black(pixels)
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(pixels, np.uint8)
 
 
 def resize_face(image: Image, size: int = FACE_SIZE) -> Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,10 +52,9 @@ class ListedFaces:
         table: Table,
         batch_size: int,
         num_workers: int | None = None,
-        read: Callable[[str], Image] = read_image,
     ) -> None:
         """Nothing is read yet; arguments as for `dataset.loader.batches`."""
-        self._table, self._read = table, read
+        self._table = table
         self._batch_size, self._workers = batch_size, num_workers
         self._done = 0
         self.like_photos = 0  # images so far that cannot be aligned crops
@@ -67,7 +66,7 @@ class ListedFaces:
     def __iter__(self) -> Iterator[Batch]:
         """Decodes the images, in order."""
         rows = np.arange(len(self._table))
-        for batch in batches(self._table, rows, self._batch_size, self._workers, self._read):
+        for batch in batches(self._table, rows, self._batch_size, self._workers):
             self._done += len(batch.rows)
             self.like_photos += int(_like_photos(batch.sizes).sum())
             yield batch
@@ -92,7 +91,7 @@ class ListedFaces:
 
     def crop(self, row: int) -> Image:
         """The image again; raises UnreadableImage."""
-        return self._read(self._table.path(row))
+        return read_image(self._table.path(row))
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
         """None."""

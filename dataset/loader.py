@@ -7,17 +7,18 @@ the start-up time and the shared memory of worker processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import Stalled
-from dataset.containers import prepare
-from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image, resize_face
+from dataset.containers import prepare, read_run
+from dataset.images import FACE_SIZE, UnreadableImage, decode_image, read_image, resize_face
 from dataset.lists import Table
 from dataset.threads import own_cores
 
@@ -27,6 +28,7 @@ STALL_SECONDS = 300.0  # well above a chunk of reads that are all tried to the l
 _STALL_SLICES = 10
 
 _Result = TypeVar("_Result")
+Contents = Callable[[Sequence[str]], Iterable[bytes | None]]
 
 
 @dataclass
@@ -63,7 +65,7 @@ def batches(
     rows: Sequence[int] | npt.NDArray[np.int64],
     batch_size: int,
     num_workers: int | None = None,
-    read: Callable[[str], Image] = read_image,
+    contents: Contents = read_run,
 ) -> Generator[Batch, None, None]:
     """Decodes the images of some records of a list, batch by batch, in the order given.
 
@@ -72,7 +74,7 @@ def batches(
         rows: which records.
         batch_size: images a batch; the last one may be smaller.
         num_workers: decoding threads; None takes `default_workers()`.
-        read: from a path to (H, W, 3) uint8 RGB; raises UnreadableImage.
+        contents: from some paths to the bytes of each image; None: its path is read on its own.
 
     Raises:
         Stalled: a read has not come back for STALL_SECONDS.
@@ -87,7 +89,7 @@ def batches(
     ended = True  # no thread hangs in a read
     try:
         for start in range(0, len(order), batch_size):
-            waiting.append(_begin(pool, table, order[start : start + batch_size], read))
+            waiting.append(_begin(pool, table, order[start : start + batch_size], contents))
             if len(waiting) > _AHEAD:
                 yield _finish(table, *waiting.popleft())
         while waiting:
@@ -103,13 +105,14 @@ def _begin(
     pool: ThreadPoolExecutor,
     table: Table,
     rows: npt.NDArray[np.int64],
-    read: Callable[[str], Image],
+    contents: Contents,
 ) -> tuple[Batch, list[Future[None]]]:
     faces = np.zeros((len(rows), FACE_SIZE, FACE_SIZE, 3), np.uint8)
     batch = Batch(rows, faces, np.zeros((len(rows), 2), np.int32))
     paths = list(table.paths_at(rows))
     futures = [
-        pool.submit(_read_chunk, batch, paths, start, read) for start in range(0, len(rows), _CHUNK)
+        pool.submit(_read_chunk, batch, paths, start, contents)
+        for start in range(0, len(rows), _CHUNK)
     ]
     return batch, futures
 
@@ -120,8 +123,8 @@ def _finish(table: Table, batch: Batch, futures: list[Future[None]]) -> Batch:
     return batch
 
 
-def awaited(future: Future[_Result], table: Table, first: int, count: int) -> _Result:
-    """The result of a task that reads `count` records of a table, from `first` on.
+def awaited(future: Future[_Result], table: Table, first: int, images: int) -> _Result:
+    """The result of a task that reads `images` records of a table, from `first` on.
 
     Raises:
         Stalled: it has not come for STALL_SECONDS.
@@ -132,17 +135,18 @@ def awaited(future: Future[_Result], table: Table, first: int, count: int) -> _R
         slices += 1
         if slices == _STALL_SLICES:
             raise Stalled(
-                f"{table.path(first)}: reading it, or one of the {count - 1} after it, has not "
+                f"{table.path(first)}: reading it, or one of the {images - 1} after it, has not "
                 f"come back for {STALL_SECONDS:.0f} s; is the storage there? then run the same "
                 "command"
             )
     return future.result()
 
 
-def _read_chunk(batch: Batch, paths: list[str], start: int, read: Callable[[str], Image]) -> None:
-    for position in range(start, min(start + _CHUNK, len(paths))):
+def _read_chunk(batch: Batch, paths: list[str], start: int, contents: Contents) -> None:
+    chunk = paths[start : start + _CHUNK]
+    for position, path, content in zip(count(start), chunk, contents(chunk), strict=False):
         try:
-            image = read(paths[position])
+            image = read_image(path) if content is None else decode_image(content)
             batch.sizes[position] = image.shape[:2]
             batch.faces[position] = resize_face(image)
         except UnreadableImage as error:

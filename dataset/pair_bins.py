@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
+from dataset.containers import Container
 from dataset.storage import File, UnreadableImage
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class PairBin:
+class PairBin(Container):
     """A set of pairs; an image that stands in several pairs is one image here.
 
     Attributes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -25,7 +25,8 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 WORDS = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
-_PLAIN = struct.Struct("<IIIf")  # the two words and the header's beginning
+_IMAGE = WORDS.size + HEADER.size  # where the image of an ordinary record begins
+_unpack_plain = struct.Struct("<IIIf").unpack_from  # the two words and the header's beginning
 _WINDOW = 1 << 22
 _GUESS = 1 << 16  # read at once where the length is not known yet
 
@@ -128,15 +129,21 @@ class Window:
         return self.block[at : at + size]
 
 
-def plain_image(block: bytes, at: int, end: int) -> bytes | None:
-    """The image in block[at:end] if that is one whole record of one finite label, as most are."""
-    begin = at + WORDS.size + HEADER.size
-    if begin < end <= len(block):
-        magic, length, flag, label = _PLAIN.unpack_from(block, at)
-        stop = at + WORDS.size + length  # beyond any end where it is a part of a record
-        if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
-            return block[begin:stop]
-    return None
+def plain_images(block: bytes, bounds: Iterable[tuple[int, int]]) -> list[bytes | None]:
+    """The image in block[begin:end] of each of `bounds`.
+
+    None where that is no whole record of one finite label, as most are.
+    """
+    images: list[bytes | None] = []
+    for begin, end in bounds:
+        image = None
+        if begin + _IMAGE < end <= len(block):
+            magic, length, flag, label = _unpack_plain(block, begin)
+            stop = begin + 8 + length  # beyond any end where it is a part of a record
+            if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
+                image = block[begin + _IMAGE : stop]
+        images.append(image)
+    return images
 
 
 def content_at(

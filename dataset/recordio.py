@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from dataset.command_line import UserError, note
+from dataset.containers import Container
 from dataset.files import replacing
 from dataset.record_format import (
     HEADER,
@@ -32,30 +33,16 @@ from dataset.record_format import (
     content_at,
     frame,
     parse,
-    plain_image,
+    plain_images,
     scan,
 )
 from dataset.record_index import Keys, index_path, read_index, write_index
 from dataset.storage import File, UnreadableImage
 
-_AHEAD = 1 << 15  # bytes: stays in the cache, and a loader takes some 16 images in a row
+_RUN = 1 << 20  # bytes read in one go: stays in a core's cache while they are decoded
 
 
-class _Ahead:
-    """What a thread has read beyond what it was asked for, and what it would read next."""
-
-    __slots__ = ("block", "following", "start", "stop")
-
-    def __init__(self) -> None:
-        self.start, self.stop, self.block, self.following = 0, 0, b"", -1
-
-
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.state = _Ahead()
-
-
-class RecordFile:
+class RecordFile(Container):
     """A .rec file, read at random or in its order, by any number of threads.
 
     Attributes:
@@ -78,8 +65,9 @@ class RecordFile:
             self.keys, self.offsets = read_index(index)
         else:
             self.keys, self.offsets = self._rebuild_index(index)
-        self._ahead = _OfThread()
-        self._offsets = memoryview(self.offsets.data)  # numpy takes longer to give one number
+        bounds = np.append(self.offsets, self.file.size)
+        self.offsets = bounds[:-1]
+        self._bounds = memoryview(bounds.data)  # numpy takes longer to give one number
         count = len(self.keys)
         whole = int(self.keys[-1]) - int(self.keys[0]) == count - 1
         self._first_key = int(self.keys[0]) if whole else None
@@ -97,14 +85,47 @@ class RecordFile:
         if not (member.isascii() and member.isdigit()):
             raise UnreadableImage(f"{member!r} is no record key, a whole number")
         row = self._row(int(member))
-        if row + 1 < len(self._offsets):
-            image = self._plain(self._offsets[row], self._offsets[row + 1])
+        offset, size = self._bounds[row], self._bounds[row + 1] - self._bounds[row]
+        if 0 < size <= MAX_PART:
+            (image,) = plain_images(self.file.read(offset, size), [(0, size)])
             if image:
                 return image
         record = self._at(row, self.file.read)  # every other case, and every damage
         if not record.image:
             raise UnreadableImage(f"record {record.key} at offset {record.offset} holds no image")
         return record.image
+
+    def read_run(self, members: Sequence[str]) -> Iterable[bytes | None]:
+        """Of images that stand close together in the file, what a single read gives.
+
+        None for every image that is no ordinary record: `read` gives it, or says what is wrong.
+        """
+        nothing = repeat(None, len(members))
+        if not (joined := "".join(members)).isascii() or not joined.isdigit():
+            return nothing
+        bounds, shift = self._bounds, self._first_key
+        try:
+            if shift is None:
+                rows = [self._row(int(member)) for member in members]
+            else:
+                rows = [int(member) - shift for member in members]
+            begins = [bounds[row] for row in rows]
+            stops = [bounds[row + 1] for row in rows]
+        except (IndexError, ValueError):  # an empty name, or a key that is not there
+            return nothing
+        if min(rows) < 0:
+            return nothing
+        first = begins[0]
+        size = max(stops) - first
+        if min(begins) < first or not 0 < size <= min(_RUN, 2 * (sum(stops) - sum(begins))):
+            return nothing
+        try:
+            block = self.file.read(first, size)
+        except UnreadableImage:
+            return nothing
+        return plain_images(
+            block, [(a - first, b - first) for a, b in zip(begins, stops, strict=True)]
+        )
 
     def record(self, key: int) -> Record:
         """The record of a key.
@@ -140,26 +161,10 @@ class RecordFile:
                 return int(first.labels[0]) - 1
         return None
 
-    def _plain(self, offset: int, following: int) -> bytes | None:
-        """The image of an ordinary record; a thread that reads on in order reads ahead."""
-        ahead = self._ahead.state
-        start, goes_on = ahead.start, offset == ahead.following
-        ahead.following = following
-        if start <= offset and following <= ahead.stop:
-            return plain_image(ahead.block, offset - start, following - start)
-        size = following - offset
-        if not 0 < size <= MAX_PART:
-            return None
-        if goes_on and size < _AHEAD:
-            block = self.file.read(offset, _AHEAD)
-            ahead.start, ahead.stop, ahead.block = offset, offset + len(block), block
-            return plain_image(block, 0, size)
-        return plain_image(self.file.read(offset, size), 0, size)
-
     def _row(self, key: int) -> int:
         if self._first_key is not None:
             row = key - self._first_key
-            known = 0 <= row < len(self._offsets)
+            known = 0 <= row < len(self.keys)
         else:
             row = int(np.searchsorted(self.keys, key))
             known = row < len(self.keys) and self.keys[row] == key
@@ -168,8 +173,7 @@ class RecordFile:
         return row
 
     def _at(self, row: int, read: Callable[[int, int], bytes]) -> Record:
-        key, offset = int(self.keys[row]), int(self.offsets[row])
-        following = int(self.offsets[row + 1]) if row + 1 < len(self.offsets) else self.file.size
+        key, offset, following = int(self.keys[row]), self._bounds[row], self._bounds[row + 1]
         try:
             content, end = content_at(read, offset, following, self.file.size)
             if offset < following < end:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.command_line import UserError
+from dataset.containers import Container
 from dataset.storage import MAX_BYTES, File, UnreadableImage
 
 # In the order of preference where a sample has several.
@@ -44,7 +45,7 @@ class Sample(NamedTuple):
     trouble: str
 
 
-class TarImages:
+class TarImages(Container):
     """A tar read at random, by any number of threads: 20 bytes of memory a member."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

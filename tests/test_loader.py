@@ -54,7 +54,7 @@ def test_nothing_to_read_is_no_batch(table: Table) -> None:
     assert list(batches(table, [], 8)) == []
 
 
-def test_only_so_much_is_decoded_ahead(table: Table) -> None:
+def test_only_so_much_is_decoded_ahead(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by a few batches, however long the list."""
     read: list[str] = []
     lock = threading.Lock()
@@ -64,7 +64,8 @@ def test_only_so_much_is_decoded_ahead(table: Table) -> None:
             read.append(path)
         raise UnreadableImage("not now")
 
-    stream = batches(table, np.arange(len(table)), 2, 2, note_reading)
+    monkeypatch.setattr(loader, "read_image", note_reading)
+    stream = batches(table, np.arange(len(table)), 2, 2)
     next(stream)
     assert len(read) <= 2 * 3  # the batch in use and two ahead
     stream.close()
@@ -73,7 +74,7 @@ def test_only_so_much_is_decoded_ahead(table: Table) -> None:
 
 
 def test_an_error_of_ours_is_not_swallowed(table: Table) -> None:
-    def fail(path: str) -> Any:
+    def fail(paths: Any) -> Any:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

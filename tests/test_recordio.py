@@ -130,6 +130,8 @@ def test_round_trip_in_any_order(
     order = list(range(len(images)))
     rng.shuffle(order)
     assert [back.read(str(key)) for key in order] == [images[key] for key in order]
+    run = back.read_run([str(key) for key in order])
+    assert all(found in (None, images[key]) for key, found in zip(order, run, strict=True))
     in_order = [record for _, record in back.records()]
     assert [not isinstance(r, Damaged) and r.image for r in in_order] == images
     index = index_path(path).read_bytes()
@@ -163,6 +165,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, damag
     with pytest.raises(Damaged, match=rf"record 2 at offset {offsets[2]}: .*{message}"):
         records.read("2")
     assert [records.read(str(key)) for key in (1, 3)] == [images[0], images[2]]
+    assert list(records.read_run(["1", "2", "3"])) == [images[0], None, images[2]]
     kinds = [isinstance(record, Damaged) for _, record in records.records()]
     assert kinds == [False, False, True, False, False, False]
     # Without an index a scan finds the same records, under the same keys.
@@ -173,11 +176,44 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, damag
     assert scanned.read("3") == images[2]
 
 
+def test_records_that_stand_together_are_read_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.rec"
+    images = [bytes([number]) * 1000 for number in range(32)]
+    with RecordWriter(path) as records:
+        for image in images:
+            records.add((0.0,), image)
+    back = RecordFile(path)
+    reads = []
+    read = back.file.read
+
+    def counted(offset: int, size: int) -> bytes:
+        reads.append(offset)
+        return read(offset, size)
+
+    monkeypatch.setattr(back.file, "read", counted)
+
+    def run(*keys: int) -> list[bytes | None]:
+        return list(back.read_run([str(key) for key in keys]))
+
+    assert run(*range(16, 32)) == images[16:]  # the last record included
+    assert run(3, 4, 7, 6, 8) == [images[key] for key in (3, 4, 7, 6, 8)]  # with a gap
+    assert len(reads) == 2
+    assert run(0, 9) == [None, None]  # too far apart: it would read what nobody wants
+    assert run(5, 4) == [None, None]
+    assert run(31, 32) == [None, None]
+    for odd in ("", "\u0662", "x"):
+        assert list(back.read_run(["1", odd])) == [None, None]
+    assert len(reads) == 2
+
+
 def test_a_file_cut_off_loses_its_last_record_only(tmp_path: Path) -> None:
     path = written(tmp_path)
     data, offsets, images = by_hand()
     path.write_bytes(data[: offsets[3] + 20])
     records = RecordFile(path)
+    assert list(records.read_run(["1", "2", "3", "4"])) == [images[0], None, None, None]
     assert records.read("2") == images[1]
     with pytest.raises(UnreadableImage, match="beyond the end of the file"):
         records.read("3")
