@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.distributed as dist
 import tyro
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,19 +38,19 @@ from dataset.training_list import (
     Unreadable,
     epoch_flips,
     epoch_order,
-    held_out_features,
     read_training_list,
 )
-from evaluation.areas import areas
-from evaluation.calibration import calibration, held_out_curve, held_out_measures
-from models.checkpoints import read_resume, save_network, save_resume
+from models.checkpoints import read_resume, save_resume
 from models.device import Compute, choose_compute, keep_freed_memory
+from models.epoch_end import finish_epoch
+from models.examples import head_examples, put
 from models.networks import (
     FaceModel,
     describe_network,
     freeze_statistics,
     parameter_groups,
 )
+from models.ridge import fit_head
 from models.starts import start_network
 from models.sync_norm import with_shared_statistics
 from models.training_log import Log
@@ -145,8 +143,19 @@ def train(config: TrainConfig, world: World) -> int:
             }
             save_resume(folder, key, content)
 
-    stop = StopRequest()
     unreadable = Unreadable(data, config.max_unreadable)
+
+    def finish() -> None:
+        finish_epoch(
+            config, data, model, network, architecture, compute, world, folder, state, steps, log
+        )
+        save()
+
+    if config.fit_head and resumed is None:
+        fit_head(model, head_examples(config, data, compute, world, unreadable), compute, world)
+        log.say(f"head fitted to {len(data.train)} images")
+        finish()
+    stop = StopRequest()
     saved = time.monotonic()
     for epoch in range(state["epoch"], config.epochs):
         order = epoch_order(data, config.seed, epoch, config.balanced)[: steps * step_size]
@@ -161,15 +170,12 @@ def train(config: TrainConfig, world: World) -> int:
         previous: tuple[Tensor, Batch] | None = None
         for batch in batches(data.table, own, local, config.num_workers):
             unreadable.check(batch)
-            good = batch.readable
-            faces = compute.put(batch.faces[good])  # (B, 112, 112, 3) uint8
-            mirrored = compute.put(flips[batch.rows[good]])[:, None, None, None]
-            labels = compute.put(data.table.values[batch.rows[good]].astype(np.float32))
+            faces, labels = put(batch, data, flips, compute)
             # Dropout's numbers depend on where we are, not on how we came here: a resumed run
             # draws what an uninterrupted one would have drawn.
             torch.manual_seed(_step_seed(config.seed, epoch, state["step"], world.rank))
             with compute.autocast():
-                scores = running(torch.where(mirrored, faces.flip(2), faces))[:, 0]  # (B,)
+                scores = running(faces)[:, 0]  # (B,)
             loss = point_losses(config, scores, labels).sum() / local
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -212,10 +218,7 @@ def train(config: TrainConfig, world: World) -> int:
             check_finite(*previous, state, data, folder)
         schedule.step()
         state["epoch"], state["step"] = epoch + 1, 0
-        finish_epoch(
-            config, data, model, network, architecture, compute, world, folder, state, steps, log
-        )
-        save()
+        finish()
         saved = time.monotonic()
     log.close()
     if world.first:
@@ -231,71 +234,6 @@ def point_losses(config: TrainConfig, scores: Tensor, labels: Tensor) -> Tensor:
     if config.loss == "l1":
         return (scores - labels).abs()
     return (scores - labels).square()
-
-
-@torch.inference_mode()
-def validate(
-    config: TrainConfig, data: TrainingList, model: nn.Module, compute: Compute, world: World
-) -> npt.NDArray[np.float32]:
-    """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it."""
-    model.eval()
-    scores = torch.zeros(len(data.held_out), device=compute.device)
-    own = world.share(len(data.held_out))
-    at = own.start
-    rows = data.held_out[own.start : own.stop]
-    for batch in batches(data.table, rows, config.batch_size, config.num_workers):
-        with compute.autocast():
-            part = model(compute.put(batch.faces))[:, 0].float()
-        part[~compute.put(batch.readable)] = torch.nan
-        scores[at : at + len(part)] = part
-        at += len(part)
-    if world.size > 1:
-        dist.all_reduce(scores)
-    out: npt.NDArray[np.float32] = scores.cpu().numpy()
-    return out
-
-
-def finish_epoch(
-    config: TrainConfig,
-    data: TrainingList,
-    model: nn.Module,
-    network: nn.Module,
-    architecture: dict[str, Any],
-    compute: Compute,
-    world: World,
-    folder: Path,
-    state: dict[str, Any],
-    steps: int,
-    log: Log,
-) -> None:
-    """Measures the network on the held-out images and saves it, best.pth too if it is the best."""
-    measures: dict[str, float] = {}
-    about: dict[str, Any] = {
-        **architecture,
-        "training": {"epoch": state["epoch"], "labels_sha256": data.table.sha256},
-        "calibration": None,
-    }
-    if len(data.held_out):
-        scores = validate(config, data, model, compute, world)
-        measures = held_out_measures(scores, data.table.values[data.held_out])
-        curve = None
-        if config.feats is not None:
-            features = held_out_features(data, config.feats)
-            curve = held_out_curve(scores, features, data.identities[data.held_out], config.val_fmr)
-            measures["aoc"] = areas(curve)["aoc"]
-        about["training"].update(measures)
-        about["calibration"] = calibration(scores, curve)
-        log.write(epoch=state["epoch"], step=state["epoch"] * steps, **measures)
-        log.say(
-            f"epoch {state['epoch']}: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items())
-        )
-    better = measures.get(config.best_by, math.inf) * (-1 if config.best_by == "mae" else 1)
-    if world.first:
-        save_network(folder / f"net_{state['epoch']}epoch.pth", network, about)
-        if not better <= state["best"] or better == math.inf:
-            save_network(folder / "best.pth", network, about)
-    if not better <= state["best"]:
-        state["best"] = better
 
 
 def check_finite(

@@ -68,6 +68,9 @@ class TrainConfig:
     batch_size: int = 128
     # clip the gradient's norm to this; 0 does not (as published)
     clip_norm: float = 0.0
+    # begin with the head that ridge regression gives on the trunk as it starts, in one pass and
+    # without a rate to choose; with --epochs 0 that is the model
+    fit_head: bool = False
     # the trunk's learning rate, as a factor on lr; 0 freezes the trunk and its BatchNorm statistics
     trunk_lr: float = 1.0
     # draw images so that every label of 0..100 comes equally often (published: as they come)
@@ -122,7 +125,7 @@ class TrainConfig:
                 and all(epoch > 0 for epoch in self.milestones)
             ),
             "lr_gamma must be above 0": self.lr_gamma > 0,
-            "epochs must be 1 or more": self.epochs >= 1,
+            "epochs must be 1 or more (0 with fit_head)": self.epochs >= (not self.fit_head),
             "batch_size must be 2 or more (BatchNorm needs two)": self.batch_size >= 2,
             "clip_norm must be 0 or more": self.clip_norm >= 0,
             "trunk_lr must be 0 or more": self.trunk_lr >= 0,

@@ -6,8 +6,7 @@
                    "clean only=annotations/quality_pseudo_labels.txt:clean"
 
 Training a network for each of a dozen choices takes days; a linear head on the features of a
-frozen recogniser takes seconds. The head is ridge regression on the trunk's last map, averaged to
-2 x 2; it is not the network's own head, and tells choices apart, not models.
+frozen recogniser takes seconds. The head is that of `train.py --fit-head` (models/ridge.py).
 
 A variant is name=<label file>[:<choice>,...]; choices:
 
@@ -23,7 +22,7 @@ eval_edc.py.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,11 @@ from evaluation.calibration import held_out_measures
 from models.device import choose_compute
 from models.graph import GraphNetwork
 from models.networks import FaceModel
+from models.ridge import POOLED, Ridge, pooled
 from models.starts import start_network
 
 Floats = npt.NDArray[np.float32]
 _BINS = 20
-_POOLED = 2  # positions a side
-_PENALTIES = (1e-3, 1e-2, 1e-1)  # shares of the Gram matrix's mean diagonal; held-out faces choose
 
 
 def main(
@@ -68,7 +66,7 @@ def main(
         test: lists to score.
         out_dir: gets the features and the scores.
         start: the recogniser whose trunk it is, as for train.py.
-        held_out: share of the identities that choose the penalty.
+        held_out: share of the identities that heads do not see; Spearman to their labels is told.
         seed: of that share.
     """
     table, identities = read_labelpath(train)
@@ -82,7 +80,9 @@ def main(
     for text in variants:
         variant = Variant.of(text)
         labels, weights = variant.sees(table, identities, kinds)
-        head, spearman = fit(features, labels, weights, out)
+        head = fit(features, labels, np.where(out, np.float32(0), weights))
+        judged = out & (labels > 0)
+        spearman = held_out_measures(head(features[judged]), labels[judged])["spearman"]
         print(f"{variant.name}: {np.count_nonzero(weights)} faces, held out {spearman:.4f}")
         for path, listed in tests:
             write(out_dir / path.parent.name / f"{variant.name}.csv", listed, head(seen[path]))
@@ -101,16 +101,15 @@ def trunk_features(start: str, table: Table, folder: Path) -> Floats:
     compute = choose_compute()
     network = start_network(start).network
     assert isinstance(network, GraphNetwork)
-    pooled = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(_POOLED), torch.nn.Flatten())
-    network.quality = pooled
+    network.quality = torch.nn.Sequential()  # nothing: the trunk's map comes out
     model = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
-    found = np.zeros((len(table), network.graph["map"][0] * _POOLED**2), np.float32)
+    found = np.zeros((len(table), network.graph["map"][0] * POOLED**2), np.float32)
     with torch.inference_mode(), compute.autocast():
         rows = np.arange(len(table), dtype=np.int64)
         for batch in tqdm(batches(table, rows, 16, None), desc=path.name, total=len(table) // 16):
             if batch.failures:
                 raise UserError(f"{table.file}: {next(iter(batch.failures.values()))}")
-            found[batch.rows] = model(compute.put(batch.faces)).float().cpu().numpy()
+            found[batch.rows] = pooled(model(compute.put(batch.faces))).cpu().numpy()
     with replacing(path, "wb") as file:
         np.save(file, found)
     return found
@@ -159,58 +158,15 @@ class Variant:
         return labels, weights / weights[weights > 0].mean()
 
 
-class Head:
-    """A linear head: (N, D) features -> (N,) scores."""
-
-    def __init__(self, mean: Floats, slope: Floats, level: float) -> None:
-        """Scores are level + (features - mean) @ slope."""
-        self.mean, self.slope, self.level = mean, slope, level
-
-    def __call__(self, features: Floats) -> Floats:
-        """(N, D) -> (N,)."""
-        return np.asarray((features - self.mean) @ self.slope + self.level, np.float32)
-
-
-def fit(
-    features: Floats, labels: Floats, weights: Floats, out: npt.NDArray[np.bool_]
-) -> tuple[Head, float]:
-    """Weighted ridge regression; the penalty is the one whose head ranks held-out faces best.
-
-    Args:
-        features: (N, D).
-        labels: (N,) of 0..100.
-        weights: (N,), 0 where a face is not learned from.
-        out: (N,) faces that choose the penalty and are learned from by none.
-
-    Returns:
-        The head, and Spearman's correlation of its scores with the labels held out.
-    """
-    weights = np.asarray(np.where(out, 0, weights), np.float32)
-    total = weights.sum()
-    mean = np.asarray(weights @ features / total, np.float32)
-    level = float(weights @ labels / total)
-    size = features.shape[1]
-    gram, right = np.zeros((size, size), np.float32), np.zeros(size, np.float32)
-    for part in _blocks(np.flatnonzero(weights)):
-        x = (features[part] - mean) * np.sqrt(weights[part])[:, None]
-        gram += x.T @ x
-        right += x.T @ ((labels[part] - level) * np.sqrt(weights[part]))
-    judged = out & (labels > 0)
-    best: tuple[float, Head] | None = None
-    for penalty in _PENALTIES:
-        ridge = gram + penalty * float(np.trace(gram)) / size * np.eye(size, dtype=np.float32)
-        slope = np.linalg.solve(ridge, right).astype(np.float32)
-        head = Head(mean, slope, level)
-        spearman = held_out_measures(head(features[judged]), labels[judged])["spearman"]
-        if best is None or spearman > best[0]:
-            best = spearman, head
-    assert best is not None
-    return best[1], best[0]
-
-
-def _blocks(rows: npt.NDArray[np.int64], size: int = 8192) -> Iterator[npt.NDArray[np.int64]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def fit(features: Floats, labels: Floats, weights: Floats) -> Callable[[Floats], Floats]:
+    """A head, (N, D) -> (N,), from (N, D) features, (N,) labels and (N,) weights (0: unseen)."""
+    ridge = Ridge(features.shape[1])
+    rows = np.flatnonzero(weights)
+    for part in np.array_split(rows, max(1, len(rows) // 8192)):
+        ridge.add(*(torch.from_numpy(array[part]) for array in (features, labels, weights)))
+    slopes, level = ridge.solve()
+    slope = slopes.float().numpy()
+    return lambda x: np.asarray(x @ slope + level, np.float32)
 
 
 def write(path: Path, table: Table, scores: Floats) -> None:

@@ -125,6 +125,14 @@ def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = Fals
     return rng.choice(rows, len(rows), p=weights / weights.sum())
 
 
+def drawn_shares(data: TrainingList) -> npt.NDArray[np.float32]:
+    """(len(data.train),): the share of the epochs that each image to learn from is drawn in."""
+    if not data.most:
+        return np.ones(len(data.train), np.float32)
+    _, who, sizes = np.unique(data.identities[data.train], return_inverse=True, return_counts=True)
+    return np.minimum(1, data.most / sizes[who]).astype(np.float32)
+
+
 def _place_in_group(groups: Rows) -> Rows:
     """Of each element: how many equal ones stand before it."""
     order = np.argsort(groups, kind="stable")
@@ -192,11 +200,11 @@ class Unreadable:
         self.data, self.most = data, most
         self.rows: set[int] = set()
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, least: int = 2) -> None:
         """Reports what is new in a batch.
 
         Raises:
-            UserError: more than the share allowed, or fewer than two images left of a batch.
+            UserError: more than the share allowed, or fewer than `least` images left of a batch.
         """
         for position, reason in batch.failures.items():
             row = int(batch.rows[position])
@@ -205,7 +213,7 @@ class Unreadable:
                 note(f"{self.data.table.file}:{row + 1}: {path}: {reason}; skipped")
                 self.rows.add(row)
         bad, all_rows = len(self.rows), len(self.data.train)
-        if bad > self.most * all_rows or len(batch.rows) - len(batch.failures) < 2:
+        if bad > self.most * all_rows or len(batch.rows) - len(batch.failures) < least:
             raise UserError(
                 f"{self.data.table.file}: {bad} of {all_rows} images cannot be read, more than "
                 f"--max-unreadable {self.most:g} allows; mend the list, or allow more"

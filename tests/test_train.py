@@ -155,6 +155,33 @@ def test_two_processes_draw_the_curve_of_one(plain: Path, train: Run) -> None:
                 assert found[measure] == pytest.approx(expected[measure], rel=2e-3, abs=2e-3)
 
 
+def test_a_fitted_head_is_a_model_and_a_start(faces: Path, train: Run) -> None:
+    arguments = [*TINY, "--val-identities", "0.3", "--fit-head", "--epochs", "0"]
+    for name, processes, batch in (("head", 1, "4"), ("head2", 2, "2")):
+        done = train(
+            *(*arguments, "--checkpoints-name", name, "--batch-size", batch),
+            cwd=faces,
+            processes=processes,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "head fitted to 16 images" in done.stdout
+    one, two = (network(faces, name, "best.pth") for name in ("head", "head2"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.allclose(value.float(), two[key].float(), rtol=1e-4, atol=1e-6), key
+    (measured,) = stats(faces, "head")
+    assert measured["epoch"] == measured["step"] == 0
+    about = json.loads((faces / "checkpoints/head/best.json").read_text())
+    assert about["training"]["mae"] == measured["mae"] and about["calibration"]
+    # Run again, it has nothing left to do; with an epoch more it goes on from the head.
+    again = train(*arguments, "--checkpoints-name", "head", cwd=faces)
+    assert again.returncode == 0 and "head fitted" not in again.stdout
+    on = train(*arguments[:-1], "1", "--checkpoints-name", "head", cwd=faces)
+    assert on.returncode == 0, on.stderr
+    assert "head fitted" not in on.stdout
+    assert len([line for line in stats(faces, "head") if "loss" in line]) == 4
+
+
 def test_two_nodes_train_together(plain: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dataset.command_line import UserError
-from dataset.training_list import epoch_flips, epoch_order, read_training_list
+from dataset.training_list import drawn_shares, epoch_flips, epoch_order, read_training_list
 from models.checkpoints import read_resume, save_resume
 from models.prelu import PReLU
 from models.sync_norm import with_shared_statistics
@@ -71,6 +71,10 @@ def test_large_identities_are_capped_and_get_all_their_turns(
     kept = set(np.asarray(names)[data.train].tolist())
     wanted = {name: min(10, sizes[name]) for name in kept}
     assert data.epoch_images == sum(wanted.values())
+    shares = drawn_shares(data)
+    for name, drawn in wanted.items():
+        own = np.asarray(names)[data.train] == name
+        assert shares[own].sum() == pytest.approx(drawn) and np.ptp(shares[own]) == 0
     seen: set[int] = set()
     for epoch in range(30):
         order = epoch_order(data, 0, epoch)

@@ -1,0 +1,88 @@
+"""What ends an epoch: the network measured on who was held out, and saved."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dataset.loader import batches
+from dataset.training_list import TrainingList, held_out_features
+from evaluation.areas import areas
+from evaluation.calibration import calibration, held_out_curve, held_out_measures
+from models.checkpoints import save_network
+from models.device import Compute
+from models.training_log import Log
+from models.world import World
+from train_config import TrainConfig
+
+
+@torch.inference_mode()
+def validate(
+    config: TrainConfig, data: TrainingList, model: nn.Module, compute: Compute, world: World
+) -> npt.NDArray[np.float32]:
+    """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it."""
+    model.eval()
+    scores = torch.zeros(len(data.held_out), device=compute.device)
+    own = world.share(len(data.held_out))
+    at = own.start
+    rows = data.held_out[own.start : own.stop]
+    for batch in batches(data.table, rows, config.batch_size, config.num_workers):
+        with compute.autocast():
+            part = model(compute.put(batch.faces))[:, 0].float()
+        part[~compute.put(batch.readable)] = torch.nan
+        scores[at : at + len(part)] = part
+        at += len(part)
+    if world.size > 1:
+        dist.all_reduce(scores)
+    out: npt.NDArray[np.float32] = scores.cpu().numpy()
+    return out
+
+
+def finish_epoch(
+    config: TrainConfig,
+    data: TrainingList,
+    model: nn.Module,
+    network: nn.Module,
+    architecture: dict[str, Any],
+    compute: Compute,
+    world: World,
+    folder: Path,
+    state: dict[str, Any],
+    steps: int,
+    log: Log,
+) -> None:
+    """Measures the network on the held-out images and saves it, best.pth too if it is the best."""
+    measures: dict[str, float] = {}
+    about: dict[str, Any] = {
+        **architecture,
+        "training": {"epoch": state["epoch"], "labels_sha256": data.table.sha256},
+        "calibration": None,
+    }
+    if len(data.held_out):
+        scores = validate(config, data, model, compute, world)
+        measures = held_out_measures(scores, data.table.values[data.held_out])
+        curve = None
+        if config.feats is not None:
+            features = held_out_features(data, config.feats)
+            curve = held_out_curve(scores, features, data.identities[data.held_out], config.val_fmr)
+            measures["aoc"] = areas(curve)["aoc"]
+        about["training"].update(measures)
+        about["calibration"] = calibration(scores, curve)
+        log.write(epoch=state["epoch"], step=state["epoch"] * steps, **measures)
+        log.say(
+            f"epoch {state['epoch']}: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items())
+        )
+    better = measures.get(config.best_by, math.inf) * (-1 if config.best_by == "mae" else 1)
+    if world.first:
+        save_network(folder / f"net_{state['epoch']}epoch.pth", network, about)
+        if not better <= state["best"] or better == math.inf:
+            save_network(folder / "best.pth", network, about)
+    if not better <= state["best"]:
+        state["best"] = better

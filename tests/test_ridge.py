@@ -1,0 +1,67 @@
+"""The head in closed form: least squares by other means, and what a network does with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.device import choose_compute
+from models.networks import FaceModel, build_network
+from models.ridge import Ridge, fit_head, pooled
+from models.world import World
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1, 1.0])
+def test_it_is_weighted_least_squares_with_a_penalty(penalty: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(1, 2, (200, 7)), rng.normal(40, 9, 200), rng.uniform(0.1, 1, 200)
+    ridge = Ridge(7)
+    for part in np.split(np.arange(200), [1, 60, 61, 130]):
+        ridge.add(*(torch.tensor(a[part], dtype=torch.float32) for a in (x, y, w)))
+    slopes, level = ridge.solve(penalty)
+    # numpy's least squares of the same, centred, with a row for every slope's square.
+    mean, middle = w @ x / w.sum(), w @ y / w.sum()
+    roots = np.sqrt(w)
+    centred = (x - mean) * roots[:, None]
+    extra = np.sqrt(penalty * (centred**2).sum(0).mean()) * np.eye(7)
+    targets = np.concatenate([(y - middle) * roots, np.zeros(7)])
+    expected, *_ = np.linalg.lstsq(np.concatenate([centred, extra]), targets, rcond=None)
+    assert np.allclose(slopes.numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert level == pytest.approx(middle - mean @ expected, rel=1e-5)
+
+
+def test_a_weight_of_two_is_an_example_seen_twice() -> None:
+    x, y = torch.randn(30, 4), torch.randn(30)
+    once, twice = Ridge(4), Ridge(4)
+    once.add(x, y, torch.tensor([2.0, *[1.0] * 29]))
+    twice.add(torch.cat([x, x[:1]]), torch.cat([y, y[:1]]), torch.ones(31))
+    for one, other in zip(once.solve(), twice.solve(), strict=True):
+        assert torch.allclose(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["MFN", "iresnet18"])
+def test_a_network_scores_as_the_regression_says(backbone: str) -> None:
+    torch.manual_seed(0)
+    network = build_network(backbone)
+    trunk = {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("quality.")}
+    model = FaceModel(network)
+    faces = torch.randint(0, 256, (12, 112, 112, 3), dtype=torch.uint8)
+    labels, weights = torch.linspace(10, 90, 12), torch.rand(12) + 0.5
+    compute = choose_compute("cpu", "fp32")
+    parts = [(faces[a : a + 5], labels[a : a + 5], weights[a : a + 5]) for a in (0, 5, 10)]
+    fit_head(model, parts, compute, World(0, 1))
+    maps: list[torch.Tensor] = []
+    quality = network.quality
+    assert isinstance(quality, nn.Sequential)
+    quality.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    with torch.inference_mode():
+        scores = model(faces)[:, 0]
+    ridge = Ridge(pooled(maps[0]).shape[1])
+    ridge.add(pooled(maps[0]), labels, weights)
+    slopes, level = ridge.solve()
+    assert torch.allclose(scores.double(), pooled(maps[0]).double() @ slopes + level, atol=0.02)
+    assert scores.std() > 1  # it has learned something of the labels
+    for key, value in trunk.items():
+        assert torch.equal(network.state_dict()[key], value), key
