@@ -32,6 +32,7 @@ def main(
     drop_top_percent: float = 0.0,
     exclude_mislabelled: bool = False,
     level_identities: bool = False,
+    label_power: float = 1.0,
     feature_root: Path | None = None,
     image_list_file: Path | None = None,
     image_root: Path | None = None,
@@ -55,6 +56,8 @@ def main(
         exclude_mislabelled: give images that look mislabelled no label.
         level_identities: scale each identity's distances to one upper quartile, so that labels tell
             pictures apart and not people; for labels to train on (not in the paper).
+        label_power: raise labels, as shares of 100, to this power: above 1 tells good pictures
+            apart from each other, below 1 bad ones; for labels to train on (not in the paper).
         feature_root: folder with one .npy an image; with it, image-list-file and score-dst take
             the place of out-dir.
         image_list_file: the list that goes with feature-root, one image path a line.
@@ -83,6 +86,7 @@ def main(
             drop_top_percent=drop_top_percent,
             exclude_mislabelled=exclude_mislabelled,
             level_identities=level_identities,
+            label_power=label_power,
         )
     )
     with Ranks() as ranks:

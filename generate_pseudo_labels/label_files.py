@@ -116,6 +116,7 @@ def label_images(
     drop_top_percent: float = 0.0,
     exclude_mislabelled: bool = False,
     level_identities: bool = False,
+    label_power: float = 1.0,
 ) -> Labelling:
     """Decides who gets a label, and which: drop first, then put the rest on the scale.
 
@@ -128,6 +129,7 @@ def label_images(
         drop_top_percent: share of the best labels to drop; the rest is normalised again.
         exclude_mislabelled: drop images that look mislabelled.
         level_identities: take out of the labels what is the identity's (`with_level_identities`).
+        label_power: of the labels, as shares of 100.
 
     Raises:
         ValueError: nobody is left, or all distances are equal.
@@ -152,6 +154,8 @@ def label_images(
         given.leave_out(row_numbers[dropped], f"among the best {drop_top_percent:g} %")
         labelled &= ~dropped
         labels = quality_labels(w1, labelled)
+    if label_power != 1:
+        labels = (100 * (labels / 100) ** label_power).astype(np.float32)
 
     def in_list_order(values: npt.NDArray[Any], absent: Any) -> npt.NDArray[Any]:
         if groups.rows is None and images == len(given.table):

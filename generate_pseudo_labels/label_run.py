@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ class Settings:
     drop_top_percent: float = 0.0
     exclude_mislabelled: bool = False
     level_identities: bool = False
+    label_power: float = 1.0
 
 
 def checked(settings: Settings) -> Settings:
@@ -49,6 +51,8 @@ def checked(settings: Settings) -> Settings:
         raise UserError(
             f"--drop-top-percent {settings.drop_top_percent:g}: must be at least 0 and below 100"
         )
+    if not 0 < settings.label_power < math.inf:
+        raise UserError(f"--label-power {settings.label_power:g}: must be a number above 0")
     return settings
 
 
@@ -143,6 +147,7 @@ def label(
             drop_top_percent=settings.drop_top_percent,
             exclude_mislabelled=settings.exclude_mislabelled,
             level_identities=settings.level_identities,
+            label_power=settings.label_power,
         )
     except ValueError as error:
         raise UserError(f"{given.table.file}: {error}") from error

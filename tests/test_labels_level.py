@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.command_line import UserError
 from dataset.lists import read_table
 from generate_pseudo_labels.distances import with_level_identities
+from generate_pseudo_labels.label_run import Settings, checked
 
 SIZES = np.array([1, 2, 5, 40, 7])
 STARTS = np.concatenate([[0], np.cumsum(SIZES)])
@@ -71,3 +73,18 @@ def test_command(
         assert labels.min() == 0 and labels.max() == 100
         between.append(np.std([np.percentile(labels[y == c], 75) for c in range(6)]))
     assert between[1] < 0.2 * between[0]
+    # A power keeps the ends of the scale and the order, and changes nothing but the labels.
+    done = run_script(
+        *("generate_pseudo_labels/gen_pseudo_labels.py", "--estimator", "exact"),
+        *("--level-identities", "--label-power", "2"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    squares = read_table(notes / "quality_pseudo_labels.txt", "label").values
+    assert np.allclose(squares, labels**2 / 100, atol=0.01)
+
+
+@pytest.mark.parametrize("power", ["0", "-1", "inf", "nan"])
+def test_a_power_that_is_none(power: str) -> None:
+    with pytest.raises(UserError, match="--label-power"):
+        checked(Settings(label_power=float(power)))
