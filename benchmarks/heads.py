@@ -56,6 +56,7 @@ def main(
     out_dir: Path,
     start: str = "sface",
     held_out: float = 0.1,
+    folds: int = 0,
     seed: int = 0,
 ) -> int:
     """Trains a head for each variant and scores the test lists with it.
@@ -67,26 +68,48 @@ def main(
         out_dir: gets the features and the scores.
         start: the recogniser whose trunk it is, as for train.py.
         held_out: share of the identities that heads do not see; Spearman to their labels is told.
-        seed: of that share.
+        folds: cut the identities into so many parts instead; a face is scored by the head that saw
+            all parts but its own identity's. The test lists then show the same people as the
+            training list, in folders of the same names.
+        seed: of that share, or of the parts.
     """
     table, identities = read_labelpath(train)
     features = trunk_features(start, table, out_dir)
     tests = [(path, read_table(path)) for path in test]
     seen = {path: trunk_features(start, t, out_dir) for path, t in tests}
-    names = np.unique(identities)
-    rng = np.random.default_rng([seed, 1])  # holds out whom train.py holds out
-    out = np.isin(identities, rng.choice(names, round(held_out * len(names)), replace=False))
+    numbers, people = np.unique(identities), people_of(table)
+    rng = np.random.default_rng([seed, 1])
+    if folds:
+        parts = np.array_split(rng.permutation(np.unique(people)), folds)
+    else:  # holds out whom train.py holds out
+        out = rng.choice(numbers, round(held_out * len(numbers)), replace=False)
+        parts = [np.unique(people[np.isin(identities, out)])]
     kinds = [frozenset(kind_of(path).split("+")) for path in table.paths()]
     for text in variants:
         variant = Variant.of(text)
         labels, weights = variant.sees(table, identities, kinds)
-        head = fit(features, labels, np.where(out, np.float32(0), weights))
-        judged = out & (labels > 0)
-        spearman = held_out_measures(head(features[judged]), labels[judged])["spearman"]
-        print(f"{variant.name}: {np.count_nonzero(weights)} faces, held out {spearman:.4f}")
+        scores = {path: np.full(len(listed), np.nan, np.float32) for path, listed in tests}
+        spearman = []
+        for part in parts:
+            unseen = np.isin(people, part)
+            head = fit(features, labels, np.where(unseen, np.float32(0), weights))
+            judged = unseen & (labels > 0)
+            measures = held_out_measures(head(features[judged]), labels[judged])
+            spearman.append(measures["spearman"])
+            for path, listed in tests:
+                rows = np.flatnonzero(np.isin(people_of(listed), part) | (folds == 0))
+                scores[path][rows] = head(seen[path][rows])
+        print(f"{variant.name}: {np.count_nonzero(weights)} faces, unseen {np.mean(spearman):.4f}")
         for path, listed in tests:
-            write(out_dir / path.parent.name / f"{variant.name}.csv", listed, head(seen[path]))
+            if np.isnan(scores[path]).any():
+                raise UserError(f"{path}: --folds needs lists of the people in {train}")
+            write(out_dir / path.parent.name / f"{variant.name}.csv", listed, scores[path])
     return EXIT_DONE
+
+
+def people_of(table: Table) -> npt.NDArray[np.str_]:
+    """(N,) whom each face shows: the name of its folder."""
+    return np.array([path.split("/")[-2] for path in table.paths()])
 
 
 def trunk_features(start: str, table: Table, folder: Path) -> Floats:

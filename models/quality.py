@@ -38,7 +38,7 @@ class QualityModel:
     Attributes:
         name: for people: file and architecture.
         calibration: what its scores mean (see evaluation.calibration), or None.
-        batch_size: faces a call that suit the device.
+        batch_size: faces at a time that suit the device; a call may bring more.
     """
 
     name: str
@@ -77,7 +77,9 @@ class QualityModel:
             array = array.transpose(0, 2, 3, 1)
         if len(array) == 0:
             return np.empty(0, np.float32)
-        return self._run(np.ascontiguousarray(array))
+        size = self.batch_size  # larger batches are slower on a CPU, and may not fit a GPU
+        parts = (array[start : start + size] for start in range(0, len(array), size))
+        return np.concatenate([self._run(np.ascontiguousarray(part)) for part in parts])
 
 
 def load_quality_model(

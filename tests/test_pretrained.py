@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from dataset.command_line import UserError
 from dataset.files import read_json, sha256_of
 from models.pretrained import DEFAULT_MODEL, PRETRAINED, find_model
-from models.quality import load_quality_model
+from models.quality import QualityModel, load_quality_model
 from models.shrink import main as shrink
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -112,3 +112,16 @@ def test_shrinking_halves_and_keeps(tmp_path: Path) -> None:
     assert np.array_equal(one, other)
     big = read_json(PRETRAINED[DEFAULT_MODEL].with_suffix(".json"))
     assert read_json(tmp_path / "again.json")["calibration"] == big["calibration"]
+
+
+def test_a_call_brings_more_faces_than_suit_the_device() -> None:
+    seen = []
+
+    def run(faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        seen.append(len(faces))
+        return faces[:, 0, 0, 0].astype(np.float32)
+
+    faces = np.zeros((10, 112, 112, 3), np.uint8)
+    faces[:, 0, 0, 0] = np.arange(10)
+    assert QualityModel("made up", None, 4, run)(faces).tolist() == list(range(10))
+    assert seen == [4, 4, 2]
