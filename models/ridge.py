@@ -45,7 +45,8 @@ class Ridge:
         means = self._sums[size] / total
         products = self._sums - total * torch.outer(means, means)
         squares = products[:size, :size]
-        squares.diagonal().add_(penalty * squares.diagonal().mean())
+        shrink = penalty * squares.diagonal().mean()
+        squares.diagonal().add_(shrink.clamp(min=1e-12))  # above 0 where nothing varies
         slopes = torch.linalg.solve(squares, products[:size, size + 1])
         return slopes, float(means[size + 1] - means[:size] @ slopes)
 

@@ -41,6 +41,13 @@ def test_a_weight_of_two_is_an_example_seen_twice() -> None:
         assert torch.allclose(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-4)
 
 
+def test_features_that_do_not_vary_give_the_mean() -> None:
+    ridge = Ridge(3)
+    ridge.add(torch.ones(4, 3), torch.tensor([10.0, 20, 30, 40]), torch.ones(4))
+    slopes, level = ridge.solve()
+    assert torch.equal(slopes, torch.zeros(3, dtype=torch.float64)) and level == 25
+
+
 @pytest.mark.parametrize("backbone", ["MFN", "iresnet18"])
 def test_a_network_scores_as_the_regression_says(backbone: str) -> None:
     torch.manual_seed(0)
