@@ -132,7 +132,7 @@ class Window:
 def plain_images(block: bytes, bounds: Iterable[tuple[int, int]]) -> list[bytes | None]:
     """The image in block[begin:end] of each of `bounds`.
 
-    None where that is no whole record of one finite label, as most are.
+    Most records are whole and have one finite label; None where one is not, or is damaged.
     """
     images: list[bytes | None] = []
     for begin, end in bounds:

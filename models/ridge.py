@@ -63,7 +63,7 @@ def fit_head(
     compute: Compute,
     world: World,
 ) -> None:
-    """Gives a quality network the head that ranks best on its trunk's last map, as far as is known.
+    """Gives a quality network a head fitted to the labels on its trunk's last map.
 
     The head is linear in the map averaged to 2 x 2 and stands in the published head's place: its
     PReLU slopes become 1, its weights repeat over the positions that were averaged.
