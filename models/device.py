@@ -95,7 +95,7 @@ def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     A score near 80 in bf16 comes in steps of half a point, so heads stay in float32.
     """
-    if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or (x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)):
         return module(x)
     with torch.autocast(x.device.type, enabled=False):
         return module(x.float())

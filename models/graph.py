@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dataset.command_line import UserError
 from models.device import in_float32
 from models.mobilefacenet import convolve
-from models.parts import Pixels, head
+from models.parts import RGB, Pixels, head
 from models.prelu import PReLU
 
 
@@ -26,6 +26,22 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H', W')."""
         return convolve(super().forward, self, x)
+
+
+class Linear(nn.Linear):
+    """nn.Linear, in float32 under autocast too: what follows it may blow its rounding up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D_in) -> (B, D)."""
+        return in_float32(super().forward, x)
+
+
+class Norm(nn.BatchNorm2d):
+    """BatchNorm of maps, (B, C, H, W), and of what has been flattened, (B, C)."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() not in (2, 4):
+            raise ValueError(f"expected (B, C) or (B, C, H, W), got {tuple(x.shape)}")
 
 
 class Arithmetic(nn.Module):
@@ -54,10 +70,12 @@ class Arithmetic(nn.Module):
 # What a layer may be: its ONNX name, and what makes it from its settings.
 OPERATIONS: dict[str, Callable[..., nn.Module]] = {
     "Conv": Convolution,
-    "BatchNormalization": nn.BatchNorm2d,
+    "BatchNormalization": Norm,
     "PRelu": PReLU,
     "Relu": nn.ReLU,
     "MaxPool": nn.MaxPool2d,
+    "Flatten": nn.Flatten,
+    "Gemm": Linear,
     "Add": lambda **settings: Arithmetic(torch.add, **settings),
     "Sub": lambda **settings: Arithmetic(torch.sub, **settings),
     "Mul": lambda **settings: Arithmetic(torch.mul, **settings),
@@ -70,6 +88,8 @@ class Graph(nn.ModuleList):
     Each layer is {"op": a key of OPERATIONS, "inputs": [...], "settings": {...}}. Input 0 is the
     graph's own, input k + 1 the output of layer k; the last layer's output is the graph's.
     """
+
+    pixels = RGB  # of a graph that stands alone
 
     def __init__(self, layers: list[dict[str, Any]]) -> None:
         """Makes the layers with random weights."""

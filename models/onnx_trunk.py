@@ -1,4 +1,4 @@
-"""Reads the trunk of an ONNX recogniser: everything up to its last feature map, as plain data."""
+"""Reads an ONNX recogniser as plain data: its trunk, up to the last feature map, or all of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from models.graph import Graph
 Array = npt.NDArray[Any]
 _FLATTENING = {"Flatten", "Reshape", "Squeeze", "GlobalAveragePool", "ReduceMean"}
 _NOTHING = {"Identity", "Dropout"}  # at inference
+_FACE = (3, 112, 112)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,41 @@ def read_trunk(path: str | os.PathLike[str]) -> Trunk:
     Raises:
         UserError: not an ONNX recogniser, a layer that is not known, or `onnx` is not installed.
     """
+    reader = _open(path)
+    value = reader.flattened()
+    shapes = reader.shapes(reader.layers_to(value))
+    while shapes[value][-2:] == (1, 1):  # pooled by a convolution: the map is what it pooled
+        value = reader.data_inputs(reader.producers[value])[0]
+    part = reader.layers_to(value)
+    return Trunk(
+        graph={"layers": part.layers, "map": list(shapes[value][1:])},
+        state=part.state,
+        unused=[name for name in reader.constants if name not in part.used],
+    )
+
+
+def read_embedder(path: str | os.PathLike[str]) -> tuple[Graph, int]:
+    """Reads a whole ONNX recogniser, faces to embedding.
+
+    Returns:
+        The layers with their weights, (B, 3, 112, 112) -> (B, D), in evaluation mode; and D.
+
+    Raises:
+        UserError: as `read_trunk`, or it gives no (B, D).
+    """
+    reader = _open(path)
+    if any(side not in (0, wanted) for side, wanted in zip(reader.sides, _FACE, strict=False)):
+        raise UserError(f"{path}: takes {reader.sides}; a recogniser takes {list(_FACE)}")
+    part = reader.layers_to(reader.output)
+    shape = reader.shapes(part)[reader.output]
+    if len(shape) != 2:
+        raise UserError(f"{path}: gives {list(shape)} for one face; a recogniser gives [1, D]")
+    graph = Graph(part.layers)
+    graph.load_state_dict(part.state, strict=False)  # an ONNX file counts no batches
+    return graph.eval(), shape[1]
+
+
+def _open(path: str | os.PathLike[str]) -> _Reader:
     try:
         import onnx
     except ImportError as error:
@@ -56,17 +92,7 @@ def read_trunk(path: str | os.PathLike[str]) -> Trunk:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # protobuf's errors share no base class with anything
         raise UserError(f"{path}: is damaged or no ONNX file; get it again") from error
-    reader = _Reader(model.graph, str(path))
-    value = reader.flattened()
-    shapes = reader.shapes(reader.layers_to(value))
-    while shapes[value][-2:] == (1, 1):  # pooled by a convolution: the map is what it pooled
-        value = reader.data_inputs(reader.producers[value])[0]
-    part = reader.layers_to(value)
-    return Trunk(
-        graph={"layers": part.layers, "map": list(shapes[value][1:])},
-        state=part.state,
-        unused=[name for name in reader.constants if name not in part.used],
-    )
+    return _Reader(model.graph, str(path))
 
 
 @dataclass
@@ -100,10 +126,12 @@ class _Reader:
             node.output[0]: {a.name: helper.get_attribute_value(a) for a in node.attribute}
             for node in self.nodes
         }
-        inputs = [value.name for value in graph.input if value.name not in self.constants]
+        inputs = [value for value in graph.input if value.name not in self.constants]
         if len(inputs) != 1 or not graph.output:
             raise UserError(f"{where}: has {len(inputs)} inputs; a recogniser has one")
-        self.input, self.output = inputs[0], graph.output[0].name
+        self.input, self.output = inputs[0].name, graph.output[0].name
+        # What it takes beside the batch; 0 is any.
+        self.sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim[1:]]
 
     def data_inputs(self, node: Any) -> list[str]:
         """What a node takes that depends on the faces."""
@@ -207,8 +235,16 @@ class _Reader:
         if kind == "PRelu" and len(arrays) == 1 and arrays[0].shape[1:] in ((), (1, 1)):
             slopes = arrays[0].ravel()
             return {"num_parameters": len(slopes)}, {"weight": slopes}
-        if kind == "Relu":
+        if kind == "Relu" or (kind == "Flatten" and has.get("axis", 1) == 1):
             return {}, {}
+        if kind == "Gemm" and arrays and arrays[0].ndim == 2 and _is_plain(has):
+            weight = arrays[0] if has.get("transB", 0) else arrays[0].T
+            settings = {
+                "in_features": weight.shape[1],
+                "out_features": weight.shape[0],
+                "bias": len(arrays) > 1,
+            }
+            return settings, dict(zip(("weight", "bias"), (weight, *arrays[1:]), strict=False))
         if kind in ("Add", "Sub", "Mul") and not arrays:
             return {}, {}
         if kind in ("Add", "Sub", "Mul") and (kind != "Sub" or node.input[1] in self.constants):
@@ -229,6 +265,11 @@ class _Reader:
                 "sides differently, which cannot be trained here"
             )
         return [top, left]
+
+
+def _is_plain(gemm: dict[str, Any]) -> bool:
+    """Whether a Gemm is a linear layer: x W + b, nothing scaled, the faces not turned."""
+    return not gemm.get("transA", 0) and gemm.get("alpha", 1) == gemm.get("beta", 1) == 1
 
 
 def _name(node: Any) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,11 @@ from dataset.command_line import UserError, note
 from dataset.files import read_json, sha256_of
 from dataset.threads import own_cores
 from models.onnx_files import first_line, open_onnx
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.device import Compute
 
 Faces = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -76,7 +81,8 @@ def load_recogniser(
         backbone: a name in models.networks.BACKBONES, for torch checkpoints; None finds it from
             the keys.
         device: auto, cpu, cuda or cuda:i.
-        precision: auto, fp32 or bf16; ONNX files run in the precision they were made in.
+        precision: auto, fp32 or bf16. ONNX files of layers that torch knows run in torch on a GPU
+            and in bf16; others in onnxruntime, in the precision they were made in.
         probe: (B, 112, 112, 3) uint8 RGB faces, some of those to come: with precision auto, bf16 is
             taken only if their embeddings keep a cosine of MIN_COSINE to float32's.
 
@@ -84,46 +90,84 @@ def load_recogniser(
         UserError: unknown name, missing or damaged file, or weights that do not fit.
     """
     if weights in ONNX_RECOGNISERS:
-        return _OnnxRecogniser(fetch(weights), weights, ONNX_RECOGNISERS[weights], device)
+        path, wants = fetch(weights), ONNX_RECOGNISERS[weights]
+        return _load_onnx(path, weights, wants, device, precision, probe)
     if not Path(weights).is_file():
         known = ", ".join(ONNX_RECOGNISERS)
         raise UserError(f"--weights {weights}: no such file, and no known name ({known})")
     if weights.endswith(".onnx"):
-        return _OnnxRecogniser(Path(weights), weights, describe_onnx(Path(weights)), device)
-    return _TorchRecogniser(weights, backbone, device, precision, probe)
+        path = Path(weights)
+        return _load_onnx(path, weights, describe_onnx(path), device, precision, probe)
+    return _load_torch(weights, backbone, device, precision, probe)
+
+
+def _load_torch(
+    weights: str, backbone: str | None, device: str, precision: Precision, probe: Faces | None
+) -> Recogniser:
+    from models.checkpoints import load_network
+    from models.device import choose_compute
+    from models.networks import pixels_of
+
+    compute = choose_compute(device, precision)
+    name, network = load_network(weights, recognition=True, backbone=backbone)
+    described = {**asdict(pixels_of(network)), "dimension": 512}
+    about = {
+        "weights": weights,
+        "sha256": sha256_of(weights),
+        "backbone": name,
+        "preprocessing": described,
+    }
+    return _TorchRecogniser(network, about, compute, probe if precision == "auto" else None)
+
+
+def _load_onnx(
+    path: Path, name: str, wants: OnnxInput, device: str, precision: Precision, probe: Faces | None
+) -> Recogniser:
+    """Its layers in torch where that is faster, on a GPU or in bf16; else onnxruntime."""
+    from models.device import choose_compute
+
+    compute = choose_compute(device, precision)
+    if str(compute) == "cpu fp32":
+        return _OnnxRecogniser(path, name, wants, device)
+    from models.onnx_trunk import read_embedder
+    from models.parts import Pixels
+
+    try:
+        network, dimension = read_embedder(path)
+    except UserError as error:  # layers that only onnxruntime knows, or no network: it says which
+        if compute.device.type == "cuda":
+            note(f"torch cannot run {error}; onnxruntime runs it, on the GPU if it has CUDA")
+        return _OnnxRecogniser(path, name, wants, device)
+    if wants.dimension not in (0, dimension):
+        raise UserError(
+            f"{path}: gives an output of shape (1, {dimension}), not (N, {wants.dimension})"
+        )
+    network.pixels = Pixels(wants.colour, wants.mean, wants.scale)
+    about = {
+        "weights": name,
+        "sha256": sha256_of(path),
+        "preprocessing": {**asdict(wants), "dimension": dimension},
+    }
+    return _TorchRecogniser(network, about, compute, probe if precision == "auto" else None)
 
 
 class _TorchRecogniser:
     def __init__(
-        self,
-        weights: str,
-        backbone: str | None,
-        device: str,
-        precision: Precision,
-        probe: Faces | None,
+        self, network: nn.Module, about: dict[str, Any], compute: Compute, probe: Faces | None
     ) -> None:
+        """`probe`: None keeps the precision whatever it does to the embeddings."""
         import torch
 
-        from models.checkpoints import load_network
-        from models.device import choose_compute
-        from models.networks import FaceModel, pixels_of
+        from models.networks import FaceModel
 
-        self._compute = choose_compute(device, precision)
-        name, network = load_network(weights, recognition=True, backbone=backbone)
         model = FaceModel(network).to(memory_format=torch.channels_last)
-        self._model = model.to(self._compute.device).eval()
-        if precision == "auto" and probe is not None and not self._half_is_close(probe):
-            note(f"{weights}: in {self._compute.name} its embeddings drift; float32 is taken")
-            self._compute = choose_compute(device, "fp32")
-        self.dimension = 512
-        self.batch_size = 512 if self._compute.device.type == "cuda" else 16
-        self.about = {
-            "weights": weights,
-            "sha256": sha256_of(weights),
-            "backbone": name,
-            "precision": f"{self._compute.device.type} {self._compute.name}",
-            "preprocessing": {**asdict(pixels_of(network)), "dimension": self.dimension},
-        }
+        self._model, self._compute = model.to(compute.device).eval(), compute
+        if probe is not None and not self._half_is_close(probe):
+            note(f"{about['weights']}: in {compute.name} its embeddings drift; float32 is taken")
+            self._compute = replace(compute, dtype=torch.float32)
+        self.dimension = about["preprocessing"]["dimension"]
+        self.batch_size = 512 if compute.device.type == "cuda" else 16
+        self.about = {**about, "precision": f"{compute.device.type} {self._compute.name}"}
 
     def embed(self, faces: Faces) -> Embeddings:
         return self._embed(faces, half=True)
@@ -132,8 +176,7 @@ class _TorchRecogniser:
         import torch
 
         with torch.inference_mode(), self._compute.autocast() if half else nullcontext():
-            on_device = torch.from_numpy(faces).to(self._compute.device, non_blocking=True)
-            out: Embeddings = self._model(on_device).float().cpu().numpy()
+            out: Embeddings = self._model(self._compute.put(faces)).float().cpu().numpy()
         return out
 
     def _half_is_close(self, probe: Faces) -> bool:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from dataset.command_line import UserError
-from models.recognisers import load_recogniser
-
-onnx = pytest.importorskip("onnx")
+from models.onnx_files import open_onnx
+from models.recognisers import MIN_COSINE, load_recogniser
+from onnx_graphs import Maker, onnx
 
 CELLS = 4 * 3  # mean of each colour over each quarter of the picture
 
@@ -201,10 +201,65 @@ def test_devices_that_are_none(tmp_path: Path, device: str) -> None:
         load_recogniser(str(network(tmp_path / "tiny.onnx")), device=device)
 
 
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--device cuda:99: this machine shows . GPUs to torch"):
+        load_recogniser(str(network(tmp_path / "tiny.onnx")), device="cuda:99")
+
+
 def test_a_gpu_that_onnxruntime_cannot_use(tmp_path: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(UserError, match="this onnxruntime has no CUDA; use --device cpu"):
-        load_recogniser(str(network(tmp_path / "tiny.onnx")), device="cuda:0")
+        open_onnx(network(tmp_path / "tiny.onnx"), "cuda:0")
+
+
+def embedder(path: Path, side: int = 112) -> Path:
+    """A recogniser of layers that torch knows, down to a BatchNorm of the embedding."""
+    make = Maker(("N", 3, side, side))
+    x = make.conv("faces", 3, 8, strides=[4, 4], pads=[1, 1, 1, 1])
+    x = make.norm(make.add("PRelu", x, np.abs(make.random(8, 1, 1))), 8)
+    x = make.add("Flatten", make.add("Dropout", make.conv(x, 8, 4, strides=[4, 4])))
+    x = make.add("Gemm", x, make.random(16, 4 * (side // 16) ** 2), make.random(16), transB=1)
+    return make.write(path, make.norm(x, 16))
+
+
+@pytest.mark.parametrize("colour", ["RGB", "BGR"])
+def test_in_torch_it_gives_what_onnxruntime_gives(tmp_path: Path, batch: Any, colour: str) -> None:
+    file = embedder(tmp_path / "made.onnx")
+    describe(file, colour=colour, mean=120.0, scale=60.0, dimension=16)
+    exact = load_recogniser(str(file), device="cpu", precision="fp32")
+    half = load_recogniser(str(file), device="cpu", precision="bf16")
+    assert (exact.about["precision"], half.about["precision"]) == ("as the file", "cpu bf16")
+    assert half.about["preprocessing"] == exact.about["preprocessing"]
+    a, b = exact.embed(batch), half.embed(batch)
+    assert a.shape == (5, 16) and b.dtype == np.float32
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    assert np.all(np.sum(a * b, axis=1) > MIN_COSINE * lengths)
+    other = "RGB" if colour == "BGR" else "BGR"  # the colours do matter here
+    describe(file, colour=other, mean=120.0, scale=60.0, dimension=16)
+    turned = load_recogniser(str(file), device="cpu", precision="bf16").embed(batch)
+    assert np.any(np.sum(a * turned, axis=1) < MIN_COSINE * lengths)
+
+
+def test_known_recognisers_in_torch(batch: Any, fetched: Callable[[str], Path]) -> None:
+    for name in ("sface", "w600k_mbf"):
+        fetched(name)
+        exact = load_recogniser(name, device="cpu", precision="fp32").embed(batch)
+        half = load_recogniser(name, device="cpu", precision="bf16")
+        assert half.about["precision"] == "cpu bf16"
+        found = half.embed(batch)
+        lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(found, axis=1)
+        assert np.all(np.sum(exact * found, axis=1) > 0.99 * lengths)  # drawn faces: all alike
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_wrong_with_it_is_said_in_either_way(tmp_path: Path, precision: Any) -> None:
+    file = embedder(tmp_path / "made.onnx")
+    describe(file, colour="RGB", mean=0, scale=1, dimension=512)
+    with pytest.raises(UserError, match=r"output of shape \(1, 16\), not \(N, 512\)"):
+        load_recogniser(str(file), device="cpu", precision=precision)
+    small = embedder(tmp_path / "small.onnx", 96)
+    with pytest.raises(UserError, match=r"small\.onnx: takes input \['N', 3, 96, 96\]; a recogn"):
+        load_recogniser(str(small), device="cpu", precision=precision)
