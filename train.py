@@ -49,7 +49,9 @@ from models.networks import (
     describe_network,
     freeze_statistics,
     parameter_groups,
+    quality_head,
 )
+from models.parts import add_floor
 from models.ridge import fit_head
 from models.starts import start_network
 from models.sync_norm import with_shared_statistics
@@ -95,6 +97,8 @@ def train(config: TrainConfig, world: World) -> int:
 
     start = start_network(config.finetuning_model, config.backbone, config.dropout)
     network, started = start.network, start.text
+    if config.fit_head:
+        add_floor(quality_head(network))
     architecture = describe_network(start.backbone, network)  # for the .json of each checkpoint
     if config.sync_bn and world.size > 1:
         network = with_shared_statistics(network)

@@ -69,7 +69,8 @@ class TrainConfig:
     # clip the gradient's norm to this; 0 does not (as published)
     clip_norm: float = 0.0
     # begin with the head that ridge regression gives on the trunk as it starts, in one pass and
-    # without a rate to choose; with --epochs 0 that is the model
+    # without a rate to choose, and with a floor that keeps scores above 0; with --epochs 0 that is
+    # the model
     fit_head: bool = False
     # the trunk's learning rate, as a factor on lr; 0 freezes the trunk and its BatchNorm statistics
     trunk_lr: float = 1.0

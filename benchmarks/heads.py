@@ -41,7 +41,8 @@ from evaluation.calibration import held_out_measures
 from models.device import choose_compute
 from models.graph import GraphNetwork
 from models.networks import FaceModel
-from models.ridge import POOLED, Ridge, pooled
+from models.parts import FLOOR
+from models.ridge import Ridge, below_floor, strengths
 from models.starts import start_network
 
 Floats = npt.NDArray[np.float32]
@@ -113,7 +114,7 @@ def people_of(table: Table) -> npt.NDArray[np.str_]:
 
 
 def trunk_features(start: str, table: Table, folder: Path) -> Floats:
-    """The trunk's last map of each face, averaged to 2 x 2: (N, 4 C) float32.
+    """How strongly the channels of the trunk's last map respond to each face: (N, C) float32.
 
     Kept in a file named after the trunk and the list's sha256: another list is another file.
     """
@@ -126,13 +127,13 @@ def trunk_features(start: str, table: Table, folder: Path) -> Floats:
     assert isinstance(network, GraphNetwork)
     network.quality = torch.nn.Sequential()  # nothing: the trunk's map comes out
     model = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
-    found = np.zeros((len(table), network.graph["map"][0] * POOLED**2), np.float32)
+    found = np.zeros((len(table), network.graph["map"][0]), np.float32)
     with torch.inference_mode(), compute.autocast():
         rows = np.arange(len(table), dtype=np.int64)
         for batch in tqdm(batches(table, rows, 16, None), desc=path.name, total=len(table) // 16):
             if batch.failures:
                 raise UserError(f"{table.file}: {next(iter(batch.failures.values()))}")
-            found[batch.rows] = pooled(model(compute.put(batch.faces))).cpu().numpy()
+            found[batch.rows] = strengths(model(compute.put(batch.faces))).cpu().numpy()
     with replacing(path, "wb") as file:
         np.save(file, found)
     return found
@@ -186,10 +187,11 @@ def fit(features: Floats, labels: Floats, weights: Floats) -> Callable[[Floats],
     ridge = Ridge(features.shape[1])
     rows = np.flatnonzero(weights)
     for part in np.array_split(rows, max(1, len(rows) // 8192)):
-        ridge.add(*(torch.from_numpy(array[part]) for array in (features, labels, weights)))
+        seen, wanted, weight = (torch.from_numpy(a[part]) for a in (features, labels, weights))
+        ridge.add(seen, below_floor(wanted), weight)
     slopes, level = ridge.solve()
     slope = slopes.float().numpy()
-    return lambda x: np.asarray(x @ slope + level, np.float32)
+    return lambda x: np.asarray(FLOOR * np.logaddexp(0, (x @ slope + level) / FLOOR), np.float32)
 
 
 def write(path: Path, table: Table, scores: Floats) -> None:

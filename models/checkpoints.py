@@ -14,7 +14,8 @@ from dataset.command_line import UserError, note
 from dataset.files import read_json, replacing, sha256_of, write_json
 from models.fitting import differences, identify, misfit, skeleton
 from models.graph import graph_network, is_graph
-from models.networks import build_network
+from models.networks import build_network, quality_head
+from models.parts import add_floor
 from models.state_files import read_state
 
 
@@ -23,7 +24,8 @@ def load_network(
 ) -> tuple[str, nn.Module]:
     """Makes the network that a checkpoint file holds; every key must match.
 
-    A network whose trunk came from an ONNX file is made from the .json beside it.
+    A network whose trunk came from an ONNX file is made from the .json beside it, which also says
+    whether the head has a floor.
 
     Args:
         path: the file.
@@ -39,7 +41,7 @@ def load_network(
     state = read_state(path)
     wanted = "recognition" if recognition else "quality"
     graph = is_graph(state)
-    about = read_about(path) if graph else {}
+    about = {} if recognition else read_about(path)
     found = (str(about.get("architecture")), "quality") if graph else identify(state)
     if found is None:
 
@@ -63,6 +65,8 @@ def load_network(
     else:
         network = build_network(found[0], recognition=recognition)
     network.load_state_dict(state, strict=True)
+    if "floor" in about:
+        add_floor(quality_head(network), float(about["floor"]))
     return found[0], network.eval()
 
 

@@ -16,7 +16,7 @@ from models.ir50 import R50
 from models.ir_normed import NormedIR
 from models.iresnet import IResNet
 from models.mobilefacenet import MobileFaceNet
-from models.parts import RGB, Pixels
+from models.parts import RGB, Pixels, floor_of
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "R_50": R50,
@@ -58,14 +58,23 @@ def pixels_of(network: nn.Module) -> Pixels:
 
 def describe_network(backbone: str, network: nn.Module) -> dict[str, Any]:
     """What the .json beside a quality network must say for the network to be made again."""
-    about = {
+    about: dict[str, Any] = {
         "architecture": backbone,
         "head": "quality",
         "input": {"size": 112, **asdict(pixels_of(network))},
     }
+    if (floor := floor_of(quality_head(network))) is not None:
+        about["floor"] = floor
     if isinstance(network, GraphNetwork):
         about["graph"] = network.graph
     return about
+
+
+def quality_head(network: nn.Module) -> nn.Sequential:
+    """The head of a quality network."""
+    head = network.get_submodule(HEAD.rstrip("."))
+    assert isinstance(head, nn.Sequential)
+    return head
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:

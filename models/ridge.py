@@ -7,16 +7,17 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.device import Compute
 from models.networks import FaceModel
+from models.parts import FLOOR, floor_of
 from models.world import World
 
-POOLED = 2  # positions a side of the map that the head tells apart
-# Weight of the slopes' squares, as a share of the features' mean variance. Of ten between .001 and
-# 10, 1 and 2 rank the faces of unseen people best (SFace, 131 people in five folds; docs/model.md).
-PENALTY = 1.0
+# Weight of the slopes' squares, as a share of the features' mean variance. Of five between .1 and
+# 1, .5 ranks the faces of unseen people best, by a hair (SFace, 131 people in five folds;
+# docs/model.md).
+PENALTY = 0.5
+_LEAST_LABEL = 1.0  # the floor is reached at minus infinity only
 
 
 class Ridge:
@@ -51,9 +52,19 @@ class Ridge:
         return slopes, float(means[size + 1] - means[:size] @ slopes)
 
 
-def pooled(feature_map: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C x POOLED x POOLED) float32: means over parts of the map."""
-    return functional.adaptive_avg_pool2d(feature_map.float(), POOLED).flatten(1)
+def strengths(feature_map: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C) float32: how strongly each channel responds, mean |x|.
+
+    Of a face that it knows, a trunk's channels say much, one way or the other; where in the face
+    they say it, and which way, tells people and poses apart rather than good pictures and bad.
+    """
+    return feature_map.float().abs().mean((2, 3))
+
+
+def below_floor(labels: Tensor) -> Tensor:
+    """What the head's linear part is to give for labels of 0..100: the floor undone."""
+    at_least = labels.clamp(min=_LEAST_LABEL) / FLOOR
+    return FLOOR * torch.log(torch.expm1(at_least))
 
 
 @torch.inference_mode()
@@ -65,18 +76,20 @@ def fit_head(
 ) -> None:
     """Gives a quality network a head fitted to the labels on its trunk's last map.
 
-    The head is linear in the map averaged to 2 x 2 and stands in the published head's place: its
-    PReLU slopes become 1, its weights repeat over the positions that were averaged.
+    The head is linear in the map's strengths, with a floor below, and stands in the published
+    head's place: its PReLU slopes become -1, which makes |x| of x, and a channel's weight repeats
+    over the positions.
 
     Args:
-        model: a FaceModel; its trunk stays as it is, BatchNorm statistics included.
+        model: a FaceModel whose head is floored (`models.parts.add_floor`); its trunk stays as it
+            is, BatchNorm statistics included.
         examples: this process's part: (B, 112, 112, 3) uint8 faces, (B,) labels, (B,) weights.
         compute: the precision of the trunk.
         world: the processes that see the parts.
     """
     assert isinstance(model, FaceModel)
     head = model.network.quality
-    assert isinstance(head, nn.Sequential)
+    assert isinstance(head, nn.Sequential) and floor_of(head) == FLOOR
     maps: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     model.eval()
@@ -84,21 +97,19 @@ def fit_head(
     for faces, labels, weights in examples:
         with compute.autocast():
             model(faces)
-        features = pooled(maps[-1])
+        features = strengths(maps[-1])
         if ridge is None:
             ridge = Ridge(features.shape[1], features.device)
-        ridge.add(features, labels, weights)
+        ridge.add(features, below_floor(labels), weights)
         del maps[:-1]
     hook.remove()
     assert ridge is not None
     if world.size > 1:
         ridge.reduce()
     slopes, level = ridge.solve()
-    _, channels, height, width = maps[-1].shape
-    places = torch.eye(height * width, dtype=slopes.dtype, device=slopes.device)
-    parts = functional.adaptive_avg_pool2d(places.view(-1, 1, height, width), POOLED).flatten(1)
+    positions = maps[-1].shape[2] * maps[-1].shape[3]
     prelu, linear = head[1], head[3]
     assert isinstance(prelu, nn.PReLU) and isinstance(linear, nn.Linear)
-    prelu.weight.fill_(1)
-    linear.weight.copy_((slopes.view(channels, -1) @ parts.T).view(1, -1))
+    prelu.weight.fill_(-1)
+    linear.weight.copy_((slopes / positions).repeat_interleave(positions).view(1, -1))
     linear.bias.fill_(level)

@@ -12,8 +12,8 @@ from dataset.command_line import UserError
 from models.checkpoints import read_about
 from models.fitting import Loaded, copy_fitting, differences, find_trunk
 from models.graph import GraphNetwork, graph_network, is_graph
-from models.networks import HEAD, build_network
-from models.parts import Pixels
+from models.networks import HEAD, build_network, quality_head
+from models.parts import Pixels, add_floor
 from models.recognisers import ONNX_RECOGNISERS, describe_onnx
 from models.state_files import read_state
 
@@ -66,10 +66,9 @@ def start_network(weights: str | None, backbone: str | None = None, dropout: flo
 
 
 def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
-    state = read_state(path)
+    state, about = read_state(path), read_about(path)
     network: nn.Module
     if is_graph(state):
-        about = read_about(path)
         network = graph_network(about, path, dropout)
         name = str(about["architecture"])
         trunk = {k: v for k, v in network.state_dict().items() if not k.startswith(HEAD)}
@@ -79,7 +78,10 @@ def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
     else:
         name = find_trunk(state, path, backbone)
         network = build_network(name, dropout=dropout)
-    return Start(name, network, f"{path} ({name}): {copy_fitting(network, state)}")
+    loaded = copy_fitting(network, state)
+    if "floor" in about:
+        add_floor(quality_head(network), float(about["floor"]))
+    return Start(name, network, f"{path} ({name}): {loaded}")
 
 
 def _from_onnx(weights: str, dropout: float) -> Start:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from models.checkpoints import load_network, save_network
 from models.device import choose_compute
-from models.networks import FaceModel, build_network
-from models.ridge import Ridge, fit_head, pooled
+from models.networks import FaceModel, build_network, describe_network, quality_head
+from models.parts import FLOOR, add_floor
+from models.ridge import Ridge, below_floor, fit_head, strengths
+from models.starts import start_network
 from models.world import World
 
 
@@ -58,17 +63,50 @@ def test_a_network_scores_as_the_regression_says(backbone: str) -> None:
     labels, weights = torch.linspace(10, 90, 12), torch.rand(12) + 0.5
     compute = choose_compute("cpu", "fp32")
     parts = [(faces[a : a + 5], labels[a : a + 5], weights[a : a + 5]) for a in (0, 5, 10)]
+    quality = quality_head(network)
+    add_floor(quality)
     fit_head(model, parts, compute, World(0, 1))
     maps: list[torch.Tensor] = []
-    quality = network.quality
-    assert isinstance(quality, nn.Sequential)
     quality.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     with torch.inference_mode():
         scores = model(faces)[:, 0]
-    ridge = Ridge(pooled(maps[0]).shape[1])
-    ridge.add(pooled(maps[0]), labels, weights)
+    seen = maps[0].abs().mean((2, 3))
+    assert torch.equal(strengths(maps[0]), seen)
+    ridge = Ridge(seen.shape[1])
+    ridge.add(seen, below_floor(labels), weights)
     slopes, level = ridge.solve()
-    assert torch.allclose(scores.double(), pooled(maps[0]).double() @ slopes + level, atol=0.02)
+    straight = seen.double() @ slopes + level
+    assert torch.allclose(scores.double(), FLOOR * (straight / FLOOR).exp().log1p(), atol=0.02)
     assert scores.std() > 1  # it has learned something of the labels
     for key, value in trunk.items():
         assert torch.equal(network.state_dict()[key], value), key
+
+
+def test_the_floor_is_undone_down_to_one_point() -> None:
+    quality = nn.Sequential(nn.Linear(1, 1))
+    for _ in range(2):
+        add_floor(quality)
+    assert len(quality) == 2  # once
+    labels = torch.tensor([0.0, 0.5, 1.0, 5.0, 40.0, 100.0])
+    again = quality[1](below_floor(labels))
+    assert torch.allclose(again, labels.clamp(min=1), atol=1e-3)
+    low = quality[1](torch.linspace(-200, 0, 50))
+    assert torch.all(low > 0) and torch.all(low.diff() >= 0) and low[-1] < FLOOR
+
+
+def test_a_floor_is_kept_by_the_file_beside_a_checkpoint(tmp_path: Path) -> None:
+    network = build_network("MFN")
+    add_floor(quality_head(network), 7.0)
+    about = describe_network("MFN", network)
+    save_network(tmp_path / "a.pth", network, about)
+    again = load_network(tmp_path / "a.pth", recognition=False)[1]
+    start = start_network(str(tmp_path / "a.pth")).network
+    x = torch.rand(2, 3, 112, 112)
+    with torch.inference_mode():
+        wanted = network.eval()(x)
+        assert torch.equal(again(x), wanted) and torch.equal(start.eval()(x), wanted)
+    assert describe_network("MFN", start) == about
+    (tmp_path / "a.json").unlink()  # the keys alone: a published network
+    with torch.inference_mode():
+        straight = load_network(tmp_path / "a.pth", recognition=False)[1](x)
+    assert torch.allclose(7 * (straight / 7).exp().log1p(), wanted, atol=1e-5)
