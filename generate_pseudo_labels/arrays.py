@@ -6,7 +6,6 @@ they do not share stands here. Torch is imported only where a CUDA device is use
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
+from dataset.threads import nvidia_driver
 
 Array = Any  # a numpy array or a torch tensor
 Float32 = npt.NDArray[np.float32]
@@ -141,7 +141,7 @@ def arrays_for(device: str, local_rank: int = 0) -> Arrays:
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
         raise UserError(f"--device {device}: is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
-    if kind == "cpu" or (kind == "auto" and not _nvidia_driver()):
+    if kind == "cpu" or (kind == "auto" and not nvidia_driver()):
         return NumpyArrays()
     import torch
 
@@ -152,11 +152,6 @@ def arrays_for(device: str, local_rank: int = 0) -> Arrays:
     if kind == "auto":
         return NumpyArrays()
     raise UserError(f"--device {device}: torch sees {count} CUDA devices here; use --device cpu")
-
-
-def _nvidia_driver() -> bool:
-    """Whether a GPU may be here, known without the two seconds that importing torch takes."""
-    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))
 
 
 def _half_to_float(raw: npt.NDArray[np.float16]) -> Float32:

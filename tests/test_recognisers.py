@@ -201,10 +201,30 @@ def test_devices_that_are_none(tmp_path: Path, device: str) -> None:
         load_recogniser(str(network(tmp_path / "tiny.onnx")), device=device)
 
 
-def test_a_gpu_that_onnxruntime_cannot_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_gpu_that_onnxruntime_cannot_use(
+    packed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """onnxruntime without CUDA, or `packed` with it where CUDA's own libraries are missing."""
     import onnxruntime
 
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(UserError, match="this onnxruntime has no CUDA; use --device cpu"):
-        load_recogniser(str(network(tmp_path / "tiny.onnx")), device="cuda:0")
+    known = ["CPUExecutionProvider"] + ["CUDAExecutionProvider"] * packed
+    session = onnxruntime.InferenceSession  # asked for a CUDA it cannot load, it takes the CPU
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *of, providers: session(*of, providers=["CPUExecutionProvider"]),
+    )
+    monkeypatch.setattr("models.onnx_files.nvidia_driver", lambda: True)
+    path = str(network(tmp_path / "tiny.onnx"))
+    with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA, or not"):
+        load_recogniser(path, device="cuda:0")
+    load_recogniser(path)
+    assert "runs on the CPU: this onnxruntime has no CUDA" in capsys.readouterr().err
+    monkeypatch.setattr("models.onnx_files.nvidia_driver", lambda: False)
+    load_recogniser(path)
+    assert "runs on the CPU" not in capsys.readouterr().err
