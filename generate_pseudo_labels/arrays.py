@@ -6,6 +6,7 @@ they do not share stands here. Torch is imported only where a CUDA device is use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ class Arrays(Protocol):
 
     xp: Any
     batch_rows: int  # rows worked on together; never changes a result
+    most_batches: float  # worked on at a time
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
@@ -55,6 +57,7 @@ class NumpyArrays:
 
     xp: Any = np
     batch_rows = 1  # one block at a time: what it touches stays in the cache
+    most_batches = math.inf
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """(n, D) of any float type -> float32 rows, and their squared norms."""
@@ -90,6 +93,7 @@ class TorchArrays:
     """A torch device; `cpu` serves to test the path without a GPU."""
 
     batch_rows = 1 << 17  # enough work for each of a GPU's launches
+    most_batches: float = 4  # a GB or more of a GPU each; while one computes, others are drawn
 
     def __init__(self, device: str) -> None:
         """Picks the device and full float32 products: TF32 would cost three digits."""
