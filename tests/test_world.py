@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dataset.command_line import UserError
+from generate_pseudo_labels.ranks import Ranks
 from models.world import join_world
 
 Calls = list[tuple[str, Any]]
@@ -51,3 +53,15 @@ def test_one_gpu_for_several_processes_is_refused(calls: Calls) -> None:
     with pytest.raises(UserError, match=message), join_world("cuda:0"):
         pass
     assert calls == []
+
+
+def test_label_processes_wait_for_one_that_gathers_for_hours(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def joined(backend: str, timeout: timedelta) -> None:
+        calls.append((backend, timeout >= timedelta(hours=12)))
+
+    monkeypatch.setattr(dist, "init_process_group", joined)
+    with Ranks() as ranks:
+        assert ranks.count == 4
+    assert calls == [("gloo", True), ("left", None)]
