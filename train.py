@@ -97,7 +97,7 @@ def train(config: TrainConfig, world: World) -> int:
     network, started = start.network, start.text
     architecture = describe_network(start.backbone, network)  # for the .json of each checkpoint
     if config.sync_bn and world.size > 1:
-        network = with_shared_statistics(network)
+        network = with_shared_statistics(network, compute.device)
     model: nn.Module = FaceModel(network).to(memory_format=torch.channels_last)
     model.to(compute.device)
     optimiser = torch.optim.Adam(
