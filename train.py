@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,7 @@ def train(config: TrainConfig, world: World) -> int:
     compute = choose_compute(config.device, config.precision)
     if compute.device.type == "cpu":
         keep_freed_memory()
+    torch.backends.cudnn.deterministic = True  # a resumed run ends with an uninterrupted one's bits
     torch.manual_seed(config.seed)
     data = read_training_list(
         config.img_list,
@@ -121,7 +123,8 @@ def train(config: TrainConfig, world: World) -> int:
         network.load_state_dict(resumed["network"])
         optimiser.load_state_dict(resumed["optimiser"])
         schedule.load_state_dict(resumed["schedule"])
-        scaler.load_state_dict(resumed["scaler"])
+        if resumed["scaler"]:  # empty where the run began in another precision than fp16
+            scaler.load_state_dict(resumed["scaler"])
         state = resumed["state"]
         started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
     log = Log(folder, world, state["epoch"], state["epoch"] * steps + state["step"])
@@ -167,7 +170,7 @@ def train(config: TrainConfig, world: World) -> int:
             freeze_statistics(network)
         shown, since = state["step"], time.monotonic()
         bar = log.bar(steps, state["step"], f"epoch {epoch + 1}/{config.epochs}")
-        previous: tuple[Tensor, Batch] | None = None
+        previous: tuple[Callable[[], Any], Batch] | None = None
         for batch in batches(data.table, own, local, config.num_workers):
             unreadable.check(batch)
             faces, labels = put(batch, data, flips, compute)
@@ -186,8 +189,8 @@ def train(config: TrainConfig, world: World) -> int:
             scaler.update()
             state["step"] += 1
             if previous is not None:
-                check_finite(*previous, state, data, folder)  # one step late: no wait for the GPU
-            previous = loss.detach(), batch
+                check_finite(*previous, state, data, folder)  # one step late: the GPU goes on
+            previous = compute.fetch(loss.detach()), batch
             bar.update()
             if state["step"] % config.display == 0 or state["step"] == steps:
                 mean = world.mean(loss.detach())
@@ -237,14 +240,19 @@ def point_losses(config: TrainConfig, scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_finite(
-    loss: Tensor, batch: Batch, state: dict[str, Any], data: TrainingList, folder: Path
+    fetched: Callable[[], Any],
+    batch: Batch,
+    state: dict[str, Any],
+    data: TrainingList,
+    folder: Path,
 ) -> None:
     """Stops at a loss that is NaN or infinite: says where, with which files, what to go back to."""
-    if math.isfinite(loss.item()):
+    loss = float(fetched())
+    if math.isfinite(loss):
         return
     shown = ", ".join(data.table.paths_at(batch.rows[:5]))
     raise UserError(
-        f"loss {loss.item()} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: "
+        f"loss {loss} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: "
         f"{shown}, ...); the last good save stands in {folder}; lower --lr"
     )
 
