@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +37,7 @@ from dataset.images import UnreadableImage, thumbnail
 from dataset.inputs import find_images
 from dataset.listed import Faces, ListedFaces
 from dataset.lists import Table
+from dataset.loader import Batch
 from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
 from evaluation.meaning import Meaning
@@ -131,29 +133,41 @@ def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, boo
     Returns:
         The scores, and whether Ctrl-C cut them short: what was done until then is kept.
     """
-    parts: list[npt.NDArray[np.float32]] = []
+    found: dict[int, npt.NDArray[np.float32]] = {}  # by first row
     reasons: dict[int, str] = {}
     bar = tqdm(total=images, desc="score", unit=" images", disable=images == 1)
     interrupted = False
+
+    def finish(batch: Batch, searched: int, scored: Callable[[], npt.NDArray[np.float32]]) -> None:
+        values = np.full(len(batch.rows), np.nan, np.float32)
+        values[batch.readable] = scored()
+        for position in np.flatnonzero(batch.readable & ~np.isfinite(values)).tolist():
+            batch.failures[position] = "the network's output is not finite"
+            values[position] = np.nan
+        for position, reason in batch.failures.items():
+            reasons[int(batch.rows[position])] = reason
+        found[int(batch.rows[0])] = values
+        bar.update(searched - bar.n)
+
+    begun: tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]] | None = None
     try:
         with bar:
             for batch in faces:
-                values = np.full(len(batch.rows), np.nan, np.float32)
                 good = batch.readable
-                values[good] = network(batch.faces if good.all() else batch.faces[good])
-                for position in np.flatnonzero(good & ~np.isfinite(values)).tolist():
-                    batch.failures[position] = "the network's output is not finite"
-                    values[position] = np.nan
-                for position, reason in batch.failures.items():
-                    reasons[int(batch.rows[position])] = reason
-                parts.append(values)
-                bar.update(faces.searched() - bar.n)
+                scored = network.begin(batch.faces if good.all() else batch.faces[good])
+                if begun is not None:
+                    finish(*begun)  # one batch late: a GPU has the next one already
+                begun = batch, faces.searched(), scored
+            if begun is not None:
+                finish(*begun)
     except KeyboardInterrupt:
         note("interrupted: what is scored so far is written")
         interrupted = True
+        if begun is not None:
+            finish(*begun)
     scores = Scores.none(len(faces))
-    done = np.concatenate([*parts, np.empty(0, np.float32)])
-    scores.values[: len(done)] = done
+    for first, values in found.items():
+        scores.values[first : first + len(values)] = values
     scores.reasons.update(reasons)
     resized = getattr(faces, "like_photos", 0)
     if resized and not interrupted:

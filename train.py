@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,7 +102,7 @@ def train(config: TrainConfig, world: World) -> int:
         add_floor(quality_head(network))
     architecture = describe_network(start.backbone, network)  # for the .json of each checkpoint
     if config.sync_bn and world.size > 1:
-        network = with_shared_statistics(network)
+        network = with_shared_statistics(network, compute.device)
     model: nn.Module = FaceModel(network).to(memory_format=torch.channels_last)
     model.to(compute.device)
     optimiser = torch.optim.Adam(
@@ -125,7 +126,8 @@ def train(config: TrainConfig, world: World) -> int:
         network.load_state_dict(resumed["network"])
         optimiser.load_state_dict(resumed["optimiser"])
         schedule.load_state_dict(resumed["schedule"])
-        scaler.load_state_dict(resumed["scaler"])
+        if resumed["scaler"]:  # empty where the run began in another precision than fp16
+            scaler.load_state_dict(resumed["scaler"])
         state = resumed["state"]
         started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
     log = Log(folder, world, state["epoch"], state["epoch"] * steps + state["step"])
@@ -171,7 +173,7 @@ def train(config: TrainConfig, world: World) -> int:
             freeze_statistics(network)
         shown, since = state["step"], time.monotonic()
         bar = log.bar(steps, state["step"], f"epoch {epoch + 1}/{config.epochs}")
-        previous: tuple[Tensor, Batch] | None = None
+        previous: tuple[Callable[[], Any], Batch] | None = None
         for batch in batches(data.table, own, local, config.num_workers):
             unreadable.check(batch)
             faces, labels = put(batch, data, flips, compute)
@@ -190,8 +192,8 @@ def train(config: TrainConfig, world: World) -> int:
             scaler.update()
             state["step"] += 1
             if previous is not None:
-                check_finite(*previous, state, data, folder)  # one step late: no wait for the GPU
-            previous = loss.detach(), batch
+                check_finite(*previous, state, data, folder)  # one step late: the GPU goes on
+            previous = compute.fetch(loss.detach()), batch
             bar.update()
             if state["step"] % config.display == 0 or state["step"] == steps:
                 mean = world.mean(loss.detach())
@@ -241,14 +243,19 @@ def point_losses(config: TrainConfig, scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_finite(
-    loss: Tensor, batch: Batch, state: dict[str, Any], data: TrainingList, folder: Path
+    fetched: Callable[[], Any],
+    batch: Batch,
+    state: dict[str, Any],
+    data: TrainingList,
+    folder: Path,
 ) -> None:
     """Stops at a loss that is NaN or infinite: says where, with which files, what to go back to."""
-    if math.isfinite(loss.item()):
+    loss = float(fetched())
+    if math.isfinite(loss):
         return
     shown = ", ".join(data.table.paths_at(batch.rows[:5]))
     raise UserError(
-        f"loss {loss.item()} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: "
+        f"loss {loss} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: "
         f"{shown}, ...); the last good save stands in {folder}; lower --lr"
     )
 

@@ -219,7 +219,11 @@ def time_resident(folder: Path, images: int, dimension: int, device: str) -> Non
 
         def run(estimator: Any = estimator) -> None:
             similarity_distances(
-                Resident(rows), groups, estimator=estimator, arrays=TorchArrays(device)
+                Resident(rows),
+                groups,
+                estimator=estimator,
+                arrays=TorchArrays(device),
+                threads=usable_cores(),
             )
 
         rate = images / _seconds(run, device)

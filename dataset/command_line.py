@@ -47,6 +47,13 @@ def run_script(main: Callable[..., int]) -> None:
         os._exit(code)  # an ordinary exit would wait for the thread
     except UserError as error:
         code = fail(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be imported
+            raise
+        reason = str(error).partition(". ")[0]
+        code = fail(
+            f"{reason}: use a smaller --batch-size, a GPU with more memory, or --device cpu"
+        )
     except BrokenPipeError:  # `script | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE

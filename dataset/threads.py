@@ -1,4 +1,4 @@
-"""Who computes in parallel: our threads over blocks, or the matrix library inside one product."""
+"""Who computes: our threads over blocks, the matrix library inside one product, or a GPU."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def usable_cores() -> int:
 def own_cores() -> int:
     """This process's share of the usable cores, where torchrun started several; at least 1."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def nvidia_driver() -> bool:
+    """Whether a GPU may be here, known without the two seconds that importing torch takes."""
+    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))

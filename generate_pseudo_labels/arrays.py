@@ -6,7 +6,7 @@ they do not share stands here. Torch is imported only where a CUDA device is use
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
+from dataset.threads import nvidia_driver
 
 Array = Any  # a numpy array or a torch tensor
 Float32 = npt.NDArray[np.float32]
@@ -30,6 +31,7 @@ class Arrays(Protocol):
 
     xp: Any
     batch_rows: int  # rows worked on together; never changes a result
+    most_batches: float  # worked on at a time
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
@@ -55,6 +57,7 @@ class NumpyArrays:
 
     xp: Any = np
     batch_rows = 1  # one block at a time: what it touches stays in the cache
+    most_batches = math.inf
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """(n, D) of any float type -> float32 rows, and their squared norms."""
@@ -90,6 +93,7 @@ class TorchArrays:
     """A torch device; `cpu` serves to test the path without a GPU."""
 
     batch_rows = 1 << 17  # enough work for each of a GPU's launches
+    most_batches: float = 4  # a GB or more of a GPU each; while one computes, others are drawn
 
     def __init__(self, device: str) -> None:
         """Picks the device and full float32 products: TF32 would cost three digits."""
@@ -141,7 +145,7 @@ def arrays_for(device: str, local_rank: int = 0) -> Arrays:
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
         raise UserError(f"--device {device}: is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
-    if kind == "cpu" or (kind == "auto" and not _nvidia_driver()):
+    if kind == "cpu" or (kind == "auto" and not nvidia_driver()):
         return NumpyArrays()
     import torch
 
@@ -152,11 +156,6 @@ def arrays_for(device: str, local_rank: int = 0) -> Arrays:
     if kind == "auto":
         return NumpyArrays()
     raise UserError(f"--device {device}: torch sees {count} CUDA devices here; use --device cpu")
-
-
-def _nvidia_driver() -> bool:
-    """Whether a GPU may be here, known without the two seconds that importing torch takes."""
-    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))
 
 
 def _half_to_float(raw: npt.NDArray[np.float16]) -> Float32:

@@ -7,6 +7,7 @@ and zero elsewhere, so their order cannot change a result.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class Ranks:
 
             self._torch = torch
             # The arrays that are added up lie in host memory, whatever device computed them.
-            torch.distributed.init_process_group("gloo")
+            # The default's half hour is soon over where one process gathers files for all.
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))
 
     def __enter__(self) -> Ranks:
         """Itself."""

@@ -67,9 +67,10 @@ class SampledEstimator:
                 self._all_positives(group, gram, work)
             else:
                 starts = group.starts + begin
-                drawn = draw_positives(starts, group.size, self.m, self.repeats, self.seed)
+                draws = draw_positives(starts, group.size, self.m, self.repeats, self.seed)
                 places = np.arange(group.size)
-                drawn = drawn[:, places % HANDS]  # (g, s, K, m + 1)
+                # Dealt out to the images on the device: there are HANDS of them to bring there.
+                drawn = arrays.device(draws)[:, arrays.device(places % HANDS)]  # (g, s, K, m + 1)
                 similarities = _picked(arrays, gram, drawn)  # (g, s, K, m + 1)
                 self._drawn_positives(group.rows, similarities, drawn, places, work)
         for block in blocks:
@@ -141,7 +142,7 @@ class SampledEstimator:
             self._drawn_positives(
                 images[None] - begin,
                 similarities.reshape(1, len(images), *drawn.shape[2:]),
-                drawn[:, hand, None],
+                self.embedded.arrays.device(drawn[:, hand, None]),
                 images - start,
                 work,
             )
@@ -150,7 +151,7 @@ class SampledEstimator:
         self,
         group_rows: Positions,
         similarities: Array,
-        drawn: Positions,
+        drawn: Array,
         places: Positions,
         work: _Work,
     ) -> None:
@@ -165,7 +166,7 @@ class SampledEstimator:
         """
         arrays, m = self.embedded.arrays, self.m
         xp = arrays.xp
-        itself = arrays.device(drawn[..., :m] == places[None, :, None, None])
+        itself = drawn[..., :m] == arrays.device(places)[None, :, None, None]
         p = xp.where(itself, similarities[..., m:], similarities[..., :m])  # (g, s, K, m)
         rows = arrays.device(group_rows)
         work.mean_p[:, rows] = xp.moveaxis(p.sum(3) / m, 2, 0)
@@ -179,8 +180,8 @@ class SampledEstimator:
         work.wrong[k, row] = wrong_way(arrays, arrays.sort(p[identity, image, k]), n)
 
 
-def _picked(arrays: Arrays, gram: Array, drawn: Positions) -> Array:
+def _picked(arrays: Arrays, gram: Array, drawn: Array) -> Array:
     """(g, s, s) similarities and (g, s, K, m + 1) members -> (g, s, K, m + 1)."""
     identity = arrays.device(np.arange(gram.shape[0])[:, None, None, None])
     image = arrays.device(np.arange(gram.shape[1])[None, :, None, None])
-    return gram[identity, image, arrays.device(drawn)]
+    return gram[identity, image, drawn]

@@ -83,7 +83,7 @@ def similarity_distances(
         rank: this process.
         ranks: how many processes share the set.
         add_up: sums an array of whole numbers over the processes.
-        threads: batches worked on at a time.
+        threads: batches worked on at a time, where `arrays` bears so many.
         progress: told how many images are done.
 
     Raises:
@@ -95,7 +95,8 @@ def similarity_distances(
     plan = plan_blocks(groups)
     blocks = plan.share(rank, ranks)
     embedded = EmbeddedSet(source, groups, arrays)
-    over = OnThreads(plan, batch_rows or arrays.batch_rows, threads, progress)
+    at_once = int(min(threads, arrays.most_batches))
+    over = OnThreads(plan, batch_rows or arrays.batch_rows, at_once, progress)
     begin = int(plan.bounds[blocks.start])
     if estimator == "sampled":
         sampled = SampledEstimator(embedded, plan, m, repeats, seed)

@@ -44,6 +44,25 @@ class Compute:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
 
+    def fetch(self, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
+        """Begins to copy a tensor of the device to the host.
+
+        Returns:
+            What waits for the copy, and for nothing that the GPU is given after it.
+        """
+        if self.device.type != "cuda":
+            return tensor.numpy
+        copy = tensor.to("cpu", non_blocking=True)  # pinned, so that it is not waited for here
+        arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> npt.NDArray[Any]:
+            arrived.synchronize()
+            found: npt.NDArray[Any] = copy.numpy()
+            return found
+
+        return wait
+
     @property
     def name(self) -> str:
         """`fp32`, `bf16` or `fp16`."""
@@ -62,13 +81,14 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
         device: auto (the first GPU, or under torchrun this process's GPU; else the CPU), cpu, cuda
             or cuda:i.
         precision: auto (bf16 where the device multiplies it faster than float32), fp32, bf16. GPUs
-            without bf16 take fp16 in its place.
+            without bf16 take fp16 in its place. float32 is whole: no TF32 in convolutions.
 
     Raises:
         UserError: not a device of this machine.
     """
     chosen = _device(device)
     if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
+        torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these
         return Compute(chosen, torch.float32)
     if chosen.type == "cuda" and not _has_bf16(chosen):
         return Compute(chosen, torch.float16)
@@ -120,8 +140,11 @@ def _device(name: str) -> torch.device:
 
 
 def _half_is_fast(device: torch.device) -> bool:
-    # Without AVX-512 BF16 or AMX a CPU emulates bf16 and loses.
-    return device.type == "cuda" or bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    # Without AVX-512 BF16 or AMX a CPU emulates bf16 and loses; a GPU without tensor cores has
+    # fp16 at a fraction of float32's rate.
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 0)
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -29,6 +29,9 @@ def validate(
 ) -> npt.NDArray[np.float32]:
     """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it."""
     model.eval()
+    if world.size > 1:  # each process's last batch has moved BatchNorm's statistics its own way
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)  # whose network is saved
     scores = torch.zeros(len(data.held_out), device=compute.device)
     own = world.share(len(data.held_out))
     at = own.start

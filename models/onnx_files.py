@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.command_line import UserError
+from dataset.command_line import UserError, note
+from dataset.threads import nvidia_driver
+
+_CUDA = "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def open_onnx(path: str | os.PathLike[str], device: str) -> OnnxNetwork:
 
     Args:
         path: the file.
-        device: auto (CUDA where this onnxruntime has it), cpu, cuda or cuda:i.
+        device: auto (CUDA where there is a GPU and this onnxruntime has it), cpu, cuda or cuda:i.
 
     Raises:
         UserError: not an ONNX network, no such device, or onnxruntime is missing.
@@ -46,25 +49,30 @@ def open_onnx(path: str | os.PathLike[str], device: str) -> OnnxNetwork:
             f"{path}: needs the package onnxruntime: pip install onnxruntime"
         ) from error
     gpu = _gpu(device)
-    if gpu is not None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        if device != "auto":
-            raise UserError(
-                f"--device {device}: this onnxruntime has no CUDA; use --device cpu, or "
-                "install onnxruntime-gpu in place of onnxruntime"
-            )
-        gpu = None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is reported by us, once
     options.intra_op_num_threads = 1
-    on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})]
-    providers = ["CPUExecutionProvider"] if gpu is None else on_gpu
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if gpu is not None and _CUDA in onnxruntime.get_available_providers():
+        # The default search tries every kernel anew for each size of batch.
+        providers = [(_CUDA, {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC"})]
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise UserError(
             f"{path}: is not an ONNX network that can be run ({first_line(error)})"
         ) from error
-    return OnnxNetwork(session, session.get_inputs()[0], gpu is not None)
+    # Without its libraries CUDA is passed over without a word, and the CPU runs the network.
+    on_gpu = session.get_providers()[0] == _CUDA
+    if gpu is not None and not on_gpu:
+        lack = "has no CUDA, or not the CUDA and cuDNN libraries that it wants"
+        mend = "install onnxruntime-gpu in place of onnxruntime"
+        if device != "auto":
+            raise UserError(
+                f"--device {device}: this onnxruntime {lack}; use --device cpu, or {mend}"
+            )
+        note(f"{path}: runs on the CPU: this onnxruntime {lack}; {mend}")
+    return OnnxNetwork(session, session.get_inputs()[0], on_gpu)
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
@@ -74,7 +82,7 @@ def is_onnx(path: str | os.PathLike[str]) -> bool:
 
 def _gpu(device: str) -> int | None:
     """The index of the GPU that `--device` means for this process; None for the CPU."""
-    if device == "cpu":
+    if device == "cpu" or (device == "auto" and not nvidia_driver()):
         return None
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
     if match is None:

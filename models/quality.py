@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ _ONNX_FACES = 8  # a run, on one thread of the CPU
 
 
 class _Runner(Protocol):
-    def __call__(self, faces: npt.NDArray[np.uint8]) -> Scores: ...
+    def __call__(self, faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class QualityModel:
             TypeError: not uint8 (a normalised float image, say).
             ValueError: another shape: one face without its batch axis, grey, RGBA, not 112x112.
         """
+        return self.begin(faces)()
+
+    def begin(self, faces: npt.NDArray[np.uint8] | Tensor) -> Callable[[], Scores]:
+        """As a call, but what is returned waits for the scores: a GPU works on meanwhile."""
         array = np.asarray(faces.detach().cpu() if hasattr(faces, "detach") else faces)
         if array.dtype != np.uint8:
             raise TypeError(
@@ -76,10 +81,11 @@ class QualityModel:
         if array.shape[1] == 3:
             array = array.transpose(0, 2, 3, 1)
         if len(array) == 0:
-            return np.empty(0, np.float32)
+            return lambda: np.empty(0, np.float32)
         size = self.batch_size  # larger batches are slower on a CPU, and may not fit a GPU
         parts = (array[start : start + size] for start in range(0, len(array), size))
-        return np.concatenate([self._run(np.ascontiguousarray(part)) for part in parts])
+        waiting = [self._run(np.ascontiguousarray(part)) for part in parts]
+        return lambda: np.concatenate([scores() for scores in waiting])
 
 
 def load_quality_model(
@@ -126,11 +132,9 @@ def _load_torch(
     name, network = load_network(path, recognition=False, backbone=backbone)
     module = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
 
-    def run(faces: npt.NDArray[np.uint8]) -> Scores:
+    def run(faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]:
         with torch.inference_mode(), compute.autocast():
-            on_device = torch.from_numpy(faces).to(compute.device, non_blocking=True)
-            out: Scores = module(on_device)[:, 0].float().cpu().numpy()
-        return out
+            return compute.fetch(module(compute.put(faces))[:, 0].float())
 
     return QualityModel(
         name=f"{path.name} ({name})",
@@ -169,9 +173,10 @@ def _load_onnx(path: Path, backbone: str | None, device: str, precision: Precisi
     def some(faces: npt.NDArray[np.uint8]) -> Scores:
         return np.asarray(session.run(None, {wants.name: faces})[0], np.float32)
 
-    def run(faces: npt.NDArray[np.uint8]) -> Scores:
+    def run(faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]:
         parts = [faces[start : start + step] for start in range(0, len(faces), step)]
-        return np.concatenate(list(pool.map(some, parts)))
+        scores = pool.map(some, parts)  # begun
+        return lambda: np.concatenate(list(scores))
 
     return QualityModel(
         name=f"{path.name} ({name})",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from dataset.command_line import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -64,6 +66,9 @@ def join_world(device: str) -> Iterator[World]:
 
     Args:
         device: as given to `--device`; nccl where it means a GPU, gloo on the CPU.
+
+    Raises:
+        UserError: not a device of this machine, or one GPU named for several processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -75,12 +80,19 @@ def join_world(device: str) -> Iterator[World]:
     from models.device import choose_compute
 
     chosen = choose_compute(device).device
-    if chosen.type == "cuda":
+    on_gpu = chosen.type == "cuda"
+    if on_gpu and ":" in device and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--device {device}: every process needs a GPU of its own; use cuda")
+    if on_gpu:
         torch.cuda.set_device(chosen)
     # The first to finish waits for the last: shares of hours differ by more than the default's
     # minutes. A process that dies is torchrun's to notice, and it ends the others.
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=1))
-    try:
-        yield World(dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=timedelta(days=1),
+        device_id=chosen if on_gpu else None,  # else nccl guesses at a barrier
+    )
+    yield World(dist.get_rank(), size)
+    # Not after an error: nccl waits in here for processes that wait for this one, and what was
+    # wrong would never be said.
+    dist.destroy_process_group()

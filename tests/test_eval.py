@@ -16,6 +16,9 @@ import torch
 import eval as script
 from dataset.command_line import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE, UserError
 from dataset.images import read_face
+from dataset.inputs import find_images
+from dataset.listed import ListedFaces
+from dataset.scan import LeftOut, table_of
 from models.quality import QualityModel, load_quality_model
 
 Rows = list[dict[str, str]]
@@ -333,3 +336,26 @@ def test_interrupted_it_writes_what_it_has(
     assert {row["status"] for row in rows[len(done) :]} == {"not scored: interrupted"}
     assert out.startswith(f"scored {len(done)} ")
     assert (here / "page.html").exists()
+
+
+def test_the_next_batch_is_begun_before_scores_are_waited_for(here: Path) -> None:
+    done: list[str] = []
+
+    class Network:
+        def begin(self, faces: Any) -> Callable[[], Any]:
+            number = len([entry for entry in done if entry.startswith("begun")])
+            done.append(f"begun {number}")
+
+            def wait() -> Any:
+                done.append(f"waited for {number}")
+                return np.full(len(faces), number, np.float32)
+
+            return wait
+
+    table = table_of(find_images(["faces"], LeftOut()), here / "list.txt")
+    network: Any = Network()
+    scores, interrupted = script.score(ListedFaces(table, 10), len(table), network)
+    assert not interrupted and scores.values.tolist() == [0] * 10 + [1] * 10 + [2] * 4
+    assert done == [
+        *("begun 0", "begun 1", "waited for 0", "begun 2", "waited for 1", "waited for 2"),
+    ]

@@ -9,10 +9,16 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import spearmanr, wasserstein_distance
 
-from generate_pseudo_labels import draws
+from generate_pseudo_labels import draws, similarity_distance
 from generate_pseudo_labels.arrays import Arrays, NumpyArrays, TorchArrays
-from generate_pseudo_labels.distances import Distances, drop_top, quality_labels
-from generate_pseudo_labels.draws import draw_negatives, group_by_identity, plan_blocks
+from generate_pseudo_labels.distances import (
+    Distances,
+    OnThreads,
+    Progress,
+    drop_top,
+    quality_labels,
+)
+from generate_pseudo_labels.draws import Plan, draw_negatives, group_by_identity, plan_blocks
 from generate_pseudo_labels.embedded_set import InMemory, UnusableRow
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 from generate_pseudo_labels.wasserstein import wasserstein, wrong_way_ragged
@@ -230,3 +236,18 @@ def test_labels_are_the_mean_of_ranges_and_dropping_takes_the_best() -> None:
     assert not drop_top(labels, labelled, 33).any()
     with pytest.raises(ValueError, match="equal"):
         quality_labels(w1, np.array([True, False, False, False]))
+
+
+def test_a_gpu_has_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a GB of its memory: a batch for each core of a server would not fit."""
+    asked: list[int] = []
+
+    def on_threads(plan: Plan, rows: int, threads: int, progress: Progress | None) -> OnThreads:
+        asked.append(threads)
+        return OnThreads(plan, rows, threads, progress)
+
+    monkeypatch.setattr(similarity_distance, "OnThreads", on_threads)
+    f, y = faces_of([3] * 30)
+    for arrays in (TorchArrays("cpu"), NumpyArrays()):
+        similarity_distances(InMemory(f), group_by_identity(y), arrays=arrays, threads=64)
+    assert asked == [4, 64]

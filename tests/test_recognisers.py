@@ -206,15 +206,6 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
         load_recogniser(str(network(tmp_path / "tiny.onnx")), device="cuda:99")
 
 
-def test_a_gpu_that_onnxruntime_cannot_use(tmp_path: Path) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(UserError, match="this onnxruntime has no CUDA; use --device cpu"):
-        open_onnx(network(tmp_path / "tiny.onnx"), "cuda:0")
-
-
 def embedder(path: Path, side: int = 112) -> Path:
     """A recogniser of layers that torch knows, down to a BatchNorm of the embedding."""
     make = Maker(("N", 3, side, side))
@@ -263,3 +254,32 @@ def test_what_is_wrong_with_it_is_said_in_either_way(tmp_path: Path, precision: 
     small = embedder(tmp_path / "small.onnx", 96)
     with pytest.raises(UserError, match=r"small\.onnx: takes input \['N', 3, 96, 96\]; a recogn"):
         load_recogniser(str(small), device="cpu", precision=precision)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_gpu_that_onnxruntime_cannot_use(
+    packed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """onnxruntime without CUDA, or `packed` with it where CUDA's own libraries are missing."""
+    import onnxruntime
+
+    known = ["CPUExecutionProvider"] + ["CUDAExecutionProvider"] * packed
+    session = onnxruntime.InferenceSession  # asked for a CUDA it cannot load, it takes the CPU
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *of, providers: session(*of, providers=["CPUExecutionProvider"]),
+    )
+    monkeypatch.setattr("models.onnx_files.nvidia_driver", lambda: True)
+    path = network(tmp_path / "tiny.onnx")
+    with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA, or not"):
+        open_onnx(path, "cuda:0")
+    open_onnx(path, "auto")
+    assert "runs on the CPU: this onnxruntime has no CUDA" in capsys.readouterr().err
+    monkeypatch.setattr("models.onnx_files.nvidia_driver", lambda: False)
+    open_onnx(path, "auto")
+    assert "runs on the CPU" not in capsys.readouterr().err

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import cv2
@@ -234,9 +235,10 @@ def test_all_faces_interrupted_keeps_what_was_scored(
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        return network(crops)
+        return network.begin(crops)
 
-    scores, interrupted = scoring.score(faces, 2, cast(QualityModel, stopped))
+    stopping = cast(QualityModel, SimpleNamespace(begin=stopped))
+    scores, interrupted = scoring.score(faces, 2, stopping)
     assert interrupted and scores.values[0] == pytest.approx(20)
     assert len(scores.values) == len(faces) == 2  # the second photo was not reached
     assert scores.status(1) == "not scored: interrupted"

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dataset import command_line
 from dataset.command_line import EXIT_DONE, EXIT_USAGE, EXIT_USER_ERROR
 
 ROOT = Path(__file__).parent.parent
@@ -126,3 +128,21 @@ def test_a_reader_who_leaves_is_no_error(tmp_path: Path, start_script: Callable[
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == EXIT_DONE
+
+
+def test_a_full_gpu_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB"
+        )
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as left:
+        command_line.run_script(main)
+    assert left.value.code == EXIT_USER_ERROR
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory: use a smaller --batch-size, a GPU with more memory, or "
+        "--device cpu\n"
+    )

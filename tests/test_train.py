@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -22,8 +23,11 @@ import torch
 import tyro
 
 from dataset.command_line import UserError
+from dataset.images import read_face
 from evaluation.areas import areas
 from evaluation.calibration import held_out_curve
+from models.device import Compute
+from models.quality import load_quality_model
 from train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,9 +52,9 @@ def stats(folder: Path, name: str = "sdd_fiqa") -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def network(folder: Path, name: str, file: str) -> dict[str, torch.Tensor]:
+def network(folder: Path, name: str, file: str) -> dict[str, Any]:
     path = folder / "checkpoints" / name / file
-    loaded: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
 
 
@@ -143,6 +147,33 @@ def test_killed_at_three_moments_it_ends_the_same(
     assert timeless[0] == timeless[1]
 
 
+def test_in_half_precision_the_loss_scale_is_kept_too(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU without bf16; a run that began in another precision has no scale to keep."""
+    monkeypatch.chdir(faces)
+    monkeypatch.setattr("train.StopRequest", lambda: SimpleNamespace(asked=False))
+    # A CPU's float16 takes minutes; the scale does not ask where the gradients come from.
+    monkeypatch.setattr(Compute, "autocast", lambda _: torch.autocast("cpu", enabled=False))
+
+    def run(name: str, epochs: int, dtype: torch.dtype) -> dict[str, Any]:
+        compute = Compute(torch.device("cpu"), dtype)
+        monkeypatch.setattr("train.choose_compute", lambda *_: compute)
+        arguments = [*TINY, "--dropout", "0.5", "--clip-norm", "9", "--val-identities", "0.3"]
+        arguments += ["--epochs", str(epochs), "--checkpoints-name", name]
+        assert tyro.cli(main, args=arguments) == 0
+        return network(faces, name, "last.ckpt")
+
+    whole = run("half", 2, torch.float16)
+    run("halves", 1, torch.float16)
+    parts = run("halves", 2, torch.float16)
+    assert whole["scaler"] == parts["scaler"] and whole["scaler"]["_growth_tracker"] <= 12
+    for key, value in whole["network"].items():
+        assert torch.equal(value, parts["network"][key]), key
+    assert run("mixed", 1, torch.float32)["scaler"] == {}
+    assert run("mixed", 2, torch.float16)["scaler"]["scale"] > 0
+
+
 def test_two_processes_draw_the_curve_of_one(plain: Path, train: Run) -> None:
     arguments = [*TINY, "--val-identities", "0.3", "--checkpoints-name", "two"]
     done = train(*arguments, "--batch-size", "2", "--sync-bn", cwd=plain, processes=2)
@@ -206,7 +237,15 @@ def test_two_nodes_train_together(plain: Path) -> None:
     ended = [node.communicate(timeout=300) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ended
     assert sum("4 images a step in all" in out for out, _ in ended) == 1
-    assert [line["epoch"] for line in stats(plain, "nodes") if "mae" in line] == [1]
+    (measured,) = [line for line in stats(plain, "nodes") if "mae" in line]
+    assert measured["epoch"] == 1
+    # What is measured is the network that is saved, though each process has its own BatchNorms.
+    folder = plain / "checkpoints/nodes"
+    held_out = [line.split("\t") for line in (folder / "held_out.txt").read_text().splitlines()]
+    faces = np.stack([read_face(plain / path) for path, _ in held_out])
+    scores = load_quality_model(folder / "net_1epoch.pth", device="cpu", precision="fp32")(faces)
+    errors = np.abs(scores - [float(label) for _, label in held_out])
+    assert measured["mae"] == pytest.approx(errors.mean(), rel=1e-5)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(faces: Path, start_script: Start) -> None:

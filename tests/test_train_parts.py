@@ -14,6 +14,7 @@ from torch import nn
 from dataset.command_line import UserError
 from dataset.training_list import drawn_shares, epoch_flips, epoch_order, read_training_list
 from models.checkpoints import read_resume, save_resume
+from models.networks import build_network
 from models.prelu import PReLU
 from models.sync_norm import with_shared_statistics
 from train import point_losses
@@ -127,7 +128,7 @@ def test_shared_statistics_are_batch_norms(tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
     shared = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double()
     shared.load_state_dict(plain.state_dict())
-    with_shared_statistics(shared)
+    with_shared_statistics(shared, torch.device("cpu"))
     shared.double()
     x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -140,6 +141,15 @@ def test_shared_statistics_are_batch_norms(tmp_path: Path) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6, msg=name)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[name].to(value), value, rtol=1e-5, atol=1e-6)
+
+
+def test_on_gpus_shared_statistics_are_torchs_own() -> None:
+    plain = build_network("MFN")
+    keys = list(plain.state_dict())
+    shared = with_shared_statistics(plain, torch.device("cuda", 0))
+    norms = [module for module in shared.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert len(norms) > 40 and not any(type(m) is nn.BatchNorm2d for m in shared.modules())
+    assert list(shared.state_dict()) == keys
 
 
 def test_losses_are_their_formulas() -> None:
