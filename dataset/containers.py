@@ -75,12 +75,12 @@ def read_run(paths: Sequence[str]) -> Iterable[Content | None]:
 
     None for every image that is to be had by `read_bytes`, as those in files of their own are.
     """
-    file = paths[0].rpartition("#")[0]
+    file, _, member = paths[0].rpartition("#")
     slot = _slots.get(file)
     if slot is not None and slot.container is not None:
-        inside = file + "#"
-        members = [path.removeprefix(inside) for path in paths]
-        if sum(map(len, members)) + len(paths) * len(inside) == sum(map(len, paths)):
+        members = "\0".join(paths).split(f"\0{file}#")  # at once: no path holds a zero byte
+        if len(members) == len(paths):
+            members[0] = member
             return slot.container.read_run(members)
     return repeat(None, len(paths))
 
