@@ -16,9 +16,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import repeat
 
+import numpy as np
+import numpy.typing as npt
+
 from dataset.command_line import UserError
 from dataset.storage import UnreadableImage, read_file, retried
 
+Content = bytes | npt.NDArray[np.uint8]  # of an image file; an array is a part of a larger block
 CONTAINER_SUFFIXES = (".rec", ".tar", ".bin")
 
 _MEMBER = re.compile(r"(.+?\.(?:rec|tar|bin))#(.+)", re.DOTALL)
@@ -31,7 +35,7 @@ class Container(ABC):
     def read(self, member: str) -> bytes:
         """The bytes of one image; raises UnreadableImage."""
 
-    def read_run(self, members: Sequence[str]) -> Iterable[bytes | None]:
+    def read_run(self, members: Sequence[str]) -> Iterable[Content | None]:
         """What one read gives of several images; None: `read` must be asked."""
         return repeat(None, len(members))
 
@@ -66,17 +70,17 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return open_container(parts[0]).read(parts[1])
 
 
-def read_run(paths: Sequence[str]) -> Iterable[bytes | None]:
+def read_run(paths: Sequence[str]) -> Iterable[Content | None]:
     """Of images listed one after the other, what their container gives in one read.
 
     None for every image that is to be had by `read_bytes`, as those in files of their own are.
     """
-    file = paths[0].rpartition("#")[0]
+    file, _, member = paths[0].rpartition("#")
     slot = _slots.get(file)
     if slot is not None and slot.container is not None:
-        inside = file + "#"
-        members = [path.removeprefix(inside) for path in paths]
-        if sum(map(len, members)) + len(paths) * len(inside) == sum(map(len, paths)):
+        members = "\0".join(paths).split(f"\0{file}#")  # at once: no path holds a zero byte
+        if len(members) == len(paths):
+            members[0] = member
             return slot.container.read_run(members)
     return repeat(None, len(paths))
 

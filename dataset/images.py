@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers import read_bytes
+from dataset.containers import Content, read_bytes
 from dataset.storage import UnreadableImage as UnreadableImage
 
 MAX_PIXELS = 1 << 27  # 134 megapixels: above any camera, far below what would exhaust memory
@@ -73,11 +73,11 @@ def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:
     return content.tobytes()
 
 
-def decode_image(content: bytes) -> Image:
+def decode_image(content: Content) -> Image:
     """As `read_image`, from the bytes of an image file."""
-    if not content:
+    if not len(content):
         raise UnreadableImage("is empty (0 bytes)")
-    buffer = np.frombuffer(content, np.uint8)
+    buffer = content if isinstance(content, np.ndarray) else np.frombuffer(content, np.uint8)
     flags = cv2.IMREAD_UNCHANGED if _has_alpha(content) else cv2.IMREAD_COLOR_RGB
     try:
         pixels = cv2.imdecode(buffer, flags)
@@ -110,8 +110,11 @@ def read_face(path: str | os.PathLike[str]) -> Image:
     return resize_face(read_image(path))
 
 
-def _has_alpha(content: bytes) -> bool:
+def _has_alpha(content: Content) -> bool:
     """Whether a PNG or WebP file says that it holds transparency."""
+    if content[0] not in b"\x89R":
+        return False
+    content = bytes(content)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         # Colour types 4 and 6 have an alpha channel; others may name transparent colours.
         return content[25:26] in (b"\4", b"\6") or b"tRNS" in content[: content.find(b"IDAT")]

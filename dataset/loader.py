@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import Stalled
-from dataset.containers import prepare, read_run
+from dataset.containers import Content, prepare, read_run
 from dataset.images import FACE_SIZE, UnreadableImage, decode_image, read_image, resize_face
 from dataset.lists import Table
 from dataset.threads import own_cores
@@ -28,7 +28,7 @@ STALL_SECONDS = 300.0  # well above a chunk of reads that are all tried to the l
 _STALL_SLICES = 10
 
 _Result = TypeVar("_Result")
-Contents = Callable[[Sequence[str]], Iterable[bytes | None]]
+Contents = Callable[[Sequence[str]], Iterable[Content | None]]
 
 
 @dataclass

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from dataset.storage import File, UnreadableImage
 
@@ -129,19 +132,29 @@ class Window:
         return self.block[at : at + size]
 
 
-def plain_images(block: bytes, bounds: Iterable[tuple[int, int]]) -> list[bytes | None]:
-    """The image in block[begin:end] of each of `bounds`.
+def plain_images(
+    block: bytes, bounds: Sequence[int], rows: Sequence[int]
+) -> list[npt.NDArray[np.uint8] | None]:
+    """The images of some records, as parts of the block that holds them.
 
     Most records are whole and have one finite label; None where one is not, or is damaged.
+
+    Args:
+        block: a file's bytes from where the first of these records begins.
+        bounds: where each record of the file begins, and where the last one ends.
+        rows: which records.
     """
-    images: list[bytes | None] = []
-    for begin, end in bounds:
+    content, size = np.frombuffer(block, np.uint8), len(block)
+    first = bounds[rows[0]]
+    images: list[npt.NDArray[np.uint8] | None] = []
+    for row in rows:
+        begin, end = bounds[row] - first, bounds[row + 1] - first
         image = None
-        if begin + _IMAGE < end <= len(block):
+        if 0 <= begin < end - _IMAGE and end <= size:
             magic, length, flag, label = _unpack_plain(block, begin)
             stop = begin + 8 + length  # beyond any end where it is a part of a record
             if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
-                image = block[begin + _IMAGE : stop]
+                image = content[begin + _IMAGE : stop]
         images.append(image)
     return images
 

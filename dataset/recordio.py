@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.command_line import UserError, note
-from dataset.containers import Container
+from dataset.containers import Container, Content
 from dataset.files import replacing
 from dataset.record_format import (
     HEADER,
@@ -85,17 +85,17 @@ class RecordFile(Container):
         if not (member.isascii() and member.isdigit()):
             raise UnreadableImage(f"{member!r} is no record key, a whole number")
         row = self._row(int(member))
-        offset, size = self._bounds[row], self._bounds[row + 1] - self._bounds[row]
-        if 0 < size <= MAX_PART:
-            (image,) = plain_images(self.file.read(offset, size), [(0, size)])
-            if image:
-                return image
+        begin, end = self._bounds[row], self._bounds[row + 1]
+        if 0 < end - begin <= MAX_PART:
+            (image,) = plain_images(self.file.read(begin, end - begin), self._bounds, [row])
+            if image is not None:
+                return image.tobytes()
         record = self._at(row, self.file.read)  # every other case, and every damage
         if not record.image:
             raise UnreadableImage(f"record {record.key} at offset {record.offset} holds no image")
         return record.image
 
-    def read_run(self, members: Sequence[str]) -> Iterable[bytes | None]:
+    def read_run(self, members: Sequence[str]) -> Iterable[Content | None]:
         """Of images that stand close together in the file, what a single read gives.
 
         None for every image that is no ordinary record: `read` gives it, or says what is wrong.
@@ -103,29 +103,25 @@ class RecordFile(Container):
         nothing = repeat(None, len(members))
         if not (joined := "".join(members)).isascii() or not joined.isdigit():
             return nothing
-        bounds, shift = self._bounds, self._first_key
+        shift = self._first_key
         try:
             if shift is None:
                 rows = [self._row(int(member)) for member in members]
             else:
                 rows = [int(member) - shift for member in members]
-            begins = [bounds[row] for row in rows]
-            stops = [bounds[row + 1] for row in rows]
-        except (IndexError, ValueError):  # an empty name, or a key that is not there
+        except ValueError:  # an empty name, or a key that is not there
             return nothing
-        if min(rows) < 0:
+        first, last = rows[0], rows[-1]
+        if not 0 <= first <= last < min(len(self.keys), first + 2 * len(rows)):
             return nothing
-        first = begins[0]
-        size = max(stops) - first
-        if min(begins) < first or not 0 < size <= min(_RUN, 2 * (sum(stops) - sum(begins))):
-            return nothing
+        begin, end = self._bounds[first], self._bounds[last + 1]
+        if min(rows) < first or max(rows) > last or not 0 < end - begin <= _RUN:
+            return nothing  # the block would miss some; and a row below 0 counts from the end
         try:
-            block = self.file.read(first, size)
+            block = self.file.read(begin, end - begin)
         except UnreadableImage:
             return nothing
-        return plain_images(
-            block, [(a - first, b - first) for a, b in zip(begins, stops, strict=True)]
-        )
+        return plain_images(block, self._bounds, rows)
 
     def record(self, key: int) -> Record:
         """The record of a key.

@@ -19,7 +19,7 @@ from dataset.images import UnreadableImage, read_image  # isort: skip
 import cv2
 
 from dataset.command_line import UserError
-from dataset.containers import close_container, read_bytes, split_member
+from dataset.containers import close_container, read_bytes, read_run, split_member
 from dataset.lists import read_labelpath, read_table
 from dataset.loader import batches
 from dataset.packing import pack_records
@@ -324,6 +324,22 @@ def test_which_paths_name_members(tmp_path: Path) -> None:
     (tmp_path / "bad.bin").write_bytes(b"x")
     with pytest.raises(UnreadableImage, match="is not a pickled set of pairs"):
         read_image(tmp_path / "bad.bin#0")
+
+
+def test_only_images_of_one_container_are_read_in_one_go(tmp_path: Path) -> None:
+    path, other = f"{tmp_path}/a.rec", f"{tmp_path}/b.rec"
+    for name in (path, other):
+        with RecordWriter(name) as records:
+            for key in range(10):
+                records.add((0.0,), f"{name} {key}".encode())
+        assert read_bytes(f"{name}#0") == f"{name} 0".encode()  # now it is open
+    run = [f"{path}#{key}" for key in range(10)]
+    together = [bytes(image) for image in read_run(run) if image is not None]
+    assert together == [read_bytes(name) for name in run]
+    for odd in (f"{other}#2", "2.jpg", f"{path}#", f"{path}##2", f"{path}#2.jpg", f"x{path}#2"):
+        assert list(read_run([f"{path}#1", odd])) == [None, None]
+        assert list(read_run([odd, f"{path}#1"])) == [None, None]
+    assert list(read_run([f"{path}#1", f"2{path}#2", f"{path}#3"])) == [None] * 3
 
 
 def test_a_closed_container_is_read_anew(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def difference(content: bytes) -> int:
     ours, theirs = decode_image(content), by_pillow(content)
     assert ours.dtype == np.uint8
     assert ours.shape == theirs.shape
+    block = np.frombuffer(b"RIF" + content + b"\0", np.uint8)
+    assert np.array_equal(decode_image(block[3:-1]), ours)  # as a part of a container
     return int(np.abs(ours - theirs).max())
 
 
@@ -176,8 +178,10 @@ def test_more_pixels_than_any_camera_has_are_refused() -> None:
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 0.999])
 def test_truncated_images_are_refused(make_face: Any, kind: Any, share: Any) -> None:
     content = encode(Image.fromarray(np.hstack([make_face(0, 0), make_face(0, 1)])), kind)
-    with pytest.raises(UnreadableImage):
-        decode_image(content[: int(len(content) * share) - 1])
+    size = int(len(content) * share) - 1
+    for truncated in (content[:size], np.frombuffer(content, np.uint8)[:size]):
+        with pytest.raises(UnreadableImage):
+            decode_image(truncated)
     assert decode_image(content).shape == (112, 224, 3)
 
 

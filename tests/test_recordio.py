@@ -61,6 +61,11 @@ def written(folder: Path, with_index: bool = True) -> Path:
     return path
 
 
+def run_of(records: RecordFile, *keys: int | str) -> list[bytes | None]:
+    run = records.read_run([str(key) for key in keys])
+    return [None if image is None else bytes(image) for image in run]
+
+
 @pytest.mark.parametrize("with_index", [True, False])
 def test_a_file_assembled_by_hand_is_read(tmp_path: Path, with_index: bool) -> None:
     path = written(tmp_path, with_index)
@@ -130,8 +135,9 @@ def test_round_trip_in_any_order(
     order = list(range(len(images)))
     rng.shuffle(order)
     assert [back.read(str(key)) for key in order] == [images[key] for key in order]
-    run = back.read_run([str(key) for key in order])
+    run = run_of(back, *order)
     assert all(found in (None, images[key]) for key, found in zip(order, run, strict=True))
+    assert run_of(back, *sorted(order)) == images
     in_order = [record for _, record in back.records()]
     assert [not isinstance(r, Damaged) and r.image for r in in_order] == images
     index = index_path(path).read_bytes()
@@ -165,7 +171,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, damag
     with pytest.raises(Damaged, match=rf"record 2 at offset {offsets[2]}: .*{message}"):
         records.read("2")
     assert [records.read(str(key)) for key in (1, 3)] == [images[0], images[2]]
-    assert list(records.read_run(["1", "2", "3"])) == [images[0], None, images[2]]
+    assert run_of(records, 1, 2, 3) == [images[0], None, images[2]]
     kinds = [isinstance(record, Damaged) for _, record in records.records()]
     assert kinds == [False, False, True, False, False, False]
     # Without an index a scan finds the same records, under the same keys.
@@ -194,18 +200,38 @@ def test_records_that_stand_together_are_read_in_one_go(
 
     monkeypatch.setattr(back.file, "read", counted)
 
-    def run(*keys: int) -> list[bytes | None]:
-        return list(back.read_run([str(key) for key in keys]))
+    assert run_of(back, *range(16, 32)) == images[16:]  # the last record included
+    assert run_of(back, 3, 4, 7, 6, 8) == [images[key] for key in (3, 4, 7, 6, 8)]  # with a gap
+    assert len(reads) == 2
+    assert run_of(back, 0, 9) == [None, None]  # too far apart: it would read what nobody wants
+    assert run_of(back, 5, 4) == [None, None]
+    assert run_of(back, 31, 32) == [None, None]
+    assert run_of(back, 29, 32, 31) == [None, None, None]
+    for odd in ("", "\u0662", "x", "1_0", "+1"):
+        assert run_of(back, 1, odd) == [None, None]
+    assert len(reads) == 2
 
-    assert run(*range(16, 32)) == images[16:]  # the last record included
-    assert run(3, 4, 7, 6, 8) == [images[key] for key in (3, 4, 7, 6, 8)]  # with a gap
-    assert len(reads) == 2
-    assert run(0, 9) == [None, None]  # too far apart: it would read what nobody wants
-    assert run(5, 4) == [None, None]
-    assert run(31, 32) == [None, None]
-    for odd in ("", "\u0662", "x"):
-        assert list(back.read_run(["1", odd])) == [None, None]
-    assert len(reads) == 2
+
+def test_keys_before_the_first_are_no_records_counted_from_the_end(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "a.rec") as records:
+        for key in (5, 6, 7):
+            records.add((0.0,), b"%d" % key, key)
+    back = RecordFile(tmp_path / "a.rec")
+    assert run_of(back, 5, 6, 7) == [b"5", b"6", b"7"]
+    for key in (3, 4):
+        assert run_of(back, 5, key, 7) == [None] * 3
+        assert run_of(back, key, 7) == [None] * 2
+
+
+def test_records_that_stand_in_another_order_than_their_keys(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "a.rec") as records:
+        for key in (1, 0, 2, 3):
+            records.add((0.0,), b"%d" % key, key)
+    back = RecordFile(tmp_path / "a.rec")
+    images = [b"0", b"1", b"2", b"3"]
+    assert [back.read(str(key)) for key in range(4)] == images
+    run = run_of(back, 0, 1, 2, 3)
+    assert all(found in (None, image) for found, image in zip(run, images, strict=True))
 
 
 def test_a_file_cut_off_loses_its_last_record_only(tmp_path: Path) -> None:
@@ -213,7 +239,7 @@ def test_a_file_cut_off_loses_its_last_record_only(tmp_path: Path) -> None:
     data, offsets, images = by_hand()
     path.write_bytes(data[: offsets[3] + 20])
     records = RecordFile(path)
-    assert list(records.read_run(["1", "2", "3", "4"])) == [images[0], None, None, None]
+    assert run_of(records, 1, 2, 3, 4) == [images[0], None, None, None]
     assert records.read("2") == images[1]
     with pytest.raises(UnreadableImage, match="beyond the end of the file"):
         records.read("3")
