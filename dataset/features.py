@@ -1,4 +1,4 @@
-"""Writing embeddings of a list so that a killed run loses one batch at most.
+"""Writing embeddings of a list so that a killed run loses the batches in flight at most.
 
 Rows go straight to their place in `Embedding_Features.npy.part`; after each batch a journal says
 which rows are there. When all are, the parts take their final names and the .json beside them is

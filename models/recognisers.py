@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -64,6 +65,9 @@ class Recogniser(Protocol):
 
     def embed(self, faces: Faces) -> Embeddings:
         """(B, 112, 112, 3) uint8 RGB -> (B, D) float32, not normalised."""
+
+    def begin(self, faces: Faces) -> Callable[[], Embeddings]:
+        """As `embed`, but what is returned waits for the embeddings: a GPU works on meanwhile."""
 
 
 def load_recogniser(
@@ -170,14 +174,13 @@ class _TorchRecogniser:
         self.about = {**about, "precision": f"{compute.device.type} {self._compute.name}"}
 
     def embed(self, faces: Faces) -> Embeddings:
-        return self._embed(faces, half=True)
+        return self.begin(faces)()
 
-    def _embed(self, faces: Faces, half: bool) -> Embeddings:
+    def begin(self, faces: Faces, half: bool = True) -> Callable[[], Embeddings]:
         import torch
 
         with torch.inference_mode(), self._compute.autocast() if half else nullcontext():
-            out: Embeddings = self._model(self._compute.put(faces)).float().cpu().numpy()
-        return out
+            return self._compute.fetch(self._model(self._compute.put(faces)).float())
 
     def _half_is_close(self, probe: Faces) -> bool:
         """Whether bf16 leaves the embeddings of some faces where float32 has them.
@@ -186,7 +189,7 @@ class _TorchRecogniser:
         """
         if self._compute.name == "fp32" or not len(probe):
             return True
-        half, full = self._embed(probe, half=True), self._embed(probe, half=False)
+        half, full = self.begin(probe)(), self.begin(probe, half=False)()
         lengths = np.linalg.norm(half, axis=1) * np.linalg.norm(full, axis=1)
         return bool(np.all(np.sum(half * full, axis=1) >= MIN_COSINE * lengths))
 
@@ -220,7 +223,7 @@ class _OnnxRecogniser:
                 f"{path}: gives an output of shape {probe.shape}, not (N, {wants.dimension or 'D'})"
             )
         self.dimension = int(probe.shape[1])
-        self.batch_size = 64
+        self.batch_size = 512 if network.on_gpu else 64
         described = {**asdict(wants), "dimension": self.dimension}
         self.about = {
             "weights": name,
@@ -230,9 +233,13 @@ class _OnnxRecogniser:
         }
 
     def embed(self, faces: Faces) -> Embeddings:
+        return self.begin(faces)()
+
+    def begin(self, faces: Faces) -> Callable[[], Embeddings]:
         step = self._at_once or len(faces)
         parts = [faces[start : start + step] for start in range(0, len(faces), step)]
-        return np.concatenate(list(self._pool.map(self._run, parts)))
+        embeddings = self._pool.map(self._run, parts)  # begun
+        return lambda: np.concatenate(list(embeddings))
 
     def _run(self, faces: Faces) -> Embeddings:
         count = len(faces)

@@ -10,6 +10,7 @@ goes on where it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +20,9 @@ from tqdm import tqdm
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
 from dataset.features import FeatureWriter
 from dataset.lists import LABELPATH, Table, read_table
-from dataset.loader import batches
+from dataset.loader import Batch, batches
 from models.backbones import Backbone
-from models.recognisers import Faces, Recogniser, load_recogniser
+from models.recognisers import Embeddings, Faces, Recogniser, load_recogniser
 from models.world import World, join_world
 
 PROBED = 8  # faces on which bf16 is compared with float32
@@ -112,14 +113,23 @@ def run(
     rows = rows[rows < len(table)]
     writer.open(world.rank)
     bar = tqdm(total=len(rows), desc="embed", unit=" images", disable=not world.first)
+
+    def finish(batch: Batch, waiting: list[Callable[[], Embeddings]]) -> None:
+        embeddings = np.mean([wait() for wait in waiting], axis=0)
+        writer.write(int(batch.rows[0]), np.asarray(embeddings), batch.failures)
+        bar.update(len(batch.rows))
+
+    begun: tuple[Batch, list[Callable[[], Embeddings]]] | None = None
     try:
         for batch in batches(table, rows, size, num_workers):
-            embeddings = recogniser.embed(batch.faces)
+            waiting = [recogniser.begin(batch.faces)]
             if flip:
-                mirrored = np.ascontiguousarray(batch.faces[:, :, ::-1])
-                embeddings = np.float32(0.5) * (embeddings + recogniser.embed(mirrored))
-            writer.write(int(batch.rows[0]), embeddings, batch.failures)
-            bar.update(len(batch.rows))
+                waiting.append(recogniser.begin(np.ascontiguousarray(batch.faces[:, :, ::-1])))
+            if begun is not None:
+                finish(*begun)  # one batch late: a GPU has the next one already
+            begun = batch, waiting
+        if begun is not None:
+            finish(*begun)
     finally:
         bar.close()
         writer.close()
