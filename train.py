@@ -18,6 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+from models.world import World, join_world  # first: how torch's threads wait is set with it
+
+# isort: split
 import numpy as np
 import torch
 import tyro
@@ -57,7 +60,6 @@ from models.ridge import fit_head
 from models.starts import start_network
 from models.sync_norm import with_shared_statistics
 from models.training_log import Log
-from models.world import World, join_world
 from train_config import TrainConfig
 
 
