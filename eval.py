@@ -10,6 +10,7 @@ writes scores.csv: path, score, status, in the order of the input.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -182,7 +183,14 @@ def write(out: str, faces: Faces, scores: Scores, meaning: Meaning) -> None:
     """Writes the CSV file, or stdout where `out` is -."""
     columns = [*meaning.columns(scores.values), *faces.columns()]
     if out == "-":
-        write_scores(sys.stdout, faces.paths(), scores, columns)
+        try:
+            write_scores(sys.stdout, faces.paths(), scores, columns)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise  # the reader has seen enough
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+            raise UserError(f"--out -: cannot be written ({error.strerror or error})") from error
         return
     with replacing(out) as file:
         write_scores(file, faces.paths(), scores, columns)

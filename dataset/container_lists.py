@@ -69,6 +69,7 @@ def container_images(container: str, left_out: LeftOut) -> Iterator[str]:
         if container.endswith(".rec"):
             records = open_container(container)
             assert isinstance(records, RecordFile)
+            _note_damages(container, records, left_out)
             for key, _ in records.images():
                 yield f"{container}#{key}"
         elif container.endswith(".tar"):
@@ -126,8 +127,7 @@ def write_pairs(container: str, path: Path) -> int:
 def _records(container: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
     records = open_container(container)
     assert isinstance(records, RecordFile)
-    for offset, what in records.damages.items():
-        left_out.trouble("damaged places", f"{container}: offset {offset}: {what}")
+    _note_damages(container, records, left_out)
     images = 0
     for key, record in records.images():
         images += 1
@@ -144,6 +144,12 @@ def _records(container: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
             "files whose first record announces another number of images",
             f"{container}: {announced} announced, {images} found",
         )
+
+
+def _note_damages(container: str, records: RecordFile, left_out: LeftOut) -> None:
+    """What the scan for a missing index found damaged, and the index therefore does not name."""
+    for offset, what in records.damages.items():
+        left_out.trouble("damaged places", f"{container}: offset {offset}: {what}")
 
 
 def _listed_records(

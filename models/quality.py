@@ -67,10 +67,13 @@ class QualityModel:
 
     def begin(self, faces: npt.NDArray[np.uint8] | Tensor) -> Callable[[], Scores]:
         """As a call, but what is returned waits for the scores: a GPU works on meanwhile."""
-        array = np.asarray(faces.detach().cpu() if hasattr(faces, "detach") else faces)
-        if array.dtype != np.uint8:
+        kind = str(getattr(faces, "dtype", "")).removeprefix("torch.")
+        if not kind or kind == "uint8":  # numpy does not know all of torch's kinds
+            array = np.asarray(faces.detach().cpu() if hasattr(faces, "detach") else faces)
+            kind = str(array.dtype)
+        if kind != "uint8":
             raise TypeError(
-                f"expected {_FORMS}, got dtype {array.dtype}; pass the pixels as they are, 0..255: "
+                f"expected {_FORMS}, got dtype {kind}; pass the pixels as they are, 0..255: "
                 "the model normalises them itself"
             )
         allowed = (_SIDE, _SIDE, 3), (3, _SIDE, _SIDE)
@@ -84,7 +87,8 @@ class QualityModel:
             return lambda: np.empty(0, np.float32)
         size = self.batch_size  # larger batches are slower on a CPU, and may not fit a GPU
         parts = (array[start : start + size] for start in range(0, len(array), size))
-        waiting = [self._run(np.ascontiguousarray(part)) for part in parts]
+        # Writable, or torch warns; what PIL gives numpy is not.
+        waiting = [self._run(np.require(part, requirements=["C", "W"])) for part in parts]
         return lambda: np.concatenate([scores() for scores in waiting])
 
 

@@ -310,6 +310,16 @@ def test_a_damaged_record_is_scored_as_an_unreadable_image(faces: Path, tmp_path
     }
 
 
+def test_what_a_scan_finds_damaged_is_left_out_of_the_scores(faces: Path, tmp_path: Path) -> None:
+    content = bytearray((faces / "faces.rec").read_bytes())
+    _, offsets = read_index(index_path(faces / "faces.rec"))
+    content[offsets[3] : offsets[3] + 4] = b"XXXX"
+    (tmp_path / "damaged.rec").write_bytes(content)
+    done = run(tmp_path, "eval.py", "damaged.rec", "--device", "cpu")
+    assert done.returncode == 3, done.stderr
+    assert f"left out: 1 damaged places: 'damaged.rec: offset {offsets[3]}: " in done.stderr
+
+
 def test_which_paths_name_members(tmp_path: Path) -> None:
     odd = tmp_path / "a.tar#b.jpg"
     odd.write_bytes(face(0))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import shutil
 import signal
 import subprocess
@@ -275,6 +276,18 @@ def test_the_published_format_round_trips(
     plain, mixed = values(read(here / "fp32.csv")), values(read(here / "bf16.csv"))
     assert np.abs(plain - mixed).max() < 1
     assert abs(plain[0] - plain[1]) > 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_one_line(
+    here: Path, weights: dict[str, Path], start_script: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    arguments = ("faces/id0/0.jpg", "--model", weights["quality"], "--device", "cpu", "--out", "-")
+    with open("/dev/full", "w") as full:
+        process = start_script("eval.py", *arguments, cwd=here, stdout=full)
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert errors == "error: --out -: cannot be written (No space left on device)\n"
 
 
 def test_streams(

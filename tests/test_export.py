@@ -246,11 +246,19 @@ def test_call_takes_both_layouts_arrays_and_tensors(model: Any) -> None:
     assert np.abs(model(faces[..., ::-1]) - scores).max() > 1  # BGR is another picture
 
 
+@pytest.mark.filterwarnings("error")
+def test_call_takes_pixels_that_cannot_be_written(model: Any) -> None:
+    faces = patterns(2)  # as numpy sees an image of PIL
+    faces.flags.writeable = False
+    assert model(faces).shape == (2,)
+
+
 @pytest.mark.parametrize(
     ("form", "error", "words"),
     [
         (lambda x: x.astype(np.float32), TypeError, "got dtype float32"),
         (lambda x: torch.from_numpy(x).float() / 255, TypeError, "normalises them itself"),
+        (lambda x: torch.from_numpy(x).bfloat16(), TypeError, "got dtype bfloat16"),
         (lambda x: x.astype(np.int64), TypeError, "got dtype int64"),
         (lambda x: x[0], ValueError, r"one face is faces\[None\]"),
         (lambda x: x[..., 0], ValueError, r"got shape \(2, 112, 112\)"),
