@@ -134,7 +134,7 @@ def wrong_way_ragged(arrays: Arrays, p: Array, counts: Indices, n: Array, absent
     # Rows set 4 apart make one ascending sequence, so one search serves all rows.
     shelves = 4.0 * arrays.device(np.arange(rows, dtype=np.float64))
     below = xp.searchsorted((n + shelves[:, None]).ravel(), p + shelves[row])
-    below = below - row * width - skipped
+    below = arrays.double(below - row * width - skipped)  # torch would divide in float32
     begins = xp.minimum(xp.maximum(below / present, begins), ends)
     n = xp.where(n < -1.5, 0.0, n)
     sums = n.cumsum(1)
