@@ -52,7 +52,9 @@ class RecordFile(Container):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens it with its .idx; where that is missing, it is rebuilt by one scan, and kept.
+        """Opens it with its .idx; where that is missing, it is rebuilt by one scan.
+
+        The rebuilt one is kept if the scan found no damage.
 
         Raises:
             UserError: the .idx is not one, or there is no record in the file.
@@ -209,10 +211,13 @@ class RecordFile(Container):
             raise UserError(f"{self.file.path}: holds no record; is it an InsightFace .rec file?")
         arrays = np.array(keys, np.int64), np.array(offsets, np.int64)
         done = f"{index}: was missing; {len(keys)} records found by one scan"
-        try:
-            write_index(index, *arrays)
-        except UserError:
-            done += " (the folder cannot be written: every process will scan)"
+        if self.damages:  # an index names records only: no later run would tell of the damage
+            done += "; not kept, as the file is damaged"
+        else:
+            try:
+                write_index(index, *arrays)
+            except UserError:
+                done += " (the folder cannot be written: every process will scan)"
         note(done)
         for offset, what in list(self.damages.items())[:5]:
             note(f"{self.file.path}: offset {offset}: {what}; skipped")
