@@ -42,7 +42,7 @@ from models.device import choose_compute
 from models.graph import GraphNetwork
 from models.networks import FaceModel
 from models.parts import FLOOR
-from models.ridge import Ridge, below_floor, strengths
+from models.ridge import Ridge, below_floor, features_of
 from models.starts import start_network
 
 Floats = npt.NDArray[np.float32]
@@ -114,7 +114,7 @@ def people_of(table: Table) -> npt.NDArray[np.str_]:
 
 
 def trunk_features(start: str, table: Table, folder: Path) -> Floats:
-    """How strongly the channels of the trunk's last map respond to each face: (N, C) float32.
+    """What a head sees of each face on a trunk's last map: (N, D) float32.
 
     Kept in a file named after the trunk and the list's sha256: another list is another file.
     """
@@ -127,13 +127,14 @@ def trunk_features(start: str, table: Table, folder: Path) -> Floats:
     assert isinstance(network, GraphNetwork)
     network.quality = torch.nn.Sequential()  # nothing: the trunk's map comes out
     model = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
-    found = np.zeros((len(table), network.graph["map"][0]), np.float32)
+    dimension = features_of(torch.zeros(1, *network.graph["map"])).shape[1]
+    found = np.zeros((len(table), dimension), np.float32)
     with torch.inference_mode(), compute.autocast():
         rows = np.arange(len(table), dtype=np.int64)
         for batch in tqdm(batches(table, rows, 16, None), desc=path.name, total=len(table) // 16):
             if batch.failures:
                 raise UserError(f"{table.file}: {next(iter(batch.failures.values()))}")
-            found[batch.rows] = strengths(model(compute.put(batch.faces))).cpu().numpy()
+            found[batch.rows] = features_of(model(compute.put(batch.faces))).cpu().numpy()
     with replacing(path, "wb") as file:
         np.save(file, found)
     return found

@@ -13,10 +13,11 @@ from models.networks import FaceModel
 from models.parts import FLOOR, floor_of
 from models.world import World
 
-# Weight of the slopes' squares, as a share of the features' mean variance. Of five between .1 and
-# 1, .5 ranks the faces of unseen people best, by a hair (SFace, 131 people in five folds;
-# docs/model.md).
-PENALTY = 0.5
+# Weight of the slopes' squares, as a share of the features' variances together. Of five between
+# 1/10,000 and 1/1,000 this ranks the faces of unseen people best, by a hair (SFace's 1,024
+# features, 131 people in five folds; docs/model.md).
+PENALTY = 1 / 2048
+_WHOLE = 4096  # values of a map: up to so many the head sees it whole
 _LEAST_LABEL = 1.0  # the floor is reached at minus infinity only
 
 
@@ -46,19 +47,26 @@ class Ridge:
         means = self._sums[size] / total
         products = self._sums - total * torch.outer(means, means)
         squares = products[:size, :size]
-        shrink = penalty * squares.diagonal().mean()
+        shrink = penalty * squares.diagonal().sum()
         squares.diagonal().add_(shrink.clamp(min=1e-12))  # above 0 where nothing varies
         slopes = torch.linalg.solve(squares, products[:size, size + 1])
         return slopes, float(means[size + 1] - means[:size] @ slopes)
 
 
-def strengths(feature_map: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C) float32: how strongly each channel responds, mean |x|.
+def features_of(feature_map: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D) float32: what the head sees of a map.
 
-    Of a face that it knows, a trunk's channels say much, one way or the other; where in the face
-    they say it, and which way, tells people and poses apart rather than good pictures and bad.
+    How strongly each channel responds, mean |x|, (B, C): where in the face a channel responds, and
+    which way, tells people and poses apart rather than good pictures from bad ones. Of a small map,
+    w600k_mbf's 64 x 7 x 7, whose few channels say too little by that: all of it, (B, C x H x W).
     """
-    return feature_map.float().abs().mean((2, 3))
+    x = feature_map.float()
+    return x.flatten(1) if is_seen_whole(feature_map) else x.abs().mean((2, 3))
+
+
+def is_seen_whole(feature_map: Tensor) -> bool:
+    """Whether a head sees all values of a map, and not only the strengths of its channels."""
+    return feature_map[0].numel() <= _WHOLE
 
 
 def below_floor(labels: Tensor) -> Tensor:
@@ -76,9 +84,9 @@ def fit_head(
 ) -> None:
     """Gives a quality network a head fitted to the labels on its trunk's last map.
 
-    The head is linear in the map's strengths, with a floor below, and stands in the published
-    head's place: its PReLU slopes become -1, which makes |x| of x, and a channel's weight repeats
-    over the positions.
+    The head is linear in what it sees of the map (`features_of`), with a floor below, and stands in
+    the published head's place: its PReLU slopes become -1, which makes |x| of x, and a channel's
+    weight repeats over the positions; or 1, for a map that is seen whole.
 
     Args:
         model: a FaceModel whose head is floored (`models.parts.add_floor`); its trunk stays as it
@@ -97,7 +105,7 @@ def fit_head(
     for faces, labels, weights in examples:
         with compute.autocast():
             model(faces)
-        features = strengths(maps[-1])
+        features = features_of(maps[-1])
         if ridge is None:
             ridge = Ridge(features.shape[1], features.device)
         ridge.add(features, below_floor(labels), weights)
@@ -107,11 +115,14 @@ def fit_head(
     if world.size > 1:
         ridge.reduce()
     slopes, level = ridge.solve()
-    positions = maps[-1].shape[2] * maps[-1].shape[3]
+    whole = is_seen_whole(maps[-1])
+    if not whole:
+        positions = maps[-1].shape[2] * maps[-1].shape[3]
+        slopes = (slopes / positions).repeat_interleave(positions)
     prelu, linear = head[1], head[3]
     assert isinstance(prelu, nn.PReLU) and isinstance(linear, nn.Linear)
-    prelu.weight.fill_(-1)
-    linear.weight.copy_((slopes / positions).repeat_interleave(positions).view(1, -1))
+    prelu.weight.fill_(1 if whole else -1)
+    linear.weight.copy_(slopes.view(1, -1))
     linear.bias.fill_(level)
     if world.size > 1:  # each has solved it, and unlike devices round otherwise
         for tensor in (linear.weight, linear.bias):

@@ -11,9 +11,10 @@ from torch import nn
 
 from models.checkpoints import load_network, save_network
 from models.device import choose_compute
+from models.graph import GraphNetwork
 from models.networks import FaceModel, build_network, describe_network, quality_head
-from models.parts import FLOOR, add_floor
-from models.ridge import Ridge, below_floor, fit_head, strengths
+from models.parts import FLOOR, RGB, add_floor
+from models.ridge import Ridge, below_floor, features_of, fit_head
 from models.starts import start_network
 from models.world import World
 
@@ -30,7 +31,7 @@ def test_it_is_weighted_least_squares_with_a_penalty(penalty: float) -> None:
     mean, middle = w @ x / w.sum(), w @ y / w.sum()
     roots = np.sqrt(w)
     centred = (x - mean) * roots[:, None]
-    extra = np.sqrt(penalty * (centred**2).sum(0).mean()) * np.eye(7)
+    extra = np.sqrt(penalty * (centred**2).sum()) * np.eye(7)
     targets = np.concatenate([(y - middle) * roots, np.zeros(7)])
     expected, *_ = np.linalg.lstsq(np.concatenate([centred, extra]), targets, rcond=None)
     assert np.allclose(slopes.numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -53,10 +54,18 @@ def test_features_that_do_not_vary_give_the_mean() -> None:
     assert torch.equal(slopes, torch.zeros(3, dtype=torch.float64)) and level == 25
 
 
-@pytest.mark.parametrize("backbone", ["MFN", "iresnet18"])
+def small_map() -> nn.Module:
+    """A network whose last map, 8 x 7 x 7, has few values."""
+    settings = {"in_channels": 3, "out_channels": 8, "kernel_size": [16, 16], "stride": [16, 16]}
+    layers = [{"op": "Conv", "inputs": [0], "settings": settings}]
+    return GraphNetwork({"layers": layers, "map": [8, 7, 7]}, RGB)
+
+
+@pytest.mark.parametrize("backbone", ["MFN", "iresnet18", "small map"])
 def test_a_network_scores_as_the_regression_says(backbone: str) -> None:
     torch.manual_seed(0)
-    network = build_network(backbone)
+    whole = backbone == "small map"
+    network = small_map() if whole else build_network(backbone)
     trunk = {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("quality.")}
     model = FaceModel(network)
     faces = torch.randint(0, 256, (12, 112, 112, 3), dtype=torch.uint8)
@@ -70,8 +79,8 @@ def test_a_network_scores_as_the_regression_says(backbone: str) -> None:
     quality.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     with torch.inference_mode():
         scores = model(faces)[:, 0]
-    seen = maps[0].abs().mean((2, 3))
-    assert torch.equal(strengths(maps[0]), seen)
+    seen = maps[0].flatten(1) if whole else maps[0].abs().mean((2, 3))
+    assert torch.equal(features_of(maps[0]), seen)
     ridge = Ridge(seen.shape[1])
     ridge.add(seen, below_floor(labels), weights)
     slopes, level = ridge.solve()
