@@ -19,13 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from models.checkpoints import save_network  # first: how torch's threads wait is set with it
+
+# isort: split
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from dataset.command_line import EXIT_DONE, run_script
-from models.checkpoints import save_network
 from models.device import choose_compute
 from models.networks import FaceModel, build_network
 from models.recognisers import ONNX_RECOGNISERS, Recogniser, load_recogniser

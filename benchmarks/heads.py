@@ -27,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.device import choose_compute  # first: how torch's threads wait is set with it
+
+# isort: split
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -38,7 +41,6 @@ from dataset.lists import Table, join, read_labelpath, read_table
 from dataset.loader import batches
 from evaluation.by_kind import CLEAN, kind_of
 from evaluation.calibration import held_out_measures
-from models.device import choose_compute
 from models.graph import GraphNetwork
 from models.networks import FaceModel
 from models.parts import FLOOR
@@ -116,18 +118,18 @@ def people_of(table: Table) -> npt.NDArray[np.str_]:
 def trunk_features(start: str, table: Table, folder: Path) -> Floats:
     """What a head sees of each face on a trunk's last map: (N, D) float32.
 
-    Kept in a file named after the trunk and the list's sha256: another list is another file.
+    Kept in a file named after the trunk, how many values they are, and the list's sha256.
     """
-    path = folder / f"{Path(start).stem}-{table.sha256[:16]}.npy"
+    network = start_network(start).network
+    assert isinstance(network, GraphNetwork)
+    dimension = features_of(torch.zeros(1, *network.graph["map"])).shape[1]
+    path = folder / f"{Path(start).stem}-{dimension}-{table.sha256[:16]}.npy"
     if path.exists():
         kept: Floats = np.load(path)
         return kept
     compute = choose_compute()
-    network = start_network(start).network
-    assert isinstance(network, GraphNetwork)
     network.quality = torch.nn.Sequential()  # nothing: the trunk's map comes out
     model = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
-    dimension = features_of(torch.zeros(1, *network.graph["map"])).shape[1]
     found = np.zeros((len(table), dimension), np.float32)
     with torch.inference_mode(), compute.autocast():
         rows = np.arange(len(table), dtype=np.int64)

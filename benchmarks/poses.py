@@ -3,9 +3,9 @@
     python benchmarks/poses.py --image-list annotations/DATA.labelpath --out-dir poses
 
 The turn of a head is read off YuNet's landmarks on the aligned face: how far the nose lies beside
-the line from between the eyes to the middle of the mouth, as a share of that line. 0 is frontal;
-about .3 and more is a profile. People with four of each or more give up to `most` of each, drawn by
-a seed, to <out-dir>/DATA.labelpath, which extract_feats.py, heads.py and eval_edc.py read.
+the line from between the eyes to the middle of the mouth, as a share of that line. 0 is frontal,
+about .27 and more a profile. People with four of each or more give up to `most` of each, drawn by a
+seed, to <out-dir>/DATA.labelpath, which extract_feats.py, heads.py and eval_edc.py read.
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 import cv2
+
+from models.backbones import Backbone  # first: how torch's threads wait is set with it
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
@@ -24,7 +28,6 @@ from torch import Tensor, nn
 from dataset.command_line import EXIT_DONE, run_script
 from dataset.lists import Table, read_table
 from dataset.loader import batches
-from models.backbones import Backbone
 from models.device import Compute, choose_compute
 from models.networks import FaceModel, build_network
 from models.prelu import PReLU

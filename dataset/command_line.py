@@ -52,7 +52,8 @@ def run_script(main: Callable[..., int]) -> None:
             raise
         reason = str(error).partition(". ")[0]
         code = fail(
-            f"{reason}: use a smaller --batch-size, a GPU with more memory, or --device cpu"
+            f"{reason}: use a smaller --batch-size where there is one, a GPU with more memory, or "
+            "--device cpu"
         )
     except BrokenPipeError:  # `script | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,8 +10,8 @@ import os
 
 # Threads of a layer on a CPU wait for each other in a busy loop, milliseconds long, before they
 # sleep. Where other work wants the cores too, those loops keep the very threads that they wait for
-# from running. Looping a thirtieth as long costs 3 % of the speed on a machine of one's own, and
-# saves five sixths of the time beside two busy processes (2 cores). Read once, by torch's import.
+# from running. Looping a thirtieth as long costs 2 % of the speed on a machine of one's own, and is
+# four times as fast beside two busy processes (2 cores). Read once, by torch's import.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

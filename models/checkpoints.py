@@ -14,8 +14,7 @@ from dataset.command_line import UserError, note
 from dataset.files import read_json, replacing, sha256_of, write_json
 from models.fitting import differences, identify, misfit, skeleton
 from models.graph import graph_network, is_graph
-from models.networks import build_network, quality_head
-from models.parts import add_floor
+from models.networks import build_network, restore_floor
 from models.state_files import read_state
 
 
@@ -41,7 +40,7 @@ def load_network(
     state = read_state(path)
     wanted = "recognition" if recognition else "quality"
     graph = is_graph(state)
-    about = {} if recognition else read_about(path)
+    about = read_about(path) if graph or not recognition else {}
     found = (str(about.get("architecture")), "quality") if graph else identify(state)
     if found is None:
 
@@ -65,8 +64,7 @@ def load_network(
     else:
         network = build_network(found[0], recognition=recognition)
     network.load_state_dict(state, strict=True)
-    if "floor" in about:
-        add_floor(quality_head(network), float(about["floor"]))
+    restore_floor(network, about, str(path))
     return found[0], network.eval()
 
 

@@ -89,7 +89,7 @@ class Graph(nn.ModuleList):
     graph's own, input k + 1 the output of layer k; the last layer's output is the graph's.
     """
 
-    pixels = RGB  # of a graph that stands alone
+    pixels = RGB  # of a graph that stands alone: whoever makes it says what it wants
 
     def __init__(self, layers: list[dict[str, Any]]) -> None:
         """Makes the layers with random weights."""
@@ -109,7 +109,7 @@ class Graph(nn.ModuleList):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, 112, 112) -> (B, C, H, W)."""
+        """(B, 3, 112, 112) -> (B, C, H, W), or (B, D) of a whole recogniser."""
         values = {0: x}
         out = x
         for place, layer in enumerate(self):

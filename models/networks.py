@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +17,7 @@ from models.ir50 import R50
 from models.ir_normed import NormedIR
 from models.iresnet import IResNet
 from models.mobilefacenet import MobileFaceNet
-from models.parts import RGB, Pixels, floor_of
+from models.parts import RGB, Pixels, add_floor, floor_of
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "R_50": R50,
@@ -75,6 +76,23 @@ def quality_head(network: nn.Module) -> nn.Sequential:
     head = network.get_submodule(HEAD.rstrip("."))
     assert isinstance(head, nn.Sequential)
     return head
+
+
+def restore_floor(network: nn.Module, about: dict[str, Any], where: str) -> None:
+    """Gives a quality network the floor that the .json beside its weights tells of, if any.
+
+    Raises:
+        UserError: it is no number above 0; the message begins with `where`.
+    """
+    if "floor" not in about:
+        return
+    floor = about["floor"]
+    if not isinstance(floor, (int, float)) or not 0 < floor < math.inf:
+        raise UserError(
+            f"{where}: the .json beside it gives a floor of {floor!r}, no number above 0; get both "
+            "again"
+        )
+    add_floor(quality_head(network), floor)
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:

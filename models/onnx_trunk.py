@@ -237,14 +237,18 @@ class _Reader:
             return {"num_parameters": len(slopes)}, {"weight": slopes}
         if kind == "Relu" or (kind == "Flatten" and has.get("axis", 1) == 1):
             return {}, {}
-        if kind == "Gemm" and arrays and arrays[0].ndim == 2 and _is_plain(has):
+        if kind == "Gemm" and _is_plain(has) and node.input[1] in self.constants:
             weight = arrays[0] if has.get("transB", 0) else arrays[0].T
+            linear = {"weight": weight}
+            if len(arrays) > 1 and arrays[1].size in (1, len(weight)):  # ONNX stretches one number
+                linear["bias"] = np.broadcast_to(arrays[1].ravel(), len(weight))
             settings = {
                 "in_features": weight.shape[1],
                 "out_features": weight.shape[0],
-                "bias": len(arrays) > 1,
+                "bias": "bias" in linear,
             }
-            return settings, dict(zip(("weight", "bias"), (weight, *arrays[1:]), strict=False))
+            if len(linear) == len(arrays):
+                return settings, linear
         if kind in ("Add", "Sub", "Mul") and not arrays:
             return {}, {}
         if kind in ("Add", "Sub", "Mul") and (kind != "Sub" or node.input[1] in self.constants):
@@ -253,7 +257,7 @@ class _Reader:
                 return {"constant": [float(number) for number in value.ravel()]}, {}
         raise UserError(
             f"{self.where}: its layer {_name(node)} is of a kind that "
-            "cannot be trained here; start from a checkpoint, or from sface or w600k_mbf"
+            "is not known here; start a training from a checkpoint, or from sface or w600k_mbf"
         )
 
     def _padding(self, node: Any, has: dict[str, Any]) -> list[int]:

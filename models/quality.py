@@ -66,7 +66,10 @@ class QualityModel:
         return self.begin(faces)()
 
     def begin(self, faces: npt.NDArray[np.uint8] | Tensor) -> Callable[[], Scores]:
-        """As a call, but what is returned waits for the scores: a GPU works on meanwhile."""
+        """As a call, but what is returned waits for the scores: a GPU works on meanwhile.
+
+        It may be asked again: Ctrl-C may have cut the first wait short.
+        """
         kind = str(getattr(faces, "dtype", "")).removeprefix("torch.")
         if not kind or kind == "uint8":  # numpy does not know all of torch's kinds
             array = np.asarray(faces.detach().cpu() if hasattr(faces, "detach") else faces)
@@ -179,8 +182,8 @@ def _load_onnx(path: Path, backbone: str | None, device: str, precision: Precisi
 
     def run(faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]:
         parts = [faces[start : start + step] for start in range(0, len(faces), step)]
-        scores = pool.map(some, parts)  # begun
-        return lambda: np.concatenate(list(scores))
+        scores = [pool.submit(some, part) for part in parts]
+        return lambda: np.concatenate([part.result() for part in scores])
 
     return QualityModel(
         name=f"{path.name} ({name})",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -162,13 +162,14 @@ class _TorchRecogniser:
         """`probe`: None keeps the precision whatever it does to the embeddings."""
         import torch
 
+        from models.device import choose_compute
         from models.networks import FaceModel
 
         model = FaceModel(network).to(memory_format=torch.channels_last)
         self._model, self._compute = model.to(compute.device).eval(), compute
         if probe is not None and not self._half_is_close(probe):
             note(f"{about['weights']}: in {compute.name} its embeddings drift; float32 is taken")
-            self._compute = replace(compute, dtype=torch.float32)
+            self._compute = choose_compute(str(compute.device), "fp32")
         self.dimension = about["preprocessing"]["dimension"]
         self.batch_size = 512 if compute.device.type == "cuda" else 16
         self.about = {**about, "precision": f"{compute.device.type} {self._compute.name}"}
@@ -238,8 +239,8 @@ class _OnnxRecogniser:
     def begin(self, faces: Faces) -> Callable[[], Embeddings]:
         step = self._at_once or len(faces)
         parts = [faces[start : start + step] for start in range(0, len(faces), step)]
-        embeddings = self._pool.map(self._run, parts)  # begun
-        return lambda: np.concatenate(list(embeddings))
+        embeddings = [self._pool.submit(self._run, part) for part in parts]
+        return lambda: np.concatenate([part.result() for part in embeddings])
 
     def _run(self, faces: Faces) -> Embeddings:
         count = len(faces)

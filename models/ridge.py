@@ -69,10 +69,10 @@ def is_seen_whole(feature_map: Tensor) -> bool:
     return feature_map[0].numel() <= _WHOLE
 
 
-def below_floor(labels: Tensor) -> Tensor:
+def below_floor(labels: Tensor, floor: float = FLOOR) -> Tensor:
     """What the head's linear part is to give for labels of 0..100: the floor undone."""
-    at_least = labels.clamp(min=_LEAST_LABEL) / FLOOR
-    return FLOOR * torch.log(torch.expm1(at_least))
+    at_least = labels.clamp(min=_LEAST_LABEL) / floor
+    return floor * torch.log(torch.expm1(at_least))
 
 
 @torch.inference_mode()
@@ -97,7 +97,9 @@ def fit_head(
     """
     assert isinstance(model, FaceModel)
     head = model.network.quality
-    assert isinstance(head, nn.Sequential) and floor_of(head) == FLOOR
+    assert isinstance(head, nn.Sequential)
+    floor = floor_of(head)
+    assert floor is not None
     maps: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     model.eval()
@@ -108,7 +110,7 @@ def fit_head(
         features = features_of(maps[-1])
         if ridge is None:
             ridge = Ridge(features.shape[1], features.device)
-        ridge.add(features, below_floor(labels), weights)
+        ridge.add(features, below_floor(labels, floor), weights)
         del maps[:-1]
     hook.remove()
     assert ridge is not None

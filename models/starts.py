@@ -12,8 +12,8 @@ from dataset.command_line import UserError
 from models.checkpoints import read_about
 from models.fitting import Loaded, copy_fitting, differences, find_trunk
 from models.graph import GraphNetwork, graph_network, is_graph
-from models.networks import HEAD, build_network, quality_head
-from models.parts import Pixels, add_floor
+from models.networks import HEAD, build_network, restore_floor
+from models.parts import Pixels
 from models.recognisers import ONNX_RECOGNISERS, describe_onnx
 from models.state_files import read_state
 
@@ -66,7 +66,9 @@ def start_network(weights: str | None, backbone: str | None = None, dropout: flo
 
 
 def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
-    state, about = read_state(path), read_about(path)
+    state = read_state(path)
+    has_head = any(key.startswith(HEAD) for key in state)
+    about = read_about(path) if has_head else {}  # of a recogniser nothing is needed
     network: nn.Module
     if is_graph(state):
         network = graph_network(about, path, dropout)
@@ -79,8 +81,7 @@ def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
         name = find_trunk(state, path, backbone)
         network = build_network(name, dropout=dropout)
     loaded = copy_fitting(network, state)
-    if "floor" in about:
-        add_floor(quality_head(network), float(about["floor"]))
+    restore_floor(network, about, path)
     return Start(name, network, f"{path} ({name}): {loaded}")
 
 

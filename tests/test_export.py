@@ -228,6 +228,12 @@ def model(made: Any, request: Any) -> Any:
     return load_quality_model(made / request.param, device="cpu", precision="fp32")
 
 
+def test_what_is_begun_may_be_asked_for_twice(model: Any) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
+    scores = model.begin(faces)
+    assert np.array_equal(scores(), scores())
+
+
 def test_call_takes_both_layouts_arrays_and_tensors(model: Any) -> None:
     faces = patterns(19, seed=5)
     scores = model(faces)

@@ -256,7 +256,7 @@ def two(make: Maker) -> str:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (sigmoid, r"its layer v1 \(Sigmoid\) is of a kind that cannot be trained here"),
+        (sigmoid, r"its layer v1 \(Sigmoid\) is of a kind that is not known here"),
         (reverse, r"its layer v0 \(Sub\) is of a kind"),
         (oblique, r"its layer v0 \(Conv\) pads its sides differently"),
         (same, r"its layer v0 \(Conv\) pads its sides differently"),

@@ -216,6 +216,19 @@ def embedder(path: Path, side: int = 112) -> Path:
     return make.write(path, make.norm(x, 16))
 
 
+@pytest.mark.parametrize("bias", [(16,), (1, 16), (1,), None])
+def test_biases_of_every_shape(tmp_path: Path, batch: Any, bias: Any) -> None:
+    make = Maker()
+    x = make.add("Flatten", make.conv("faces", 3, 4, strides=[16, 16]))
+    size = 4 * 7 * 7
+    added = [] if bias is None else [make.random(*bias)]
+    file = make.write(tmp_path / "made.onnx", make.add("Gemm", x, make.random(size, 16), *added))
+    exact = load_recogniser(str(file), device="cpu", precision="fp32").embed(batch)
+    half = load_recogniser(str(file), device="cpu", precision="bf16")
+    assert half.about["precision"] == "cpu bf16"
+    assert np.abs(half.embed(batch) - exact).max() < 0.02 * np.abs(exact).max()
+
+
 @pytest.mark.parametrize("colour", ["RGB", "BGR"])
 def test_in_torch_it_gives_what_onnxruntime_gives(tmp_path: Path, batch: Any, colour: str) -> None:
     file = embedder(tmp_path / "made.onnx")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from dataset.command_line import UserError
 from models.checkpoints import load_network, save_network
 from models.device import choose_compute
 from models.graph import GraphNetwork
@@ -115,6 +116,11 @@ def test_a_floor_is_kept_by_the_file_beside_a_checkpoint(tmp_path: Path) -> None
         wanted = network.eval()(x)
         assert torch.equal(again(x), wanted) and torch.equal(start.eval()(x), wanted)
     assert describe_network("MFN", start) == about
+    for wrong in (0, -1, "7", None):
+        save_network(tmp_path / "b.pth", network, {**about, "floor": wrong})
+        for load in (lambda p: load_network(p, recognition=False), start_network):
+            with pytest.raises(UserError, match=r"b\.pth: the .json beside it gives a floor of"):
+                load(str(tmp_path / "b.pth"))
     (tmp_path / "a.json").unlink()  # the keys alone: a published network
     with torch.inference_mode():
         straight = load_network(tmp_path / "a.pth", recognition=False)[1](x)

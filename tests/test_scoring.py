@@ -244,6 +244,28 @@ def test_all_faces_interrupted_keeps_what_was_scored(
     assert scores.status(1) == "not scored: interrupted"
 
 
+def test_interrupted_while_it_waits_a_batch_is_asked_for_again(album: Any, model: Any) -> None:
+    network = load_quality_model(model)
+    faces = PhotoFaces(read_list(album, ["p/a.png"]), True, batch_size=1, num_workers=1)
+    asked: list[int] = []
+
+    def begin(crops: Any) -> Any:
+        scores = network.begin(crops)
+
+        def wait() -> Any:
+            asked.append(1)
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+            return scores()
+
+        return wait
+
+    stopping = cast(QualityModel, SimpleNamespace(begin=begin))
+    scores, interrupted = scoring.score(faces, 1, stopping)
+    assert interrupted and len(asked) == 2
+    assert scores.values[0] == pytest.approx(20)
+
+
 def test_a_storage_that_is_gone_is_no_photo_s_trouble(album: Any, monkeypatch: Any) -> None:
     def gone(path: str) -> Any:
         raise UserError(f"{path}: the storage is gone")
