@@ -143,6 +143,6 @@ def test_a_full_gpu_is_an_error_of_one_line(
         command_line.run_script(main)
     assert left.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err == (
-        "error: CUDA out of memory: use a smaller --batch-size, a GPU with more memory, or "
-        "--device cpu\n"
+        "error: CUDA out of memory: use a smaller --batch-size where there is one, a GPU with more "
+        "memory, or --device cpu\n"
     )
