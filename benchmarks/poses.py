@@ -48,6 +48,10 @@ def main(
         most: frontal faces, and profiles, of one person.
         seed: of the draw.
     """
+    if (out_dir / LABELPATH).resolve() == image_list.resolve():
+        raise UserError(
+            f"--out-dir {out_dir}: would overwrite the list itself; name another folder"
+        )
     table, identities = read_labelpath(image_list)
     paths = list(table.paths())
     aligner = FaceAligner(score_threshold=0.3)
