@@ -235,7 +235,7 @@ def sharpness(table: Table) -> Values:
 
 def own_labels(path: Path, table: Table, identities: Identities) -> Values:
     """(N,) exact W1(P_i, N_i), what the labels are made of: an oracle, since it sees identities."""
-    from generate_pseudo_labels.draws import group_by_identity
+    from generate_pseudo_labels.blocks import group_by_identity
     from generate_pseudo_labels.embedded_set import InMemory
     from generate_pseudo_labels.similarity_distance import similarity_distances
 

@@ -192,7 +192,7 @@ def time_resident(folder: Path, images: int, dimension: int, device: str) -> Non
 
     from dataset.lists import read_labelpath
     from generate_pseudo_labels.arrays import TorchArrays
-    from generate_pseudo_labels.draws import group_by_identity
+    from generate_pseudo_labels.blocks import group_by_identity
     from generate_pseudo_labels.similarity_distance import similarity_distances
 
     class Resident:

@@ -32,6 +32,7 @@ class Arrays(Protocol):
     xp: Any
     batch_rows: int  # rows worked on together; never changes a result
     most_batches: float  # worked on at a time
+    cells: int  # numbers that are sorted at a time
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
@@ -58,6 +59,7 @@ class NumpyArrays:
     xp: Any = np
     batch_rows = 1  # one block at a time: what it touches stays in the cache
     most_batches = math.inf
+    cells = 1 << 20  # what fits the cache
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Float32, Float32]:
         """(n, D) of any float type -> float32 rows, and their squared norms."""
@@ -94,6 +96,7 @@ class TorchArrays:
 
     batch_rows = 1 << 17  # enough work for each of a GPU's launches
     most_batches: float = 4  # a GB or more of a GPU each; while one computes, others are drawn
+    cells = 1 << 25  # half a GB with what is worked out from them
 
     def __init__(self, device: str) -> None:
         """Picks the device and full float32 products: TF32 would cost three digits."""

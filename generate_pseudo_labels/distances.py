@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from generate_pseudo_labels.draws import Plan
+from generate_pseudo_labels.blocks import Plan
 
 Float32 = npt.NDArray[np.float32]
 Progress = Callable[[float], object]

@@ -1,279 +1,151 @@
-"""Who is compared with whom: identities, fixed blocks of images, and seeded draws.
+"""Seeded draws: who is compared with whom, a function of the seed and the identities alone.
 
-Images are counted by *position*: the usable images ordered by identity, so that an identity is a
-range. A block is a range of positions that depends on the identities alone; all random draws are
-keyed by (seed, repeat, block), so they do not depend on how the work is split.
+All draws are keyed by (seed, repeat, block or identity), so they do not depend on how the work is
+split or where it is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 4096  # images that are worked on together, in HANDS lots that each share their draws
+from generate_pseudo_labels.arrays import Array, Arrays, NumpyArrays
+from generate_pseudo_labels.blocks import Batch, Positions
+
 # Images of one identity lie close together: with the same negatives they would all err the same
 # way, and the ends of the label range with them. Dealing the images of a block out in turn keeps
 # the errors of neighbours apart.
-HANDS = 8
-OWN_BLOCK = 256  # an identity with more images than this has blocks of its own
-
-Positions = npt.NDArray[np.int64]
-_Words = npt.NDArray[np.uint64]
+HANDS = 8  # lots of a block's images that each share their negatives
 
 _NEGATIVES, _POSITIVES = 1, 2  # streams of random numbers
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Sixty-four bit constants as the signed numbers that both array libraries multiply by.
+_GOLDEN, _MIX_1, _MIX_2 = (
+    bits - 2**64 for bits in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Images ordered by identity.
+class NegativeDraws:
+    """The negatives of every hand of a batch: of images hand, hand + HANDS, ... of each block.
 
     Attributes:
-        rows: (n,) the row of the embeddings at each position; None where position and row agree.
-        starts: (C + 1,) int64, identity c is the positions starts[c] .. starts[c + 1].
+        shared: (B * HANDS, repeats, m) positions, block by block and hand by hand.
+        patches: (p, 6) hand of the batch, repeat, slot, first and end of the images (within the
+            hand), position: these images have that one there, as the shared one is of their own
+            identity.
     """
 
-    rows: npt.NDArray[np.int64] | None
-    starts: Positions
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return int(self.starts[-1])
-
-    def rows_of(self, positions: Positions) -> Positions:
-        """Rows of the embeddings."""
-        return positions if self.rows is None else self.rows[positions]
-
-    def sizes(self) -> Positions:
-        """(C,) images of each identity."""
-        return np.diff(self.starts)
-
-
-def group_by_identity(
-    identities: npt.NDArray[np.int32], usable: npt.NDArray[np.bool_] | None = None
-) -> Groups:
-    """Orders images by identity; keeps their order within one.
-
-    Where a list already holds each identity in one run, nothing is reordered and nothing is stored.
-
-    Args:
-        identities: (N,) identity of each image.
-        usable: (N,) False for images to leave out altogether; None keeps all.
-    """
-    rows: Positions | None = None
-    if usable is not None and not usable.all():
-        rows = np.flatnonzero(usable)
-        identities = identities[rows]
-    starts = _run_starts(identities)
-    firsts = identities[starts]
-    if len(np.unique(firsts)) != len(firsts):
-        order = np.argsort(identities, kind="stable")
-        rows = order if rows is None else rows[order]
-        starts = _run_starts(identities[order])
-    return Groups(rows, np.append(starts, len(identities)))
-
-
-def _run_starts(identities: npt.NDArray[np.int32]) -> Positions:
-    changes = np.flatnonzero(identities[1:] != identities[:-1]) + 1
-    return np.concatenate([np.zeros(min(1, len(identities)), np.int64), changes])
-
-
-@dataclass(frozen=True)
-class Block:
-    """Positions start .. stop: some whole identities, or a piece of one large one.
-
-    Attributes:
-        start, stop: positions.
-        starts: (c + 1,) int64, the positions at which its identities start, and the last one's
-            end; for a piece, the whole identity's start and end.
-        whole: whether it holds whole identities.
-    """
-
-    start: int
-    stop: int
-    starts: Positions
-    whole: bool
-
-    def bounds(self) -> tuple[Positions, Positions]:
-        """Each image's identity: its first position and its end, (stop - start,) each."""
-        if not self.whole:
-            count = self.stop - self.start
-            return np.full(count, self.starts[0]), np.full(count, self.starts[1])
-        sizes = np.diff(self.starts)
-        return np.repeat(self.starts[:-1], sizes), np.repeat(self.starts[1:], sizes)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All blocks of a set, as arrays.
-
-    Attributes:
-        groups: the identities.
-        bounds: (B + 1,) positions; block b is bounds[b] .. bounds[b + 1].
-        firsts: (B,) the identity that holds bounds[b].
-    """
-
-    groups: Groups
-    bounds: Positions
-    firsts: Positions
-
-    def __len__(self) -> int:
-        """The number of blocks."""
-        return len(self.firsts)
-
-    def block(self, number: int) -> Block:
-        """One block."""
-        start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
-        first = int(self.firsts[number])
-        last = int(np.searchsorted(self.groups.starts, stop, side="left"))
-        starts = self.groups.starts[first : last + 1]
-        whole = bool(starts[0] == start and starts[-1] == stop)
-        return Block(start, stop, starts, whole)
-
-    def share(self, rank: int, ranks: int) -> range:
-        """The blocks of one rank: about equally many images each."""
-        cuts = np.searchsorted(self.bounds, np.arange(ranks + 1) * (len(self.groups) / ranks))
-        cuts[0], cuts[-1] = 0, len(self)
-        return range(int(cuts[rank]), int(cuts[rank + 1]))
-
-    def batches(self, blocks: range, rows: int) -> Iterator[range]:
-        """Consecutive blocks of together about `rows` images (at least one block)."""
-        first = blocks.start
-        while first < blocks.stop:
-            reach = int(np.searchsorted(self.bounds, self.bounds[first] + rows, side="right")) - 1
-            last = min(max(reach, first + 1), blocks.stop)
-            yield range(first, last)
-            first = last
-
-
-def plan_blocks(groups: Groups) -> Plan:
-    """Cuts a set into blocks of about BLOCK images, from the identities alone.
-
-    Small identities stay whole and share a block. An identity of more than OWN_BLOCK images, or of
-    more than an eighth of the set, is cut into blocks of its own: its negatives are then drawn
-    from the others directly.
-    """
-    sizes = groups.sizes()
-    alone = (sizes > OWN_BLOCK) | (sizes * 8 > len(groups))
-    key = groups.starts[:-1] // BLOCK
-    begins = np.ones(len(sizes), bool)
-    begins[1:] = (key[1:] != key[:-1]) | alone[1:] | alone[:-1]
-    firsts = np.flatnonzero(begins)
-    pieces = np.where(alone[firsts], -(-sizes[firsts] // BLOCK), 1)
-    firsts = np.repeat(firsts, pieces)
-    piece = np.arange(len(firsts)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    bounds = np.append(groups.starts[firsts] + piece * BLOCK, len(groups))
-    return Plan(groups, bounds, firsts)
-
-
-@dataclass(frozen=True)
-class NegativeDraw:
-    """The negatives of one hand of a block: its images hand, hand + HANDS, hand + 2 HANDS, ...
-
-    Attributes:
-        positions: (repeats * m + extra,) the shared draws, repeat by repeat, then substitutes.
-        patches: (p, 5) repeat, slot, first and end of the images (within the hand), substitute:
-            these images have the substitute (a place in `positions`) in that repeat and slot.
-    """
-
-    positions: Positions
+    shared: Positions
     patches: Positions
 
 
-def draw_negatives(
-    block: Block, hand: int, images: int, m: int, repeats: int, seed: int
-) -> NegativeDraw:
-    """Draws m outsiders for each image of a hand and each repeat, without replacement.
+def draw_negatives(batch: Batch, images: int, m: int, repeats: int, seed: int) -> NegativeDraws:
+    """Draws m outsiders for each image of a batch and each repeat, without replacement.
 
     A repeat's draw is the beginning of one random order of all images; every image takes the first
     m of that order that are not of its own identity, which is a uniform draw from its outsiders.
 
     Args:
-        block: the block.
-        hand: 0 .. HANDS - 1.
+        batch: the blocks.
         images: in the whole set.
         m: negatives a repeat.
         repeats: K.
         seed: of the whole run.
     """
-    single = len(block.starts) == 2
-    own_start, own_stop = int(block.starts[0]), int(block.starts[1])
-    count = images - (own_stop - own_start) if single else images
-    slots = m + 8
-    while True:
-        key = np.array([block.start + hand * 2**48])
-        order = _uniform(seed, _NEGATIVES, key, repeats, slots, count)[0]
+    blocks = batch.blocks
+    hand = np.tile(np.arange(HANDS), len(blocks))
+    keys = np.repeat([block.start for block in blocks], HANDS) + hand * 2**48
+    # A block of one identity has no draw of its own images; the numbers close up over them.
+    alone = [len(block.starts) == 2 for block in blocks]
+    own = np.array([block.starts[:2] for block in blocks]) * np.array(alone)[:, None]
+    own_start, own_size = np.repeat([own[:, 0], own[:, 1] - own[:, 0]], HANDS, axis=1)
+    shared = np.empty((len(keys), repeats, m), np.int64)
+    patches = [np.empty((0, 6), np.int64)]
+    todo, slots = np.arange(len(keys)), m + 8
+    while len(todo):
+        counts = images - own_size[todo, None, None]
+        order = _uniform(seed, _NEGATIVES, keys[todo], repeats, slots, counts)
         fresh = first_occurrences(order)
-        if single:
-            order += np.where(order >= own_start, own_stop - own_start, 0)
-        if fresh.sum(axis=1).min() >= m:
-            found = _choose(order, fresh, block, hand, m)
-            if found is not None:
-                return found
-        slots *= 2
+        order += np.where(order >= own_start[todo, None, None], own_size[todo, None, None], 0)
+        enough = fresh.sum(axis=2).min(axis=1) >= m
+        order, fresh, drawn = order[enough], fresh[enough], todo[enough]
+        rank = np.cumsum(fresh, axis=2)
+        shared[drawn] = order[fresh & (rank <= m)].reshape(-1, repeats, m)
+        found, short = _substitutes(batch, drawn, shared[drawn], order, fresh & (rank > m))
+        patches.append(found)
+        todo, slots = np.union1d(todo[~enough], short), slots * 2
+    return NegativeDraws(shared, np.concatenate(patches))
 
 
-def _choose(
-    order: Positions, fresh: npt.NDArray[np.bool_], block: Block, hand: int, m: int
-) -> NegativeDraw | None:
-    """The shared draw and its substitutes; None where `order` is too short for an identity."""
-    rank = np.cumsum(fresh, axis=1)
-    base = fresh & (rank <= m)
-    shared = order[base].reshape(len(order), m)
-    inside = (shared >= block.start) & (shared < block.stop)
-    if len(block.starts) == 2 or not inside.any():
-        return NegativeDraw(shared.ravel(), np.empty((0, 5), np.int64))
-    extra: dict[int, int] = {}  # position -> place
-    patches: list[tuple[int, ...]] = []
-    for k in np.flatnonzero(inside.any(axis=1)).tolist():
-        slots = np.flatnonzero(inside[k])
-        owners = np.searchsorted(block.starts, shared[k, slots], side="right") - 1
-        spare = order[k, fresh[k] & (rank[k] > m)]
-        for owner in np.unique(owners).tolist():
-            start, stop = int(block.starts[owner]), int(block.starts[owner + 1])
-            mine = slots[owners == owner].tolist()
-            others = spare[(spare < start) | (spare >= stop)][: len(mine)].tolist()
-            if len(others) < len(mine):
-                return None
-            for slot, other in zip(mine, others, strict=True):
-                place = extra.setdefault(other, shared.size + len(extra))
-                # Image `hand + HANDS * j` of the block is image j of the hand.
-                ends = (
-                    (bound - block.start - hand + HANDS - 1) // HANDS for bound in (start, stop)
-                )
-                patches.append((k, slot, *ends, place))
-    positions = np.concatenate([shared.ravel(), np.array(list(extra), np.int64)])
-    return NegativeDraw(positions, np.array(patches, np.int64))
+def _substitutes(
+    batch: Batch, hands: Positions, shared: Positions, order: Positions, spare: Positions
+) -> tuple[Positions, Positions]:
+    """The patches of some hands, and those hands whose spare draws are too few for them.
+
+    Args:
+        batch: the blocks.
+        hands: (h,) numbers of the hands within the batch.
+        shared: (h, K, m) their draws.
+        order: (h, K, slots) positions in the order drawn.
+        spare: (h, K, slots) bool, those that come after the shared ones.
+    """
+    start = np.array([block.start for block in batch.blocks])[hands // HANDS]
+    stop = np.array([block.stop for block in batch.blocks])[hands // HANDS]
+    inside = (shared >= start[:, None, None]) & (shared < stop[:, None, None])
+    at, k, slot = np.nonzero(inside)
+    owner = np.searchsorted(batch.starts, shared[at, k, slot], side="right") - 1
+    # The j-th of a repeat's draws that are of one identity has its j-th spare one of others.
+    case = (at * shared.shape[1] + k) * len(batch.starts) + owner
+    by_case = np.argsort(case, kind="stable")
+    firsts = np.searchsorted(case[by_case], case[by_case])
+    j = np.empty(len(case), np.int64)
+    j[by_case] = np.arange(len(case)) - firsts
+    own_start, own_stop = batch.starts[owner], batch.stops[owner]
+    others = order[at, k]  # (p, slots)
+    allowed = spare[at, k] & ((others < own_start[:, None]) | (others >= own_stop[:, None]))
+    reached = np.cumsum(allowed, axis=1) > j[:, None]
+    short = np.unique(at[~reached[:, -1]]) if len(at) else at
+    position = others[np.arange(len(at)), np.argmax(reached, axis=1)] if len(at) else at
+    # Image `hand + HANDS * i` of the block is image i of the hand.
+    shift = HANDS - 1 - start[at] - hands[at] % HANDS
+    first, end = (own_start + shift) // HANDS, (own_stop + shift) // HANDS
+    patches = np.stack([hands[at], k, slot, first, end, position], axis=1)
+    return patches[~np.isin(at, short)], hands[short]
 
 
-def draw_positives(starts: Positions, size: int, m: int, repeats: int, seed: int) -> Positions:
+def draw_positives(
+    arrays: Arrays, starts: Positions, size: int, m: int, repeats: int, seed: int
+) -> Array:
     """For identities of one size > m + 1: (g, HANDS, repeats, m + 1) members, all different.
 
     An image takes the first m of its hand's, with the last in place of itself: a uniform draw from
     its identity's other images. Image i of an identity is of hand i % HANDS.
 
     Args:
+        arrays: where to draw; the draws are the same on every device.
         starts: (g,) first position of each identity.
         size: images of each.
         m: positives a repeat.
         repeats: K.
         seed: of the whole run.
     """
-    shape = (len(starts), HANDS, repeats)
+    shape = (len(starts), HANDS, repeats, m + 1)
     if size <= 4 * (m + 1):
-        keys = random_words(seed, _POSITIVES, starts, HANDS * repeats, size)
-        members: Positions = np.argsort(keys, axis=-1)[..., : m + 1]
-        return members.reshape(*shape, m + 1)
+        # Members in the order of random numbers: each number's last bits say whose it is.
+        mask = 2 ** (size - 1).bit_length() - 1
+        words = random_words(arrays, seed, _POSITIVES, starts, HANDS * repeats, size)
+        words &= ~mask
+        words |= arrays.device(np.arange(size))
+        return (arrays.sort(words)[..., : m + 1] & mask).reshape(*shape)
     slots = m + 17
     while True:
-        order = _uniform(seed, _POSITIVES, starts, HANDS * repeats, slots, size)
+        order = _uniform(seed, _POSITIVES, starts, HANDS * repeats, slots, np.array(size))
         fresh = first_occurrences(order)
         if fresh.sum(axis=-1).min() > m:
             chosen = fresh & (np.cumsum(fresh, axis=-1) <= m + 1)
-            return order[chosen].reshape(*shape, m + 1)
+            return arrays.device(order[chosen].reshape(shape))
         slots *= 2
 
 
@@ -287,28 +159,40 @@ def first_occurrences(order: Positions) -> npt.NDArray[np.bool_]:
 
 
 def _uniform(
-    seed: int, stream: int, keys: Positions, repeats: int, slots: int, count: int
+    seed: int, stream: int, keys: Positions, repeats: int, slots: int, counts: Positions
 ) -> Positions:
     """(len(keys), repeats, slots) integers, uniform in 0 .. count - 1; more slots begin alike."""
-    words = random_words(seed, stream, keys, repeats, slots)
-    return ((words >> np.uint64(11)) * (2.0**-53 * count)).astype(np.int64)
+    words = random_words(NumpyArrays(), seed, stream, keys, repeats, slots)
+    uniform: Positions = (_shifted(words, 11) * (2.0**-53 * counts)).astype(np.int64)
+    return uniform
 
 
-def random_words(seed: int, stream: int, keys: Positions, repeats: int, slots: int) -> _Words:
+def random_words(
+    arrays: Arrays, seed: int, stream: int, keys: Positions, repeats: int, slots: int
+) -> Array:
     """(len(keys), repeats, slots) random 64-bit words, each a function of its own coordinates.
 
     A counter put through SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014; constants of
-    Stafford's mix 13), coordinate by coordinate: no state, so any part can be had alone.
+    Stafford's mix 13), coordinate by coordinate: no state, so any part can be had alone, and on
+    any device.
     """
-    words = np.array([seed % 2**64], np.uint64)
-    words = _mixed(_mixed(words, np.array([stream])), keys)
-    words = _mixed(words[:, None], np.arange(repeats))
-    return _mixed(words[:, :, None], np.arange(slots))
+    words = np.array([seed % 2**64], np.uint64).view(np.int64)
+    words = arrays.device(_mixed(_mixed(words, np.array([stream])), keys))
+    words = _mixed(words[:, None], arrays.device(np.arange(repeats)))
+    return _mixed(words[:, :, None], arrays.device(np.arange(slots)))
 
 
-def _mixed(words: _Words, coordinate: Positions) -> _Words:
+def _mixed(words: Array, coordinate: Array) -> Array:
     """One more coordinate hashed in; the shapes broadcast."""
-    words = words + (coordinate.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    words = words + (coordinate + 1) * _GOLDEN
+    words ^= _shifted(words, 30)
+    words *= _MIX_1
+    words ^= _shifted(words, 27)
+    words *= _MIX_2
+    words ^= _shifted(words, 31)
+    return words
+
+
+def _shifted(words: Array, bits: int) -> Array:
+    """To the right, zeros moving in: the words are signed, as torch knows no others."""
+    return (words >> bits) & (2 ** (64 - bits) - 1)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from generate_pseudo_labels.arrays import Array, Arrays
-from generate_pseudo_labels.draws import Block, Groups, Positions
+from generate_pseudo_labels.blocks import Block, Groups, Positions
 
 
 class Source(Protocol):

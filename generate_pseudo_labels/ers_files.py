@@ -19,7 +19,7 @@ from dataset.inputs import find_images
 from dataset.lists import LABELPATH
 from dataset.scan import LeftOut
 from generate_pseudo_labels.arrays import NumpyArrays
-from generate_pseudo_labels.draws import Groups, group_by_identity
+from generate_pseudo_labels.blocks import Groups, group_by_identity
 from generate_pseudo_labels.embedded_set import EmbeddedSet, UnusableRow
 from generate_pseudo_labels.label_files import LabelInput, read_input
 from generate_pseudo_labels.unrecognisable import centre_of, find_cluster, scores_of

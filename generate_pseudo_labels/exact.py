@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from generate_pseudo_labels.arrays import Array
+from generate_pseudo_labels.blocks import Batch, Plan, Positions
 from generate_pseudo_labels.distances import Distances, OnThreads
-from generate_pseudo_labels.draws import Block, Plan, Positions
-from generate_pseudo_labels.embedded_set import EmbeddedSet, by_size
+from generate_pseudo_labels.embedded_set import EmbeddedSet
+from generate_pseudo_labels.mates import Mates
 from generate_pseudo_labels.wasserstein import may_cross, wrong_way_ragged
 
 ALL_NEGATIVES = 20_000  # images up to which the second pool is everybody
 SECOND_POOL = 16_384  # images of the second pool above that
-_PIECE = 2048  # pool images, or mates, of one product
-_CELLS = 1 << 20  # similarities that are sorted at a time
+_PIECE = 2048  # pool images of one product
 _CHECKED = 8  # images of a block for which the second pool is halved, to see its error
 _FIXED_POINT = 2.0**32
 
@@ -88,10 +88,12 @@ def mean_embedding(
     arrays = embedded.arrays
     sums: list[npt.NDArray[np.int64]] = []
 
-    def work(batch: range) -> None:
-        for block in map(plan.block, batch):
-            part = arrays.host(embedded.span(block.start, block.stop).sum(0)).astype(np.float64)
-            sums.append(np.rint(part * _FIXED_POINT).astype(np.int64))
+    def work(numbers: range) -> None:
+        batch = plan.batch(numbers)
+        faces, begin = embedded.span(batch.begin, batch.end), batch.begin
+        parts = [faces[block.start - begin : block.stop - begin].sum(0) for block in batch.blocks]
+        exactly = arrays.host(arrays.xp.stack(parts)).astype(np.float64) * _FIXED_POINT
+        sums.append(np.rint(exactly).astype(np.int64).sum(axis=0))
 
     over.run(work, blocks, share)
     total = np.zeros(embedded.source.shape[1], np.int64)
@@ -106,7 +108,7 @@ class ExactEstimator:
 
     Attributes:
         errors: (images checked, their summed squared standard error, images that overlapped), a
-            row a block; the second pool's error, where there is one.
+            row a batch; the second pool's error, where there is one.
     """
 
     def __init__(
@@ -119,86 +121,85 @@ class ExactEstimator:
 
     def distances(self, numbers: range) -> Distances:
         """The distances of the images of consecutive blocks; NaN where an identity has one."""
-        parts = [self._block(self.plan.block(number)) for number in numbers]
-        columns = zip(*((part.w1, part.pos, part.neg, part.wrong) for part in parts), strict=True)
-        return Distances(*map(np.concatenate, columns))
-
-    def _block(self, block: Block) -> Distances:
+        batch = self.plan.batch(numbers)
         arrays = self.embedded.arrays
-        faces = self.embedded.span(block.start, block.stop)  # (R, D)
-        starts, stops = block.bounds()
-        positives = _WholeMates(self, block, faces) if block.whole else _Mates(self, block, faces)
-        images, sizes = len(self.plan.groups), arrays.device((stops - starts).astype(np.float32))
-        mean_p = (positives.total - positives.itself) / (sizes - 1).clip(1)
+        faces = self.embedded.span(batch.begin, batch.end)  # (R, D)
+        mates = Mates(self.embedded, batch, faces)
+        owners = batch.owners()
+        counts = (batch.stops - batch.starts)[owners]
+        images, sizes = len(self.plan.groups), arrays.device(counts.astype(np.float32))
+        mean_p = (mates.total - mates.itself) / (sizes - 1).clip(1)
         # All others' mean from everybody's; the own identity's share is taken out.
-        mean_n = (faces @ self.mean - positives.total / images) * (images / (images - sizes))
-        wrong = np.zeros(len(starts), np.float32)
-        overlapping = self._overlapping(block, faces, positives)
+        to_all = arrays.xp.einsum(
+            "ij,j->i", faces, self.mean
+        )  # rounds alike in batches of any size
+        mean_n = (to_all - mates.total / images) * (images / (images - sizes))
+        wrong = np.zeros(len(faces), np.float32)
+        overlapping = self._overlapping(batch, faces, mates)
         if len(overlapping):
-            wrong[overlapping] = self._wrong_way(block, faces, positives, overlapping)
+            wrong[overlapping] = self._wrong_way(batch, faces, mates, overlapping)
+        self._check(batch, faces, mates, overlapping)
         pos, neg = arrays.host(mean_p), arrays.host(mean_n)
-        single = stops - starts == 1
         w1 = np.maximum(pos - neg + 2 * wrong, 0)
         share = np.divide(wrong, w1, out=np.zeros_like(w1), where=w1 > 0)
-        w1[single] = np.nan
-        pos = np.where(single, np.float32(np.nan), pos)
+        w1[counts == 1] = np.nan
+        pos = np.where(counts == 1, np.float32(np.nan), pos)
         return Distances(w1[:, None], pos, neg, share.clip(0, 1))
 
-    def _overlapping(self, block: Block, faces: Array, positives: _Mates) -> Positions:
-        """The images whose N^-1 may lie above P^-1 somewhere, by the first pool."""
+    def _overlapping(self, batch: Batch, faces: Array, mates: Mates) -> Positions:
+        """The rows whose N^-1 may lie above P^-1 somewhere, by the first pool."""
         arrays = self.embedded.arrays
         xp = arrays.xp
-        first, last = self.pool.own(block.starts[:-1], block.starts[1:])
-        local = np.clip(block.starts, block.start, block.stop) - block.start
+        first, last = self.pool.own(batch.starts, batch.stops)
         highest = xp.full_like(faces[:, 0], -np.inf)
         for begin in range(0, len(self.pool.positions), _PIECE):
             products = self.pool.rows[begin : begin + _PIECE] @ faces.T  # (M, R)
             for owner in np.flatnonzero((last > begin) & (first < begin + _PIECE) & (last > first)):
                 low, high = max(first[owner] - begin, 0), last[owner] - begin
-                products[low:high, local[owner] : local[owner + 1]] = -np.inf
+                products[low:high, batch.rows[owner] : batch.rows[owner + 1]] = -np.inf
             highest = xp.maximum(highest, xp.amax(products, 0))
         # Most images are done here: no positive below any negative.
-        some = np.flatnonzero(arrays.host(highest > positives.lowest))
+        some = np.flatnonzero(arrays.host(highest > mates.lowest))
         if len(self.pool.positions) > _PIECE or len(some) == 0:
             return some
         crossing = []
-        starts, stops = block.bounds()
-        for part in self._portions(some, len(self.pool.positions), stops - starts):
-            p, counts = positives.sorted(part)
+        absent = (last - first)[batch.owners()]
+        for part in self._portions(some, len(self.pool.positions), mates):
+            p, counts = mates.sorted(part)
             n = arrays.sort(products[:, arrays.device(part)].T)
-            absent = np.subtract(*self.pool.own(starts[part], stops[part])[::-1])
-            crossing.append(part[arrays.host(may_cross(arrays, p, counts, n, absent))])
+            crossing.append(part[arrays.host(may_cross(arrays, p, counts, n, absent[part]))])
         return np.concatenate(crossing)
 
-    def _portions(self, some: Positions, width: int, sizes: Positions) -> Iterator[Positions]:
-        """Cuts images into portions whose similarities fit the cache."""
-        step = max(1, _CELLS // (width + int(sizes[some].max())))
+    def _portions(self, some: Positions, width: int, mates: Mates) -> Iterator[Positions]:
+        """Cuts rows into portions whose similarities are few enough to be sorted at a time."""
+        if len(some) == 0:
+            return
+        step = max(1, self.embedded.arrays.cells // (width + int(mates.counts[some].max())))
         for begin in range(0, len(some), step):
             yield some[begin : begin + step]
 
     def _wrong_way(
-        self, block: Block, faces: Array, positives: _Mates, overlapping: Positions
+        self, batch: Batch, faces: Array, mates: Mates, overlapping: Positions
     ) -> npt.NDArray[np.float64]:
-        """Integral (N^-1 - P^-1)+ of some images, N being the second pool."""
-        starts, stops = block.bounds()
+        """Integral (N^-1 - P^-1)+ of some rows, N being the second pool."""
         parts: list[npt.NDArray[np.float64]] = []
-        for some in self._portions(overlapping, len(self.second.positions), stops - starts):
-            p, counts = positives.sorted(some)
-            n, (first, last) = self._similarities(faces, some, starts[some], stops[some])
-            if not parts:
-                self._check(p, counts, n, first, last, len(overlapping))
-            parts.append(self._sorted_wrong_way(p, counts, n, last - first))
+        for some in self._portions(overlapping, len(self.second.positions), mates):
+            n, (first, last) = self._similarities(batch, faces, some)
+            parts.append(self._sorted_wrong_way(*mates.sorted(some), n, last - first))
         return np.concatenate(parts)
 
     def _similarities(
-        self, faces: Array, some: Positions, starts: Positions, stops: Positions
+        self, batch: Batch, faces: Array, some: Positions
     ) -> tuple[Array, tuple[Positions, Positions]]:
         """(r, M) similarities to the second pool, -inf to the own identity; where that stands."""
         arrays = self.embedded.arrays
         n = faces[arrays.device(some)] @ self.second.rows.T
-        first, last = self.second.own(starts, stops)
-        for row in np.flatnonzero(last > first).tolist():
-            n[row, first[row] : last[row]] = -np.inf
+        owners = np.searchsorted(batch.rows, some, side="right") - 1
+        first, last = self.second.own(batch.starts[owners], batch.stops[owners])
+        own = last - first
+        rows = np.repeat(np.arange(len(some)), own)
+        columns = np.arange(len(rows)) - np.repeat(np.cumsum(own) - own - first, own)
+        n[arrays.device(rows), arrays.device(columns)] = -np.inf
         return n, (first, last)
 
     def _sorted_wrong_way(
@@ -207,107 +208,23 @@ class ExactEstimator:
         arrays = self.embedded.arrays
         return arrays.host(wrong_way_ragged(arrays, p, counts, arrays.sort(n), absent))
 
-    def _check(
-        self,
-        p: Array,
-        counts: Positions,
-        n: Array,
-        first: Positions,
-        last: Positions,
-        overlapping: int,
-    ) -> None:
-        """Notes the standard error of W1 of a block's first images, from two halves of the pool."""
+    def _check(self, batch: Batch, faces: Array, mates: Mates, overlapping: Positions) -> None:
+        """Notes the standard error of W1 of each block's first rows, by two halves of the pool."""
         if len(self.second.positions) == len(self.plan.groups):
-            return self.errors.append((0, 0.0, overlapping))
-        arrays, rows = self.embedded.arrays, min(len(counts), _CHECKED)
-        p, counts = p[: int(counts[:rows].sum())], counts[:rows]
-        halves = []
-        for half in (self.second.half, ~self.second.half):
-            before = np.concatenate([[0], np.cumsum(half)])
-            absent = before[last[:rows]] - before[first[:rows]]
-            part = n[:rows][:, arrays.device(np.flatnonzero(half))]
-            halves.append(self._sorted_wrong_way(p, counts, part, absent))
-        # W1 holds the integral twice; the mean of two halves has half their difference's deviation.
-        squares = float(((halves[0] - halves[1]) ** 2).sum())
-        return self.errors.append((rows, squares, overlapping))
-
-
-class _Mates:
-    """Similarities within one large identity, of which a block is a piece; its mates are read."""
-
-    def __init__(self, estimator: ExactEstimator, block: Block, faces: Array) -> None:
-        """Computes for the block's R images: `total` with itself, `itself` and `lowest`."""
-        self.embedded, self.block, self.faces = estimator.embedded, block, faces
-        arrays = self.embedded.arrays
-        xp = arrays.xp
-        self.itself = xp.einsum("ij,ij->i", faces, faces)
-        self.total = xp.zeros_like(self.itself)
-        self.lowest = xp.full_like(self.itself, np.inf)
-        for begin, similarities in self._pieces(np.arange(block.stop - block.start)):
-            self.total += similarities.sum(1)
-            self._blank(similarities, begin, np.arange(len(faces)))
-            self.lowest = xp.minimum(self.lowest, xp.amin(similarities, 1))
-
-    def sorted(self, some: Positions) -> tuple[Array, Positions]:
-        """The sorted positives of some images, one after the other, and how many each has."""
-        arrays = self.embedded.arrays
-        start, stop = (int(bound) for bound in self.block.starts)
-        p = arrays.empty((len(some), stop - start))
-        for begin, similarities in self._pieces(some):
-            self._blank(similarities, begin, some)
-            p[:, begin - start : begin - start + similarities.shape[1]] = similarities
-        counts = np.full(len(some), stop - start - 1)
-        return arrays.sort(p)[:, : stop - start - 1].reshape(-1), counts
-
-    def _pieces(self, some: Positions) -> Any:
-        faces = self.faces[self.embedded.arrays.device(some)]
-        start, stop = (int(bound) for bound in self.block.starts)
-        for begin in range(start, stop, _PIECE):
-            yield begin, faces @ self.embedded.span(begin, min(begin + _PIECE, stop)).T
-
-    def _blank(self, similarities: Array, begin: int, some: Positions) -> None:
-        """Puts infinity where an image meets itself."""
-        arrays = self.embedded.arrays
-        column = some + self.block.start - begin
-        rows = np.flatnonzero((column >= 0) & (column < similarities.shape[1]))
-        similarities[arrays.device(rows), arrays.device(column[rows])] = np.inf
-
-
-class _WholeMates(_Mates):
-    """Similarities within the identities that a block holds whole."""
-
-    def __init__(self, estimator: ExactEstimator, block: Block, faces: Array) -> None:
-        """As for a piece; the similarities themselves are few, and kept."""
-        self.embedded, self.block, self.faces = estimator.embedded, block, faces
-        arrays = self.embedded.arrays
-        xp = arrays.xp
-        self.itself = xp.einsum("ij,ij->i", faces, faces)
-        self.total = xp.zeros_like(self.itself) + self.itself
-        self.lowest = xp.full_like(self.itself, np.inf)
-        count = len(faces)
-        self.group_of, self.place = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        self.grams: list[Array] = []
-        for number, group in enumerate(by_size([block])):
-            members = group.of(arrays, faces)
-            gram = xp.matmul(members, xp.swapaxes(members, 1, 2))  # (g, s, s)
-            rows, diagonal = arrays.device(group.rows), arrays.device(np.arange(group.size))
-            self.total[rows] = gram.sum(1)
-            self.itself[rows] = gram[:, diagonal, diagonal]
-            gram[:, diagonal, diagonal] = np.inf
-            self.lowest[rows] = xp.amin(gram, 1)
-            self.grams.append(gram.reshape(-1, group.size))
-            self.group_of[group.rows] = number
-            self.place[group.rows] = np.arange(group.rows.size).reshape(group.rows.shape)
-
-    def sorted(self, some: Positions) -> tuple[Array, Positions]:
-        """The sorted positives of some images, one after the other, and how many each has."""
-        arrays = self.embedded.arrays
-        counts = np.array([self.grams[group].shape[1] - 1 for group in self.group_of[some]])
-        first = np.cumsum(counts) - counts
-        p = arrays.empty((int(counts.sum()),))
-        for number in np.unique(self.group_of[some]):
-            mine = np.flatnonzero(self.group_of[some] == number)
-            gram = self.grams[number][arrays.device(self.place[some[mine]])]
-            into = first[mine][:, None] + np.arange(gram.shape[1] - 1)
-            p[arrays.device(into)] = arrays.sort(gram)[:, :-1]
-        return p, counts
+            return self.errors.append((0, 0.0, len(overlapping)))
+        ends = np.array([block.stop - batch.begin for block in batch.blocks])
+        block = np.searchsorted(ends, overlapping, side="right")
+        nth = np.arange(len(block)) - np.searchsorted(block, block)
+        checked, squares = overlapping[nth < _CHECKED], 0.0
+        for some in self._portions(checked, len(self.second.positions), mates):
+            p, counts = mates.sorted(some)
+            n, (first, last) = self._similarities(batch, faces, some)
+            halves = []
+            for half in (self.second.half, ~self.second.half):
+                before = np.concatenate([[0], np.cumsum(half)])
+                part = n[:, self.embedded.arrays.device(np.flatnonzero(half))]
+                halves.append(self._sorted_wrong_way(p, counts, part, before[last] - before[first]))
+            # W1 holds the integral twice; the mean of two halves has half their difference's
+            # deviation.
+            squares += float(((halves[0] - halves[1]) ** 2).sum())
+        return self.errors.append((len(checked), squares, len(overlapping)))

@@ -13,6 +13,7 @@ from dataset.columns import write_columns
 from dataset.embeddings import EMBEDDINGS, EmbeddingsFile, check_origin
 from dataset.files import replacing, write_json
 from dataset.lists import LABELPATH, PSEUDO_LABELS, Identities, Table, read_labelpath
+from generate_pseudo_labels.blocks import Groups
 from generate_pseudo_labels.distances import (
     WRONG_WAY_BOUND,
     Distances,
@@ -20,7 +21,6 @@ from generate_pseudo_labels.distances import (
     quality_labels,
     with_level_identities,
 )
-from generate_pseudo_labels.draws import Groups
 from generate_pseudo_labels.embedded_set import Source
 
 W_DISTANCES = "w_distances.txt"

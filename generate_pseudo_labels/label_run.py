@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from dataset.command_line import UserError
 from generate_pseudo_labels.arrays import Arrays
+from generate_pseudo_labels.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distances import Distances
-from generate_pseudo_labels.draws import Groups, group_by_identity
 from generate_pseudo_labels.embedded_set import UnusableRow
 from generate_pseudo_labels.label_files import LabelInput, Labelling, label_images, summarise
 from generate_pseudo_labels.ranks import Ranks

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from generate_pseudo_labels.arrays import NumpyArrays
-from generate_pseudo_labels.draws import Groups, Positions
+from generate_pseudo_labels.blocks import Groups, Positions
 from generate_pseudo_labels.embedded_set import EmbeddedSet
 from generate_pseudo_labels.label_files import LabelInput, Labelling
 

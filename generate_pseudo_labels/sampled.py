@@ -7,17 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from generate_pseudo_labels.arrays import Array, Arrays
+from generate_pseudo_labels.blocks import Batch, Block, Plan, Positions
 from generate_pseudo_labels.distances import Distances
-from generate_pseudo_labels.draws import (
-    HANDS,
-    Block,
-    Plan,
-    Positions,
-    draw_negatives,
-    draw_positives,
-)
+from generate_pseudo_labels.draws import HANDS, draw_negatives, draw_positives
 from generate_pseudo_labels.embedded_set import EmbeddedSet, SameSize, by_size
 from generate_pseudo_labels.wasserstein import wrong_way
+
+_PATCHED = 8192  # similarities to substitutes that are worked out at a time
 
 
 @dataclass(frozen=True)
@@ -47,33 +43,33 @@ class SampledEstimator:
     def __init__(self, embedded: EmbeddedSet, plan: Plan, m: int, repeats: int, seed: int) -> None:
         """Keeps what every block needs."""
         self.embedded, self.plan = embedded, plan
-        self.m, self.repeats, self.seed = m, repeats, seed
+        self.m, self.repeats = m, repeats
+        self.drawing = (m, repeats, seed)
 
     def distances(self, numbers: range) -> Distances:
         """The distances of the images of consecutive blocks; NaN where an identity has one."""
         arrays = self.embedded.arrays
         xp = arrays.xp
-        blocks = [self.plan.block(number) for number in numbers]
-        begin, end = blocks[0].start, blocks[-1].stop
-        faces = self.embedded.span(begin, end)  # (R, D)
-        negatives = self._negatives(blocks, faces)  # (K, m, R)
+        batch = self.plan.batch(numbers)
+        begin = batch.begin
+        faces = self.embedded.span(begin, batch.end)  # (R, D)
+        negatives = self._negatives(batch, faces)  # (K, m, R)
         mean_n = negatives.sum(1) / self.m  # (K, R)
         mean_p, wrong = xp.full_like(mean_n, float("nan")), xp.zeros_like(mean_n)
         work = _Work(negatives, xp.amax(negatives, 1), mean_p, wrong)
-        for group in by_size(blocks):
+        for group in by_size(batch.blocks):
             members = group.of(arrays, faces)  # (g, s, D)
             gram = xp.matmul(members, xp.swapaxes(members, 1, 2))  # (g, s, s)
             if group.size <= self.m + 1:
                 self._all_positives(group, gram, work)
             else:
                 starts = group.starts + begin
-                draws = draw_positives(starts, group.size, self.m, self.repeats, self.seed)
+                draws = draw_positives(arrays, starts, group.size, *self.drawing)
                 places = np.arange(group.size)
-                # Dealt out to the images on the device: there are HANDS of them to bring there.
-                drawn = arrays.device(draws)[:, arrays.device(places % HANDS)]  # (g, s, K, m + 1)
+                drawn = draws[:, arrays.device(places % HANDS)]  # (g, s, K, m + 1)
                 similarities = _picked(arrays, gram, drawn)  # (g, s, K, m + 1)
                 self._drawn_positives(group.rows, similarities, drawn, places, work)
-        for block in blocks:
+        for block in batch.blocks:
             if not block.whole:
                 self._piece(block, begin, faces, work)
         w1 = (mean_p - mean_n + 2 * wrong).clip(0)  # (K, R)
@@ -86,29 +82,39 @@ class SampledEstimator:
             arrays.host(share),
         )
 
-    def _negatives(self, blocks: list[Block], faces: Array) -> Array:
+    def _negatives(self, batch: Batch, faces: Array) -> Array:
         """(K, m, R) similarities of all images to their negatives."""
-        arrays, shape = self.embedded.arrays, (self.repeats, self.m)
-        images = len(self.plan.groups)
-        draws = [
-            draw_negatives(block, hand, images, *shape[::-1], self.seed)
-            for block in blocks
-            for hand in range(HANDS)
-        ]
-        others = self.embedded.at(np.concatenate([draw.positions for draw in draws]))
-        negatives = arrays.empty((*shape, len(faces)))
-        offset = 0
-        for number, draw in enumerate(draws):
-            block, hand = blocks[number // HANDS], number % HANDS
-            span = slice(block.start + hand - blocks[0].start, block.stop - blocks[0].start, HANDS)
-            count = len(draw.positions)
-            products = others[offset : offset + count] @ faces[span].T
-            offset += count
-            shared = products[: self.repeats * self.m].reshape(*shape, -1)
-            for k, slot, first, stop, place in draw.patches.tolist():
-                shared[k, slot, first:stop] = products[place, first:stop]
-            negatives[:, :, span] = shared
+        arrays = self.embedded.arrays
+        draws = draw_negatives(batch, len(self.plan.groups), *self.drawing)
+        substitutes = draws.patches[:, 5]
+        others = self.embedded.at(np.concatenate([draws.shared.ravel(), substitutes]))
+        negatives = arrays.empty((self.repeats, self.m, len(faces)))
+        each = self.repeats * self.m
+        for number in range(len(draws.shared)):
+            block, hand = batch.blocks[number // HANDS], number % HANDS
+            span = slice(block.start + hand - batch.begin, block.stop - batch.begin, HANDS)
+            products = others[number * each : (number + 1) * each] @ faces[span].T
+            negatives[:, :, span] = products.reshape(self.repeats, self.m, -1)
+        self._patch(negatives, batch, draws.patches, others[draws.shared.size :], faces)
         return negatives
+
+    def _patch(
+        self, negatives: Array, batch: Batch, patches: Positions, others: Array, faces: Array
+    ) -> None:
+        """Puts the similarities to (p, D) substitutes in place of those to the own identity."""
+        arrays = self.embedded.arrays
+        hands, k, slots, firsts, ends, _ = patches.T
+        counts = ends - firsts  # images of each patch
+        patch = np.repeat(np.arange(len(patches)), counts)
+        image = np.arange(len(patch)) - np.repeat(np.cumsum(counts) - counts - firsts, counts)
+        starts = np.array([block.start - batch.begin for block in batch.blocks])
+        rows = starts[hands[patch] // HANDS] + hands[patch] % HANDS + HANDS * image
+        for begin in range(0, len(patch), _PATCHED):
+            which = slice(begin, begin + _PATCHED)
+            row, of = arrays.device(rows[which]), arrays.device(patch[which])
+            similarities = arrays.xp.einsum("ij,ij->i", faces[row], others[of])
+            at = arrays.device(np.stack([k[patch[which]], slots[patch[which]]]))
+            negatives[at[0], at[1], row] = similarities
 
     def _all_positives(self, group: SameSize, gram: Array, work: _Work) -> None:
         """Identities of at most m + 1 images: every repeat has all positives."""
@@ -130,19 +136,23 @@ class SampledEstimator:
 
     def _piece(self, block: Block, begin: int, faces: Array, work: _Work) -> None:
         """A piece of an identity too large for one block: only what is drawn of it is read."""
+        arrays = self.embedded.arrays
         start, size = int(block.starts[0]), int(block.starts[1] - block.starts[0])
-        drawn = draw_positives(block.starts[:1], size, self.m, self.repeats, self.seed)
+        drawn = draw_positives(
+            arrays, block.starts[:1], size, *self.drawing
+        )  # (1, HANDS, K, m + 1)
+        places = arrays.host(drawn)
         for hand in range(HANDS):
             first = block.start + (hand - (block.start - start)) % HANDS
             images = np.arange(first, block.stop, HANDS)
             if len(images) == 0:
                 continue
-            members = self.embedded.at(start + drawn[0, hand].ravel())  # (K (m + 1), D)
+            members = self.embedded.at(start + places[0, hand].ravel())  # (K (m + 1), D)
             similarities = faces[first - begin : block.stop - begin : HANDS] @ members.T
             self._drawn_positives(
                 images[None] - begin,
                 similarities.reshape(1, len(images), *drawn.shape[2:]),
-                self.embedded.arrays.device(drawn[:, hand, None]),
+                drawn[:, hand, None],
                 images - start,
                 work,
             )

@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from generate_pseudo_labels.arrays import Arrays, NumpyArrays
+from generate_pseudo_labels.blocks import Groups, Plan, plan_blocks
 from generate_pseudo_labels.distances import Distances, OnThreads, Progress, run_blocks
-from generate_pseudo_labels.draws import Groups, Plan, plan_blocks
 from generate_pseudo_labels.embedded_set import EmbeddedSet, Source
 from generate_pseudo_labels.exact import AddUp, ExactEstimator, draw_pools, mean_embedding
 from generate_pseudo_labels.sampled import SampledEstimator

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import wasserstein_distance
 
-from generate_pseudo_labels import draws, exact
+from generate_pseudo_labels import blocks, exact
+from generate_pseudo_labels import mates as mates_module
 from generate_pseudo_labels.arrays import TorchArrays
-from generate_pseudo_labels.draws import group_by_identity
+from generate_pseudo_labels.blocks import group_by_identity
 from generate_pseudo_labels.embedded_set import InMemory
 from generate_pseudo_labels.similarity_distance import Found, TooFewOutsiders, similarity_distances
 
@@ -63,8 +64,9 @@ SETS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETS)
 def test_against_all_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draws, "BLOCK", 256)
+    monkeypatch.setattr(blocks, "BLOCK", 256)
     monkeypatch.setattr(exact, "_PIECE", 300)  # pools and large identities come in pieces
+    monkeypatch.setattr(mates_module, "PIECE", 300)
     f, y = faces_of(**SETS[name])
     expected = brute_force(f, y)
     found = found_by(f, y, pool_size=256).distances
@@ -109,7 +111,7 @@ def test_permuting_images_and_identities_permutes_the_distances() -> None:
 def test_same_results_whatever_the_batches_threads_and_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(draws, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, spread=(0.5, 3))
     whole = found_by(f, y).distances.w1
     batched = found_by(f, y, batch_rows=10_000, threads=2).distances.w1
@@ -134,6 +136,7 @@ def test_same_results_whatever_the_batches_threads_and_ranks(
 
 
 def test_the_torch_path_agrees_with_the_numpy_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 64)  # one batch of many blocks, and pieces among them
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, spread=(0.5, 3), swapped=9)
     ours, twin = found_by(f, y).distances, found_by(f, y, arrays=TorchArrays("cpu")).distances
     for name in ("w1", "pos", "neg", "wrong"):

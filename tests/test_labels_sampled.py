@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import spearmanr, wasserstein_distance
 
-from generate_pseudo_labels import draws, similarity_distance
+from generate_pseudo_labels import blocks, draws, similarity_distance
 from generate_pseudo_labels.arrays import Arrays, NumpyArrays, TorchArrays
+from generate_pseudo_labels.blocks import Plan, group_by_identity, plan_blocks
 from generate_pseudo_labels.distances import (
     Distances,
     OnThreads,
@@ -18,7 +19,7 @@ from generate_pseudo_labels.distances import (
     drop_top,
     quality_labels,
 )
-from generate_pseudo_labels.draws import Plan, draw_negatives, group_by_identity, plan_blocks
+from generate_pseudo_labels.draws import draw_negatives, draw_positives, random_words
 from generate_pseudo_labels.embedded_set import InMemory, UnusableRow
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 from generate_pseudo_labels.wasserstein import wasserstein, wrong_way_ragged
@@ -72,7 +73,7 @@ def sampled(f: npt.NDArray[Any], y: Identities, **options: Any) -> Distances:
 def test_as_close_to_the_reference_as_it_is_to_itself(
     sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draws, "BLOCK", 128)  # several blocks, and pieces of the largest identity
+    monkeypatch.setattr(blocks, "BLOCK", 128)  # several blocks, and pieces of the largest identity
     f, y = faces_of(sizes, swapped=6)
     one, two = (reference(f, y, seed=seed) for seed in (1, 2))
     ours = sampled(f, y).w1
@@ -93,19 +94,19 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
     groups = group_by_identity(np.repeat(np.arange(5), sizes).astype(np.int32))
     n, m, K = 20, 6, 12
     counts = np.zeros((n, n))
+    plan = plan_blocks(groups)
+    batch = plan.batch(range(len(plan)))
     for seed in range(60):
-        plan = plan_blocks(groups)
-        for block in (plan.block(b) for b in range(len(plan))):
-            for hand in range(2):
-                draw = draw_negatives(block, hand, n, m, K, seed)
-                images = np.arange(block.start + hand, block.stop, 2)
-                chosen = np.repeat(draw.positions[None, : K * m], len(images), 0)
-                chosen = chosen.reshape(len(images), K, m)
-                for k, slot, first, stop, place in draw.patches:
-                    chosen[first:stop, k, slot] = draw.positions[place]
-                for image, negatives in zip(images, chosen, strict=True):
-                    assert all(len(set(repeat)) == m for repeat in negatives)
-                    np.add.at(counts[image], negatives.ravel(), 1)
+        draw = draw_negatives(batch, n, m, K, seed)
+        for number, shared in enumerate(draw.shared):
+            block, hand = batch.blocks[number // 2], number % 2
+            images = np.arange(block.start + hand, block.stop, 2)
+            chosen = np.repeat(shared[None], len(images), 0)
+            for _, k, slot, first, stop, other in draw.patches[draw.patches[:, 0] == number]:
+                chosen[first:stop, k, slot] = other
+            for image, negatives in zip(images, chosen, strict=True):
+                assert all(len(set(repeat)) == m for repeat in negatives)
+                np.add.at(counts[image], negatives.ravel(), 1)
     y = np.repeat(np.arange(5), sizes)
     for own, drawn in zip(y, counts, strict=True):
         outside = y != own
@@ -115,10 +116,41 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
         assert np.abs(drawn[outside] / expected - 1).max() < 5 / np.sqrt(expected)
 
 
+@pytest.mark.parametrize("size", [8, 26, 100, 101, 5000])
+def test_mates_are_drawn_equally_often_and_alike_on_every_device(size: int) -> None:
+    starts = np.arange(40) * size
+    drawn = draw_positives(NumpyArrays(), starts, size, 5, 12, 0)
+    assert drawn.shape == (40, draws.HANDS, 12, 6)
+    assert drawn.min() >= 0 and drawn.max() < size
+    assert (np.diff(np.sort(drawn, axis=-1), axis=-1) > 0).all()  # nobody twice
+    for slot in (0, 5):
+        counts = np.bincount(drawn[..., slot].ravel() * 8 // size, minlength=8)
+        expected = np.bincount(np.arange(size) * 8 // size) * (drawn[..., 0].size / size)
+        assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
+    twin = draw_positives(TorchArrays("cpu"), starts, size, 5, 12, 0)
+    assert np.array_equal(TorchArrays("cpu").host(twin), drawn)
+
+
+def test_random_words_are_splitmix64() -> None:
+    """Against the finaliser in whole numbers without an end."""
+
+    def mixed(word: int, coordinate: int) -> int:
+        word = (word + (coordinate + 1) * 0x9E3779B97F4A7C15) % 2**64
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+        return word ^ word >> 31
+
+    words = random_words(NumpyArrays(), -3, 2, np.array([5, 2**50]), 2, 3)
+    for key, row in zip((5, 2**50), words, strict=True):
+        for k, slot in np.ndindex(2, 3):
+            expected = mixed(mixed(mixed(mixed(2**64 - 3, 2), key), k), slot)
+            assert int(row[k, slot]) % 2**64 == expected
+
+
 def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(draws, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2)
     whole = sampled(f, y)
     assert np.array_equal(sampled(f, y, batch_rows=10_000, threads=2).w1, whole.w1, equal_nan=True)
@@ -130,7 +162,8 @@ def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(
     assert not np.array_equal(sampled(f, y, seed=1).w1, whole.w1, equal_nan=True)
 
 
-def test_the_torch_path_agrees_with_the_numpy_path() -> None:
+def test_the_torch_path_agrees_with_the_numpy_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 64)  # one batch of many blocks, and pieces among them
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, swapped=9)
     f = f.astype(np.float16)
     ours, twin = sampled(f, y), sampled(f, y, arrays=TorchArrays("cpu"))

@@ -1,0 +1,192 @@
+"""Identities as ranges of positions, and the fixed blocks of images that work is cut into.
+
+Images are counted by *position*: the usable images ordered by identity, so that an identity is a
+range. A block is a range of positions that depends on the identities alone, so that nothing which
+goes by blocks depends on how the work is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 4096  # images that are worked on together
+OWN_BLOCK = 256  # an identity with more images than this has blocks of its own
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Images ordered by identity.
+
+    Attributes:
+        rows: (n,) the row of the embeddings at each position; None where position and row agree.
+        starts: (C + 1,) int64, identity c is the positions starts[c] .. starts[c + 1].
+    """
+
+    rows: npt.NDArray[np.int64] | None
+    starts: Positions
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return int(self.starts[-1])
+
+    def rows_of(self, positions: Positions) -> Positions:
+        """Rows of the embeddings."""
+        return positions if self.rows is None else self.rows[positions]
+
+    def sizes(self) -> Positions:
+        """(C,) images of each identity."""
+        return np.diff(self.starts)
+
+
+def group_by_identity(
+    identities: npt.NDArray[np.int32], usable: npt.NDArray[np.bool_] | None = None
+) -> Groups:
+    """Orders images by identity; keeps their order within one.
+
+    Where a list already holds each identity in one run, nothing is reordered and nothing is stored.
+
+    Args:
+        identities: (N,) identity of each image.
+        usable: (N,) False for images to leave out altogether; None keeps all.
+    """
+    rows: Positions | None = None
+    if usable is not None and not usable.all():
+        rows = np.flatnonzero(usable)
+        identities = identities[rows]
+    starts = _run_starts(identities)
+    firsts = identities[starts]
+    if len(np.unique(firsts)) != len(firsts):
+        order = np.argsort(identities, kind="stable")
+        rows = order if rows is None else rows[order]
+        starts = _run_starts(identities[order])
+    return Groups(rows, np.append(starts, len(identities)))
+
+
+def _run_starts(identities: npt.NDArray[np.int32]) -> Positions:
+    changes = np.flatnonzero(identities[1:] != identities[:-1]) + 1
+    return np.concatenate([np.zeros(min(1, len(identities)), np.int64), changes])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Positions start .. stop: some whole identities, or a piece of one large one.
+
+    Attributes:
+        start, stop: positions.
+        starts: (c + 1,) int64, the positions at which its identities start, and the last one's
+            end; for a piece, the whole identity's start and end.
+        whole: whether it holds whole identities.
+    """
+
+    start: int
+    stop: int
+    starts: Positions
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive blocks that are worked on together; their images are its rows.
+
+    Attributes:
+        blocks: the blocks.
+        starts, stops: (I,) the positions of each identity, piece by piece where it is cut.
+        rows: (I + 1,) where each one's images begin among the rows, and the end.
+    """
+
+    blocks: list[Block]
+    starts: Positions
+    stops: Positions
+    rows: Positions
+
+    @property
+    def begin(self) -> int:
+        """The position of the first row."""
+        return self.blocks[0].start
+
+    @property
+    def end(self) -> int:
+        """The position after the last row."""
+        return self.blocks[-1].stop
+
+    def owners(self) -> Positions:
+        """(R,) which of `starts` each row belongs to."""
+        return np.repeat(np.arange(len(self.starts)), np.diff(self.rows))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All blocks of a set, as arrays.
+
+    Attributes:
+        groups: the identities.
+        bounds: (B + 1,) positions; block b is bounds[b] .. bounds[b + 1].
+        firsts: (B,) the identity that holds bounds[b].
+    """
+
+    groups: Groups
+    bounds: Positions
+    firsts: Positions
+
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return len(self.firsts)
+
+    def block(self, number: int) -> Block:
+        """One block."""
+        start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
+        first = int(self.firsts[number])
+        last = int(np.searchsorted(self.groups.starts, stop, side="left"))
+        starts = self.groups.starts[first : last + 1]
+        whole = bool(starts[0] == start and starts[-1] == stop)
+        return Block(start, stop, starts, whole)
+
+    def batch(self, numbers: range) -> Batch:
+        """Consecutive blocks as a batch."""
+        blocks = [self.block(number) for number in numbers]
+        starts = np.concatenate([block.starts[:-1] for block in blocks])
+        stops = np.concatenate([block.starts[1:] for block in blocks])
+        begins = [np.maximum(block.starts[:-1], block.start) for block in blocks]
+        rows = np.append(np.concatenate(begins), blocks[-1].stop) - blocks[0].start
+        return Batch(blocks, starts, stops, rows)
+
+    def share(self, rank: int, ranks: int) -> range:
+        """The blocks of one rank: about equally many images each."""
+        cuts = np.searchsorted(self.bounds, np.arange(ranks + 1) * (len(self.groups) / ranks))
+        cuts[0], cuts[-1] = 0, len(self)
+        return range(int(cuts[rank]), int(cuts[rank + 1]))
+
+    def batches(self, blocks: range, rows: int) -> Iterator[range]:
+        """Consecutive blocks of together about `rows` images (at least one block)."""
+        first = blocks.start
+        while first < blocks.stop:
+            reach = int(np.searchsorted(self.bounds, self.bounds[first] + rows, side="right")) - 1
+            last = min(max(reach, first + 1), blocks.stop)
+            yield range(first, last)
+            first = last
+
+
+def plan_blocks(groups: Groups) -> Plan:
+    """Cuts a set into blocks of about BLOCK images, from the identities alone.
+
+    Small identities stay whole and share a block. An identity of more than OWN_BLOCK images, or of
+    more than an eighth of the set, is cut into blocks of its own: its negatives are then drawn
+    from the others directly.
+    """
+    sizes = groups.sizes()
+    alone = (sizes > OWN_BLOCK) | (sizes * 8 > len(groups))
+    key = groups.starts[:-1] // BLOCK
+    begins = np.ones(len(sizes), bool)
+    begins[1:] = (key[1:] != key[:-1]) | alone[1:] | alone[:-1]
+    firsts = np.flatnonzero(begins)
+    pieces = np.where(alone[firsts], -(-sizes[firsts] // BLOCK), 1)
+    firsts = np.repeat(firsts, pieces)
+    piece = np.arange(len(firsts)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    bounds = np.append(groups.starts[firsts] + piece * BLOCK, len(groups))
+    return Plan(groups, bounds, firsts)
