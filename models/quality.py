@@ -132,11 +132,13 @@ def _load_torch(
 
     from models.checkpoints import load_network, read_about
     from models.device import choose_compute
+    from models.folding import fold_norms
     from models.networks import FaceModel
 
     compute = choose_compute(device, precision)
     about = read_about(path)
     name, network = load_network(path, recognition=False, backbone=backbone)
+    fold_norms(network)
     module = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
 
     def run(faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]:

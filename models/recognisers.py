@@ -163,8 +163,10 @@ class _TorchRecogniser:
         import torch
 
         from models.device import choose_compute
+        from models.folding import fold_norms
         from models.networks import FaceModel
 
+        fold_norms(network)
         model = FaceModel(network).to(memory_format=torch.channels_last)
         self._model, self._compute = model.to(compute.device).eval(), compute
         if probe is not None and not self._half_is_close(probe):

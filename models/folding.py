@@ -1,0 +1,75 @@
+"""Takes the BatchNorms out of a network that is only evaluated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Folds every BatchNorm that a convolution alone feeds into that convolution's weights.
+
+    The network computes the same without it, and a CPU does so in up to a third less time: a
+    BatchNorm is a pass over the whole map. The first convolution stays as it is: autocast rounds
+    biases, and on flat pictures that one is large beside what it is added to.
+
+    Args:
+        network: takes (B, 3, 112, 112); changed in place, and put into evaluation mode for good.
+    """
+    network.eval()
+    gives: list[tuple[nn.Conv2d, Any]] = []  # in the order they run; the node of the autograd graph
+    takes: dict[Any, list[nn.BatchNorm2d]] = {}
+
+    def ran(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            gives.append((module, output.grad_fn))
+        elif isinstance(module, nn.BatchNorm2d):
+            takes.setdefault(inputs[0].grad_fn, []).append(module)
+
+    hooks = [module.register_forward_hook(ran) for module in network.modules()]
+    with torch.enable_grad():
+        uses = _uses(network(torch.zeros(1, 3, 112, 112, requires_grad=True)))
+    for hook in hooks:
+        hook.remove()
+    runs = Counter(id(module) for module, _ in gives)
+    gone = {}
+    for conv, node in gives[1:]:
+        if uses[node] == runs[id(conv)] == len(takes.get(node, ())) == 1:
+            (norm,) = takes[node]
+            _fold(conv, norm)
+            gone[id(norm)] = norm
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if id(child) in gone:
+                setattr(parent, name, nn.Identity())
+
+
+def _uses(output: Tensor) -> Counter[Any]:
+    """How many operations take what each node of the autograd graph gives."""
+    uses: Counter[Any] = Counter()
+    waiting, seen = [output.grad_fn], {output.grad_fn}
+    while waiting:
+        node: Any = waiting.pop()
+        for source, _ in node.next_functions:
+            uses[source] += 1
+            if source is not None and source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return uses
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
