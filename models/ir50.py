@@ -27,7 +27,9 @@ class Unit(nn.Module):
         super().__init__()
         self.shortcut_layer: nn.Module
         if channels_in == channels:
-            self.shortcut_layer = nn.MaxPool2d(1, stride)
+            # Published as MaxPool2d(1, stride): of stride 1 it changes nothing and takes a tenth of
+            # the time.
+            self.shortcut_layer = nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity()
         else:
             self.shortcut_layer = nn.Sequential(
                 nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
