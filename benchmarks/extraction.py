@@ -7,7 +7,7 @@ is, for R_50 and MFN, the published definition, float32, NCHW, in batches; their
 with BatchNorm's statistics taken from the faces, so that signals neither die nor grow. For the
 recognisers known by name (fetched once) it is onnxruntime, a face a run on a thread for each core.
 Decoding is left out; both ways see one set of faces, and the cosine between their embeddings is
-printed.
+printed. Ours, where it is torch, is put beside what the device can multiply.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from benchmarks.limits import of_limit, operations
 from dataset.command_line import EXIT_DONE, run_script
 from models.device import choose_compute
 from models.networks import FaceModel, build_network
@@ -81,6 +82,10 @@ def compare(
         f"({ours.about['precision']}), ratio {rates['ours'] / rates['plain']:.2f}, "
         f"cosine at least {cosine.min():.5f}"
     )
+    if each := operations(lambda: ours.embed(images[:1])):  # none of onnxruntime's are seen
+        device, precision = ours.about["precision"].split()
+        compute = choose_compute(device, "fp32" if precision == "fp32" else "bf16")
+        print(f"{name}: {of_limit(rates['ours'], each, compute)}")
 
 
 def settled_network(backbone: str, faces: Array) -> nn.Module:
