@@ -177,9 +177,10 @@ def random_words(
     any device.
     """
     words = np.array([seed % 2**64], np.uint64).view(np.int64)
-    words = arrays.device(_mixed(_mixed(words, np.array([stream])), keys))
-    words = _mixed(words[:, None], arrays.device(np.arange(repeats)))
-    return _mixed(words[:, :, None], arrays.device(np.arange(slots)))
+    words = _mixed(_mixed(words, np.array([stream])), keys)
+    words = _mixed(words[:, None], np.arange(repeats))
+    # All but the last are few, and a GPU's launches are dear.
+    return _mixed(arrays.device(words)[:, :, None], arrays.device(np.arange(slots)))
 
 
 def _mixed(words: Array, coordinate: Array) -> Array:
