@@ -118,7 +118,7 @@ def _substitutes(
 def draw_positives(
     arrays: Arrays, starts: Positions, size: int, m: int, repeats: int, seed: int
 ) -> Array:
-    """For identities of one size > m + 1: (g, HANDS, repeats, m + 1) members, all different.
+    """For identities of one size > m: (g, HANDS, repeats, m + 1) members, all different.
 
     An image takes the first m of its hand's, with the last in place of itself: a uniform draw from
     its identity's other images. Image i of an identity is of hand i % HANDS.

@@ -138,9 +138,8 @@ class SampledEstimator:
         """A piece of an identity too large for one block: only what is drawn of it is read."""
         arrays = self.embedded.arrays
         start, size = int(block.starts[0]), int(block.starts[1] - block.starts[0])
-        drawn = draw_positives(
-            arrays, block.starts[:1], size, *self.drawing
-        )  # (1, HANDS, K, m + 1)
+        m = min(self.m, size - 1)  # all mates, where there are no more
+        drawn = draw_positives(arrays, block.starts[:1], size, m, *self.drawing[1:])
         places = arrays.host(drawn)
         for hand in range(HANDS):
             first = block.start + (hand - (block.start - start)) % HANDS
@@ -165,7 +164,7 @@ class SampledEstimator:
         places: Positions,
         work: _Work,
     ) -> None:
-        """Images with more than m mates: m of them a repeat, the spare one in place of itself.
+        """Images with m mates or more: m of them a repeat, the spare one in place of itself.
 
         Args:
             group_rows: (g, s) rows of the images.
@@ -174,7 +173,7 @@ class SampledEstimator:
             places: (s,) the images' own places.
             work: filled in.
         """
-        arrays, m = self.embedded.arrays, self.m
+        arrays, m = self.embedded.arrays, drawn.shape[-1] - 1
         xp = arrays.xp
         itself = drawn[..., :m] == arrays.device(places)[None, :, None, None]
         p = xp.where(itself, similarities[..., m:], similarities[..., :m])  # (g, s, K, m)

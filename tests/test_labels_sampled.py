@@ -147,6 +147,18 @@ def test_random_words_are_splitmix64() -> None:
             assert int(row[k, slot]) % 2**64 == expected
 
 
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
+def test_a_large_identity_may_have_fewer_mates_than_are_asked_for(
+    arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f, y = faces_of([30, 20] + [3] * 20)
+    whole = sampled(f, y, m=50)
+    monkeypatch.setattr(blocks, "OWN_BLOCK", 8)
+    monkeypatch.setattr(blocks, "BLOCK", 16)  # the first two come in pieces
+    pieces = sampled(f, y, m=50, arrays=arrays)
+    assert np.allclose(pieces.pos, whole.pos, atol=1e-6)  # all mates, every time
+
+
 def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
