@@ -7,7 +7,7 @@ is, for R_50 and MFN, the published definition, float32, NCHW, in batches; their
 with BatchNorm's statistics taken from the faces, so that signals neither die nor grow. For the
 recognisers known by name (fetched once) it is onnxruntime, a face a run on a thread for each core.
 Decoding is left out; both ways see one set of faces, and the cosine between their embeddings is
-printed. Ours, where it is torch, is put beside what the device can multiply.
+printed. Ours, where it is torch, is put beside what the device allows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from benchmarks.limits import of_limit, operations
+from benchmarks.limits import limit_of
 from dataset.command_line import EXIT_DONE, run_script
 from models.device import choose_compute
 from models.networks import FaceModel, build_network
@@ -82,10 +82,11 @@ def compare(
         f"({ours.about['precision']}), ratio {rates['ours'] / rates['plain']:.2f}, "
         f"cosine at least {cosine.min():.5f}"
     )
-    if each := operations(lambda: ours.embed(images[:1])):  # none of onnxruntime's are seen
-        device, precision = ours.about["precision"].split()
-        compute = choose_compute(device, "fp32" if precision == "fp32" else "bf16")
-        print(f"{name}: {of_limit(rates['ours'], each, compute)}")
+    device, *precision = ours.about["precision"].split()
+    if precision[0] in ("fp32", "bf16"):  # else it runs in onnxruntime, out of sight
+        batch = images[:batch_size]
+        limit = limit_of(lambda: ours.embed(batch), choose_compute(device, precision[0]))
+        print(f"{name}: {limit.beside(len(batch) / rates['ours'])}")
 
 
 def settled_network(backbone: str, faces: Array) -> nn.Module:

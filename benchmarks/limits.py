@@ -1,60 +1,117 @@
-"""What the device itself can multiply, and what a network asks of it.
+"""What the device itself allows: how fast it multiplies, how fast it moves numbers.
 
-Convolutions and products are what networks compute, so the rate of large products in the same
-precision is a limit that no way of running one gets past.
+A network runs layer by layer. No layer takes less time than its products at the rate of large
+products in the same precision, nor less than reading its inputs and writing its outputs at the rate
+of a copy. The sum over the layers is a limit to any way of running them one after the other; fusing
+layers gets past it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from models.device import Compute
 
-_SIDE = {"cpu": 2048, "cuda": 8192}
+_SIDE = {"cpu": 2048, "cuda": 8192}  # of the products
+_COPIED = {"cpu": 1 << 23, "cuda": 1 << 30}  # bytes: on a CPU a layer's maps are in its caches
 _ROUNDS = 8
 
 
-def matrix_rate(compute: Compute) -> float:
-    """Operations/s of large square products on a device in a precision; the best of some rounds.
+@dataclass(frozen=True)
+class Limit:
+    """What a device allows some work.
 
-    A multiplication and an addition are two operations.
+    Attributes:
+        seconds: the least that the work takes.
+        operations: multiplications and additions in it.
+        products: operations/s of large products.
+        copies: bytes/s read and written by a copy.
     """
+
+    seconds: float
+    operations: int
+    products: float
+    copies: float
+
+    def beside(self, seconds: float) -> str:
+        """For people: what the time that the work took comes to."""
+        return (
+            f"{self.operations / seconds / 1e12:.2f} TFLOP/s; {self.seconds / seconds:.0%} of what "
+            f"products at {self.products / 1e12:.2f} TFLOP/s and copies at "
+            f"{self.copies / 1e9:.0f} GB/s allow layer by layer"
+        )
+
+
+def limit_of(work: Callable[[], object], compute: Compute) -> Limit:
+    """The limit of some work, gradients included; runs it once.
+
+    Args:
+        work: calls torch; what other libraries do is not seen.
+        compute: where it runs, and in which precision.
+    """
+    products, copies = _product_rate(compute), _copy_rate(compute)
+    with _Counting(products, copies) as counted:
+        work()
+    return Limit(counted.seconds, counted.operations, products, copies)
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the least time of each operation that torch is asked for."""
+
+    def __init__(self, products: float, copies: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.products, self.copies = products, copies
+        self.seconds, self.operations = 0.0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:  # it may be made of others
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        returns = func._schema.returns
+        if any(each.alias_info and not each.alias_info.is_write for each in returns):
+            return out  # a view
+        operations = int(count(*args, **kwargs, out_val=out)) if count else 0
+        leaves = tree_leaves((args, kwargs, out))
+        moved = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        self.seconds += max(operations / self.products, moved / self.copies)
+        self.operations += operations
+        return out
+
+
+def _product_rate(compute: Compute) -> float:
     side = _SIDE[compute.device.type]
     a, b = torch.randn((2, side, side), device=compute.device, dtype=compute.dtype)
+    return 2.0 * side**3 / _best(lambda: a @ b, compute)
+
+
+def _copy_rate(compute: Compute) -> float:
+    values = torch.zeros(_COPIED[compute.device.type], dtype=torch.uint8, device=compute.device)
+    return 2.0 * values.nbytes / _best(values.clone, compute)
+
+
+def _best(work: Callable[[], object], compute: Compute) -> float:
+    """Seconds of the fastest of some rounds."""
     best = float("inf")
     for _ in range(_ROUNDS):
         wait_for(compute)
         started = time.perf_counter()
-        a @ b
+        work()
         wait_for(compute)
         best = min(best, time.perf_counter() - started)
-    return 2.0 * side**3 / best
-
-
-def operations(work: Callable[[], object]) -> int:
-    """Operations of the convolutions and products in `work`, gradients included."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops())
-
-
-def of_limit(rate: float, each: float, compute: Compute) -> str:
-    """For people: what a rate comes to.
-
-    Args:
-        rate: images/s.
-        each: operations of one image.
-        compute: where, and in which precision.
-    """
-    limit = matrix_rate(compute)
-    return (
-        f"{rate * each / 1e12:.2f} TFLOP/s, {rate * each / limit:.0%} of the {limit / 1e12:.2f} of "
-        f"large {compute.name} products"
-    )
+    return best
 
 
 def wait_for(compute: Compute) -> None:

@@ -169,14 +169,14 @@ def report_rates(backbone: str, best: dict[str, float]) -> None:
 
 
 def report_limit(backbone: str, checkpoint: Path, rate: float, device: str) -> None:
-    """Prints what the rate comes to beside what the device can multiply."""
-    from benchmarks.limits import of_limit, operations
+    """Prints what the rate comes to beside what the device allows the network alone."""
+    from benchmarks.limits import limit_of
     from models.device import choose_compute
 
-    one = np.zeros((1, 112, 112, 3), np.uint8)
     model = load_quality_model(checkpoint, device=device)
-    each = operations(lambda: model(one))
-    print(f"{backbone}: {of_limit(rate, each, choose_compute(device))}")
+    batch = np.zeros((model.batch_size, 112, 112, 3), np.uint8)
+    limit = limit_of(lambda: model(batch), choose_compute(device))
+    print(f"{backbone}: {limit.beside(len(batch) / rate)}")
 
 
 def make_models(folder: Path, backbone: str) -> Path:

@@ -5,7 +5,7 @@
 
 Everything runs on made-up JPEGs in a temporary folder. "plain" is a loop as the published code has
 it: PIL in one worker thread, float32, NCHW, nn.PReLU, Adam without fusing. The step is put beside
-what the device can multiply.
+what the device allows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.limits import of_limit, operations, wait_for
+from benchmarks.limits import limit_of, wait_for
 from dataset.command_line import EXIT_DONE, run_script
 from dataset.lists import Table, read_table
 from dataset.loader import batches
@@ -75,12 +75,12 @@ def main(
                 lambda: ours.run(loaded(table, batch_size, compute)),
             ),
         }
-        each = operations(lambda: ours.run([made_up])) / batch_size
+        limit = limit_of(lambda: ours.run([made_up]), compute)
         plain = Plain(backbone, compute)
         rates["plain"] = best(repeats, images, lambda: plain.epoch(table, batch_size))
     for name, rate in rates.items():
         print(f"{name:<14}{rate:>10.1f} images/s")
-    print(f"step alone: {of_limit(rates['step alone'], each, compute)}")
+    print(f"step alone: {limit.beside(batch_size / rates['step alone'])}")
     slower = min(rates["step alone"], rates["loader alone"])
     print(f"real loop / the slower of its parts: {rates['real loop'] / slower:.2f}")
     print(f"real loop / plain: {rates['real loop'] / rates['plain']:.2f}")
