@@ -84,7 +84,7 @@ def main(
             and adds a column of 1 (at or above it) and 0.
         top: print the N best.
         bottom: print the N worst.
-        batch_size: faces a batch; by default 16 on the CPU, 512 on a GPU.
+        batch_size: faces a batch; by default 16 a core on a CPU, 512 on a GPU.
         num_workers: decoding threads; by default one a core.
         precision: auto takes bf16 where the device is fast at it.
         device: auto, cpu, cuda or cuda:i.

@@ -171,11 +171,13 @@ def report_rates(backbone: str, best: dict[str, float]) -> None:
 def report_limit(backbone: str, checkpoint: Path, rate: float, device: str) -> None:
     """Prints what the rate comes to beside what the device allows the network alone."""
     from benchmarks.limits import limit_of
+    from models.checkpoints import load_network
     from models.device import choose_compute
+    from models.forward import Forward
 
-    model = load_quality_model(checkpoint, device=device)
-    batch = np.zeros((model.batch_size, 112, 112, 3), np.uint8)
-    limit = limit_of(lambda: model(batch), choose_compute(device))
+    forward = Forward(load_network(checkpoint, recognition=False)[1], choose_compute(device))
+    batch = np.zeros((forward.batch_size, 112, 112, 3), np.uint8)
+    limit = limit_of(lambda: forward.run(batch)(), forward.compute)
     print(f"{backbone}: {limit.beside(len(batch) / rate)}")
 
 

@@ -128,27 +128,23 @@ def load_quality_model(
 def _load_torch(
     path: Path, backbone: str | None, device: str, precision: Precision
 ) -> QualityModel:
-    import torch
-
     from models.checkpoints import load_network, read_about
     from models.device import choose_compute
-    from models.folding import fold_norms
-    from models.networks import FaceModel
+    from models.forward import Forward
 
     compute = choose_compute(device, precision)
     about = read_about(path)
     name, network = load_network(path, recognition=False, backbone=backbone)
-    fold_norms(network)
-    module = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
+    forward = Forward(network, compute)
 
     def run(faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]:
-        with torch.inference_mode(), compute.autocast():
-            return compute.fetch(module(compute.put(faces))[:, 0].float())
+        outputs = forward.begin(faces)
+        return lambda: outputs()[:, 0]
 
     return QualityModel(
         name=f"{path.name} ({name})",
         calibration=about.get("calibration"),
-        batch_size=512 if compute.device.type == "cuda" else 16,
+        batch_size=forward.batch_size,
         _run=run,
     )
 

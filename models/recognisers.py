@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -160,41 +159,38 @@ class _TorchRecogniser:
         self, network: nn.Module, about: dict[str, Any], compute: Compute, probe: Faces | None
     ) -> None:
         """`probe`: None keeps the precision whatever it does to the embeddings."""
-        import torch
-
         from models.device import choose_compute
-        from models.folding import fold_norms
-        from models.networks import FaceModel
+        from models.forward import Forward
 
-        fold_norms(network)
-        model = FaceModel(network).to(memory_format=torch.channels_last)
-        self._model, self._compute = model.to(compute.device).eval(), compute
-        if probe is not None and not self._half_is_close(probe):
-            note(f"{about['weights']}: in {compute.name} its embeddings drift; float32 is taken")
-            self._compute = choose_compute(str(compute.device), "fp32")
+        # Folded BatchNorms round differently in bf16: faces spoilt beyond recognition, whose
+        # embeddings are short, then fell from a cosine of .997 to float32 to .983.
+        self._forward = Forward(network, compute, fold=compute.name == "fp32")
+        if probe is not None and compute.name != "fp32" and len(probe):
+            full = self._forward.again(choose_compute(str(compute.device), "fp32"))
+            if not _close(self._forward.begin(probe)(), full.begin(probe)()):
+                note(
+                    f"{about['weights']}: in {compute.name} its embeddings drift; float32 is taken"
+                )
+                self._forward = full
         self.dimension = about["preprocessing"]["dimension"]
-        self.batch_size = 512 if compute.device.type == "cuda" else 16
-        self.about = {**about, "precision": f"{compute.device.type} {self._compute.name}"}
+        self.batch_size = self._forward.batch_size
+        precision = f"{compute.device.type} {self._forward.compute.name}"
+        self.about = {**about, "precision": precision}
 
     def embed(self, faces: Faces) -> Embeddings:
         return self.begin(faces)()
 
-    def begin(self, faces: Faces, half: bool = True) -> Callable[[], Embeddings]:
-        import torch
+    def begin(self, faces: Faces) -> Callable[[], Embeddings]:
+        return self._forward.begin(faces)
 
-        with torch.inference_mode(), self._compute.autocast() if half else nullcontext():
-            return self._compute.fetch(self._model(self._compute.put(faces)).float())
 
-    def _half_is_close(self, probe: Faces) -> bool:
-        """Whether bf16 leaves the embeddings of some faces where float32 has them.
+def _close(half: Embeddings, full: Embeddings) -> bool:
+    """Whether bf16 leaves the embeddings of some faces where float32 has them.
 
-        A last BatchNorm that removes what all embeddings share blows their rounding up.
-        """
-        if self._compute.name == "fp32" or not len(probe):
-            return True
-        half, full = self.begin(probe)(), self.begin(probe, half=False)()
-        lengths = np.linalg.norm(half, axis=1) * np.linalg.norm(full, axis=1)
-        return bool(np.all(np.sum(half * full, axis=1) >= MIN_COSINE * lengths))
+    A last BatchNorm that removes what all embeddings share blows their rounding up.
+    """
+    lengths = np.linalg.norm(half, axis=1) * np.linalg.norm(full, axis=1)
+    return bool(np.all(np.sum(half * full, axis=1) >= MIN_COSINE * lengths))
 
 
 class _OnnxRecogniser:

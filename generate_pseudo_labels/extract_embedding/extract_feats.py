@@ -45,7 +45,7 @@ def main(
             recognition head.
         backbone: the network of a torch checkpoint; found from the file when not given.
         out_dir: the folder of DATA.labelpath; the embeddings go to its feats_npy.
-        batch_size: faces a batch; by default 16 on the CPU, 512 on a GPU.
+        batch_size: faces a batch; by default 16 a core on a CPU, 512 on a GPU.
         num_workers: decoding threads; by default one a core.
         flip: add the mirrored face's embedding before normalising.
         precision: auto takes bf16 where the device is fast at it.
