@@ -32,7 +32,9 @@ def fold_norms(network: nn.Module) -> None:
 
     hooks = [module.register_forward_hook(ran) for module in network.modules()]
     with torch.enable_grad():
-        uses = _uses(network(torch.zeros(1, 3, 112, 112, requires_grad=True)))
+        where = next(network.parameters()).device
+        face = torch.zeros(1, 3, 112, 112, device=where, requires_grad=True)
+        uses = _uses(network(face))
     for hook in hooks:
         hook.remove()
     runs = Counter(id(module) for module, _ in gives)

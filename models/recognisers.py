@@ -171,7 +171,7 @@ class _TorchRecogniser:
                 note(
                     f"{about['weights']}: in {compute.name} its embeddings drift; float32 is taken"
                 )
-                self._forward = full
+                self._forward = Forward(network, full.compute)
         self.dimension = about["preprocessing"]["dimension"]
         self.batch_size = self._forward.batch_size
         precision = f"{compute.device.type} {self._forward.compute.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from scipy.stats import spearmanr
 
 from dataset.command_line import UserError
@@ -20,6 +22,8 @@ from models.shrink import main as shrink
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Faces = npt.NDArray[np.uint8]
+
+SHARED_FACES = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112-1.tar"
 
 
 def drawn_face(blur: float = 0.0, noise: float = 0.0, seed: int = 0) -> Faces:
@@ -75,8 +79,21 @@ def test_half_precision_keeps_the_order() -> None:
     )
     full = load_quality_model(DEFAULT_MODEL, precision="fp32")(faces)
     half = load_quality_model(DEFAULT_MODEL, precision="bf16")(faces)
-    assert spearmanr(full, half).statistic >= 0.999
+    # Drawn faces lie close together at the bottom of the scale, where bf16's steps are ranks.
+    assert spearmanr(full, half).statistic >= 0.998
     assert np.abs(full - half).mean() < 0.5
+
+
+@pytest.mark.skipif(not SHARED_FACES.exists(), reason="needs ../shared")
+def test_half_precision_keeps_the_order_of_real_faces() -> None:
+    with tarfile.open(SHARED_FACES) as tar:
+        members = [member for member in tar.getmembers() if member.name.endswith(".jpg")][::13]
+        files = [tar.extractfile(member) for member in members]
+        faces = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files if file])
+    assert len(faces) > 400
+    full = load_quality_model(DEFAULT_MODEL, precision="fp32")(faces)
+    half = load_quality_model(DEFAULT_MODEL, precision="bf16")(faces)
+    assert spearmanr(full, half).statistic >= 0.999
 
 
 def test_eval_takes_it_without_being_told(run_script: Run, tmp_path: Path) -> None:
