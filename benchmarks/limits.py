@@ -64,7 +64,10 @@ def limit_of(work: Callable[[], object], compute: Compute) -> Limit:
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the least time of each operation that torch is asked for."""
+    """Adds up the least time of each operation that torch is asked for.
+
+    Its base is torch's own, which has no types.
+    """
 
     def __init__(self, products: float, copies: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
