@@ -21,10 +21,12 @@ def fold_norms(network: nn.Module) -> None:
         network: takes (B, 3, 112, 112); changed in place, and put into evaluation mode for good.
     """
     network.eval()
-    gives: list[tuple[nn.Conv2d, Any]] = []  # in the order they run; the node of the autograd graph
-    takes: dict[Any, list[nn.BatchNorm2d]] = {}
+    gives: list[tuple[nn.Conv2d, Any]] = []  # the node of the autograd graph that each one makes
+    takes: dict[Any, list[nn.BatchNorm2d]] = {}  # by the node that made their input
+    runs: Counter[int] = Counter()  # of each module
 
     def ran(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        runs[id(module)] += 1
         if isinstance(module, nn.Conv2d):
             gives.append((module, output.grad_fn))
         elif isinstance(module, nn.BatchNorm2d):
@@ -37,13 +39,12 @@ def fold_norms(network: nn.Module) -> None:
         uses = _uses(network(face))
     for hook in hooks:
         hook.remove()
-    runs = Counter(id(module) for module, _ in gives)
-    gone = {}
+    gone: set[int] = set()
     for conv, node in gives:
-        if uses[node] == runs[id(conv)] == len(takes.get(node, ())) == 1:
-            (norm,) = takes[node]
-            _fold(conv, norm)
-            gone[id(norm)] = norm
+        for norm in takes.get(node, ()):
+            if uses[node] == runs[id(conv)] == runs[id(norm)] == 1:
+                _fold(conv, norm)
+                gone.add(id(norm))
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if id(child) in gone:

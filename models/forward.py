@@ -29,7 +29,7 @@ class Forward:
     """A network in evaluation mode, on a device and in a precision.
 
     On a CPU each core takes its own faces through all layers, in portions of fixed size: threads
-    that share every layer wait for each other at its end, and get through a third fewer faces.
+    that share every layer wait for each other at its end, and get through a sixth to a third fewer.
 
     Attributes:
         batch_size: faces a call that keep the device busy, where the next call is begun before this

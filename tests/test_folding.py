@@ -71,7 +71,17 @@ class Twice(Shared):
         return out
 
 
-@pytest.mark.parametrize(("kind", "left"), [(Shared, {"norm"}), (Twice, {"norm", "other"})])
+class SameNorm(Shared):
+    """One norm that runs twice, after a convolution and after none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.other(self.third(self.norm(self.second(self.norm(x)))))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [(Shared, {"norm"}), (Twice, {"norm", "other"}), (SameNorm, {"norm"})]
+)
 def test_what_others_see_is_not_folded(kind: type[Shared], left: set[str]) -> None:
     network = settle(kind())
     folded = copy.deepcopy(network)
