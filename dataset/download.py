@@ -101,7 +101,9 @@ def _bar(name: str, size: int) -> Iterator[Any]:
 def _show(bar: Any, folder: Path) -> None:
     """Moves the bar to the bytes that lie in `folder`, at most to its end."""
     written = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # pip moves and removes its files meanwhile
-            written += path.stat().st_size if path.is_file() else 0
+    # pip moves and removes files and folders meanwhile; os.walk passes over folders that are gone.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                written += os.stat(os.path.join(parent, name)).st_size
     bar.update(max(0, min(written, bar.total) - bar.n))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -11,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from dataset import assets
+from dataset import assets, download
 from dataset.assets import ASSETS, Asset, cache_folder, fetch, folder_sha256
 from dataset.command_line import UserError
 from dataset.files import sha256_of
@@ -109,6 +112,25 @@ def test_nothing_but_the_assets_stays(table: dict[str, Asset]) -> None:
         for name in ("weights.onnx", "detector.onnx", "faces")
         for ending in ("", ".licence.txt")
     }
+
+
+def test_the_bar_bears_that_pip_removes_folders_while_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip-download-1").mkdir()
+    (tmp_path / "pip-download-1" / "half.whl").write_bytes(bytes(70))
+    (tmp_path / "pip.log").write_bytes(bytes(30))
+    real = os.scandir
+
+    def remove_then_look(folder: str) -> object:
+        if "pip-download" in str(folder):
+            shutil.rmtree(folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", remove_then_look)
+    bar = tqdm(total=100, file=io.StringIO())
+    download._show(bar, tmp_path)
+    assert bar.n == 30
 
 
 @pytest.mark.parametrize("name", ["weights", "faces"])
