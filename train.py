@@ -46,7 +46,7 @@ from dataset.training_list import (
 )
 from models.checkpoints import read_resume, save_resume
 from models.device import Compute, choose_compute, keep_freed_memory
-from models.epoch_end import finish_epoch
+from models.epoch_end import check_held_out, finish_epoch
 from models.examples import head_examples, put
 from models.networks import (
     FaceModel,
@@ -89,6 +89,7 @@ def train(config: TrainConfig, world: World) -> int:
         config.seed,
         config.max_per_identity,
     )
+    check_held_out(config, data)
     # A small list is one batch; else the images over a multiple of the batch sit out one epoch.
     images = data.epoch_images
     local = min(config.batch_size, images // world.size)

@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dataset.command_line import UserError
 from dataset.loader import batches
 from dataset.training_list import TrainingList, held_out_features
 from evaluation.areas import areas
 from evaluation.calibration import calibration, held_out_curve, held_out_measures
+from evaluation.edc import Curve
 from models.checkpoints import save_network
 from models.device import Compute
 from models.training_log import Log
@@ -48,6 +50,23 @@ def validate(
     return out
 
 
+def check_held_out(config: TrainConfig, data: TrainingList) -> None:
+    """Refuses before training what an epoch's end would: embeddings that do not serve, few pairs.
+
+    Raises:
+        UserError: the labels themselves, as scores, have no AOC on the held-out images.
+    """
+    if config.feats is not None and len(data.held_out):
+        _curve(config, config.feats, data, data.table.values[data.held_out].astype(np.float32))
+
+
+def _curve(
+    config: TrainConfig, feats: Path, data: TrainingList, scores: npt.NDArray[np.float32]
+) -> Curve:
+    features = held_out_features(data, feats)
+    return held_out_curve(scores, features, data.identities[data.held_out], config.val_fmr)
+
+
 def finish_epoch(
     config: TrainConfig,
     data: TrainingList,
@@ -73,19 +92,22 @@ def finish_epoch(
         measures = held_out_measures(scores, data.table.values[data.held_out])
         curve = None
         if config.feats is not None:
-            features = held_out_features(data, config.feats)
-            curve = held_out_curve(scores, features, data.identities[data.held_out], config.val_fmr)
-            measures["aoc"] = areas(curve)["aoc"]
+            try:
+                curve = _curve(config, config.feats, data, scores)
+                measures["aoc"] = areas(curve)["aoc"]
+            except UserError as error:  # these scores keep too few pairs: no reason to lose them
+                log.say(f"epoch {state['epoch']}: no AOC ({error})")
         about["training"].update(measures)
         about["calibration"] = calibration(scores, curve)
         log.write(epoch=state["epoch"], step=state["epoch"] * steps, **measures)
         log.say(
             f"epoch {state['epoch']}: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items())
         )
-    better = measures.get(config.best_by, math.inf) * (-1 if config.best_by == "mae" else 1)
+    value = measures.get(config.best_by, -math.inf)  # without a measure, the last is the best
+    better = -value if config.best_by == "mae" and math.isfinite(value) else value
+    best = better > state["best"] or state["best"] == -math.inf
     if world.first:
         save_network(folder / f"net_{state['epoch']}epoch.pth", network, about)
-        if not better <= state["best"] or better == math.inf:
+        if best:
             save_network(folder / "best.pth", network, about)
-    if not better <= state["best"]:
-        state["best"] = better
+    state["best"] = max(better, state["best"])

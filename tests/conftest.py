@@ -92,7 +92,9 @@ def start_script() -> Callable[..., "subprocess.Popen[str]"]:
 
 
 _STALL = """
-import os, sys, time
+import os, signal, sys, time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 def stall(event, arguments):
     name = arguments[0] if event == "open" else None

@@ -308,6 +308,7 @@ def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path, train:
     done = train(*arguments, "--val-fmr", "1e-4", "--checkpoints-name", "few", cwd=tmp_path)
     assert done.returncode == 1 and "FMR 0.0001 cannot be shown" in done.stderr
     assert "hold out more" in done.stderr
+    assert not (tmp_path / "checkpoints/few").exists()  # said before an epoch is spent
 
     # The labels themselves are a better score than noise is.
     unit = np.eye(16)[identities] * 2 + noise

@@ -1,0 +1,119 @@
+"""What ends an epoch: measures of held-out faces whose pairs do and do not suffice for an AOC."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from dataset.command_line import UserError
+from dataset.files import sha256_of
+from dataset.training_list import TrainingList, read_training_list
+from models import epoch_end
+from models.device import Compute
+from models.epoch_end import check_held_out, finish_epoch
+from models.training_log import Log
+from models.world import World
+from train_config import TrainConfig
+
+Scores = npt.NDArray[np.float32]
+COMPUTE = Compute(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TrainConfig:
+    """16 people of 10 pictures, half of them held out; better labels lie nearer to their own."""
+    rng = np.random.default_rng(1)
+    labels, people = rng.uniform(0, 100, 160), np.repeat(np.arange(16), 10)
+    paths = [f"faces/{row}.png" for row in range(160)]
+    for name, values in (("labels.txt", labels.tolist()), ("DATA.labelpath", people.tolist())):
+        lines = [f"{path}\t{value}\n" for path, value in zip(paths, values, strict=True)]
+        (tmp_path / name).write_text("".join(lines))
+    noise = rng.normal(size=(160, 16)) * (1.5 - labels[:, None] / 80)
+    np.save(tmp_path / "features.npy", 2 * np.eye(16)[people] + noise)
+    return TrainConfig(
+        img_list=tmp_path / "labels.txt",
+        checkpoints=tmp_path,
+        val_identities=0.5,
+        feats=tmp_path / "features.npy",
+        val_fmr=0.4,
+        best_by="aoc",
+    )
+
+
+@pytest.fixture
+def data(settings: TrainConfig) -> TrainingList:
+    return read_training_list(settings.img_list, settings.val_identities, -2, 0)
+
+
+@pytest.fixture
+def end_epoch(
+    settings: TrainConfig, data: TrainingList, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Scores], str]:
+    """Ends an epoch in which the held-out faces score so; returns the sha256 of best.pth then."""
+    network = nn.Linear(3, 1)
+    folder = settings.checkpoints
+    state: dict[str, float] = {"epoch": 0, "best": -math.inf}
+    log = Log(folder, World(0, 1), 0, 0)
+
+    def end(scores: Scores) -> str:
+        monkeypatch.setattr(epoch_end, "validate", lambda *arguments: scores)
+        state["epoch"] += 1
+        nn.init.constant_(network.weight, state["epoch"])  # another network each epoch
+        finish_epoch(
+            settings, data, network, network, {}, COMPUTE, World(0, 1), folder, state, 5, log
+        )
+        assert (folder / f"net_{state['epoch']}epoch.pth").exists()
+        return sha256_of(folder / "best.pth")
+
+    return end
+
+
+def test_scores_that_leave_too_few_pairs_cost_nothing_but_the_aoc(
+    settings: TrainConfig,
+    data: TrainingList,
+    end_epoch: Callable[[Scores], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = data.table.values[data.held_out].astype(np.float32)
+    people = data.identities[data.held_out]
+    one_person = labels + 100 * (people == people[0])  # the best tenth: no pair of two people
+    first = end_epoch(one_person)
+    assert "epoch 1: no AOC (the held-out faces: FMR 0.4 cannot be shown once" in (
+        capsys.readouterr().out
+    )
+    about = json.loads((settings.checkpoints / "net_1epoch.json").read_text())
+    assert "aoc" not in about["training"] and about["calibration"]["faces"] == len(labels)
+
+    second = end_epoch(labels)  # any AOC is better than none
+    assert second != first
+    assert end_epoch(one_person) == second
+    worse = labels + np.random.default_rng(0).normal(0, 60, len(labels)).astype(np.float32)
+    assert end_epoch(worse) == second
+
+
+def test_held_out_faces_that_cannot_serve_are_refused_at_once(
+    settings: TrainConfig, data: TrainingList
+) -> None:
+    check_held_out(settings, data)
+    few = TrainConfig(**{**vars(settings), "val_fmr": 1e-4})
+    with pytest.raises(UserError, match=r"FMR 0.0001 cannot be shown with .* hold out more"):
+        check_held_out(few, data)
+    people = np.repeat(np.arange(16), 10)
+    np.save(settings.img_list.parent / "features.npy", np.eye(16)[people])
+    with pytest.raises(UserError, match=r"have no genuine error at FMR 0.4"):
+        check_held_out(settings, data)
+
+
+def test_without_a_measure_the_last_network_is_the_best(
+    settings: TrainConfig, end_epoch: Callable[[Scores], str]
+) -> None:
+    nothing = np.full(80, np.nan, np.float32)
+    assert len({end_epoch(nothing) for _ in range(2)}) == 2
