@@ -163,7 +163,7 @@ def _numbers(leaf: Any) -> Any:
 _is_enabled: Callable[[str], bool] = torch.is_autocast_enabled
 
 
-def _is_autocast_enabled(device_type: str) -> bool:
+def _is_autocast_enabled(device_type: str = "cuda") -> bool:
     return _is_enabled("cpu" if device_type == "cuda" else device_type)
 
 
