@@ -37,7 +37,8 @@ class TrainConfig:
     # labels to learn, `<path> TAB <label>`, as gen_pseudo_labels writes them
     img_list: Path = Path("annotations/quality_pseudo_labels.txt")
     # start from this: a checkpoint with a recognition or a quality head, by key name; an .onnx
-    # recogniser; sface or w600k_mbf (fetched once); None starts from random weights
+    # recogniser; sface or w600k_mbf (fetched once); small, the shipped model; None starts from
+    # random weights
     finetuning_model: str | None = None
     # folder of all trainings
     checkpoints: Path = Path("checkpoints")

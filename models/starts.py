@@ -14,6 +14,7 @@ from models.fitting import Loaded, copy_fitting, differences, find_trunk
 from models.graph import GraphNetwork, graph_network, is_graph
 from models.networks import HEAD, build_network, restore_floor
 from models.parts import Pixels
+from models.pretrained import PRETRAINED
 from models.recognisers import ONNX_RECOGNISERS, describe_onnx
 from models.state_files import read_state
 
@@ -38,7 +39,8 @@ def start_network(weights: str | None, backbone: str | None = None, dropout: flo
 
     Args:
         weights: a checkpoint with a recognition head (or a quality head: that is taken over too),
-            an .onnx recogniser, a name in ONNX_RECOGNISERS (fetched once), or None: random.
+            an .onnx recogniser, a name in ONNX_RECOGNISERS (fetched once) or in PRETRAINED, or
+            None: random.
         backbone: a name in BACKBONES; None takes what the checkpoint holds, R_50 without one.
         dropout: share of the head's inputs dropped while training.
 
@@ -48,11 +50,10 @@ def start_network(weights: str | None, backbone: str | None = None, dropout: flo
     if weights is None:
         name = backbone or "R_50"
         return Start(name, build_network(name, dropout=dropout), "random weights")
+    weights = str(PRETRAINED.get(weights, weights))
     if weights not in ONNX_RECOGNISERS and not Path(weights).is_file():
-        raise UserError(
-            f"--finetuning-model {weights}: no such file, and no known name "
-            f"({', '.join(ONNX_RECOGNISERS)})"
-        )
+        names = ", ".join([*ONNX_RECOGNISERS, *PRETRAINED])
+        raise UserError(f"--finetuning-model {weights}: no such file, and no known name ({names})")
     if weights in ONNX_RECOGNISERS or Path(weights).suffix.lower() == ".onnx":
         start = _from_onnx(weights, dropout)
     else:

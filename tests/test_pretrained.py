@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
 from dataset.command_line import UserError
 from dataset.files import read_json, sha256_of
+from models.networks import FaceModel
 from models.pretrained import DEFAULT_MODEL, PRETRAINED, find_model
 from models.quality import QualityModel, load_quality_model
 from models.shrink import main as shrink
+from models.starts import start_network
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Faces = npt.NDArray[np.uint8]
@@ -129,6 +132,15 @@ def test_shrinking_halves_and_keeps(tmp_path: Path) -> None:
     assert np.array_equal(one, other)
     big = read_json(PRETRAINED[DEFAULT_MODEL].with_suffix(".json"))
     assert read_json(tmp_path / "again.json")["calibration"] == big["calibration"]
+
+
+def test_a_training_starts_from_it_as_it_is() -> None:
+    faces = np.stack([drawn_face(seed=seed) for seed in range(3)])
+    started = FaceModel(start_network("small").network).eval()
+    with torch.no_grad():
+        scores = started(torch.from_numpy(faces))[:, 0].numpy()
+    whole = load_quality_model("small", device="cpu", precision="fp32")(faces)
+    assert scores == pytest.approx(whole, abs=1e-3)
 
 
 def test_a_call_brings_more_faces_than_suit_the_device() -> None:
