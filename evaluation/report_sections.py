@@ -146,24 +146,27 @@ def calibration_section(
     faces = calibration.get("faces")
     whose = f"{int(faces):,} faces" if faces is not None else "faces"
     fmr = calibration.get("fmr")
+    measured = any(entry.get("fnmr") is not None for entry in calibration["thresholds"])
     rows = []
     for entry in calibration["thresholds"]:
         threshold = f"{entry['score']:.{decimals + FINER}f}"
         here = int(np.count_nonzero(scores < float(threshold)))  # as the filter cuts
         share = _share(here / len(scores)) if len(scores) else ""
         fnmr = "" if entry.get("fnmr") is None else _share(entry["fnmr"])
+        fnmr = f"<td>{fnmr}</td>" if measured else ""
         rows.append(
             f"<tr><td>{_share(entry['discard'])}</td>"
             f'<td><a href="#min={threshold}">{threshold}</a></td>'
-            f"<td>{fnmr}</td><td>{here:,} ({share})</td></tr>"
+            f"{fnmr}<td>{here:,} ({share})</td></tr>"
         )
     at = f" at FMR {fmr:g}" if fmr is not None else ""
+    left = f"<th>FNMR left{at}</th>" if measured else ""
     return (
         '<section class="card"><h2>Calibration</h2>\n'
         f'<p class="soft">The model was calibrated on {whose} held out of its training: to leave'
         " out a share of those, keep scores from the threshold up.</p>\n"
         '<div class="scroll"><table><thead><tr><th>Left out</th><th>Threshold</th>'
-        f"<th>FNMR left{at}</th><th>Below it here</th></tr></thead>\n"
+        f"{left}<th>Below it here</th></tr></thead>\n"
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 

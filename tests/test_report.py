@@ -171,6 +171,13 @@ def test_calibration_is_listed_and_drawn(tmp_path: Path) -> None:
     assert "Calibration" not in read(write(tmp_path / "r.html", [10, 30])).words
 
 
+def test_a_calibration_without_embeddings_has_no_column_of_errors(tmp_path: Path) -> None:
+    marks = [{"discard": 0.05, "score": 25.0}, {"discard": 0.2, "score": 40.0}]
+    page = read(write(tmp_path / "r.html", [10, 30], calibration={"thresholds": marks}))
+    assert page.blocks["td"] == ["5 %", "", "1 (50 %)", "20 %", "", "2 (100 %)"]
+    assert page.blocks["th"] == ["Left out", "Threshold", "Below it here"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

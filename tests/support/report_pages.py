@@ -70,7 +70,8 @@ class Page(HTMLParser):
         super().__init__()
         self.faces: list[Face] = []
         self.tags: list[tuple[str, dict[str, str]]] = []
-        self.blocks: dict[str, list[str]] = {"style": [], "script": [], "dd": [], "td": []}
+        tags = ("style", "script", "dd", "td", "th")
+        self.blocks: dict[str, list[str]] = {tag: [] for tag in tags}
         self.words = ""
         self._open: list[str] = []
         self._inside = False
