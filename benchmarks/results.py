@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dataset.command_line import EXIT_DONE, UserError, run_script
 from dataset.files import read_json
+from evaluation.results import show
 
 _MAIN = [("recomputed", "images")]
 _ALL = [*_MAIN, ("recomputed", "pairs"), ("fixed", "images"), ("fixed", "pairs")]
@@ -59,7 +60,7 @@ def main(
 
 
 def table(cells: list[Cell], title: str, area: str, scorers: tuple[str, ...]) -> None:
-    """One table: a row a scorer, a column a recogniser and FMR; the best of each in bold."""
+    """One table: a row a scorer, a column a recogniser and FMR."""
     columns = list(dict.fromkeys((cell["recogniser"], cell["fmr"]) for cell in cells))
     rows = scorers or tuple(dict.fromkeys(cell["scorer"] for cell in cells))
     at = {(cell["scorer"], cell["recogniser"], cell["fmr"]): cell for cell in cells}
@@ -75,6 +76,8 @@ def table(cells: list[Cell], title: str, area: str, scorers: tuple[str, ...]) ->
 
 def _errors(cell: Cell) -> str:
     few = " (few)" if cell["few_errors"] else ""
+    if cell["fnmr_at_0"] is None:
+        return "-"  # an FMR that the pairs cannot show
     return f"{cell['errors_at_0']:,}, {cell['fnmr_at_0']:.3%}{few}"
 
 
@@ -83,12 +86,8 @@ def _number(cell: Cell, area: str) -> str:
     if value is None:
         return "-"
     low, high = cell.get(f"{area}_low"), cell.get(f"{area}_high")
-    span = "" if low is None or high is None else f" [{_short(low)}, {_short(high)}]"
-    return f"{_short(value)}{span}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+    span = "" if low is None or high is None else f" [{show(area, low)}, {show(area, high)}]"
+    return f"{show(area, value)}{span}"
 
 
 if __name__ == "__main__":

@@ -93,11 +93,11 @@ class Curve:
 
     @property
     def reach(self) -> float:
-        """The largest phi that can be had; 1 where nothing stands in the way."""
+        """The largest phi that can be had; 1 where nothing stands in the way, NaN for none."""
         refused = np.flatnonzero(np.isnan(self.fnmr))
         if len(refused) == 0:
             return 1.0
-        return float(self.shares[refused[0] - 1]) if refused[0] else -1.0
+        return float(self.shares[refused[0] - 1]) if refused[0] else np.nan
 
 
 def levels_of(scores: npt.NDArray[np.floating]) -> Levels:

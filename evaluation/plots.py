@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataset.files import replacing
+from evaluation.areas import FULL_LIMIT
 from evaluation.edc import Rules, Values
 from evaluation.results import show, title
 from evaluation.study import Cell
@@ -57,6 +58,12 @@ def plot_curves(path: Path, cells: Sequence[Cell], area: str) -> None:
         figure.savefig(file, format="png", dpi=160)
 
 
+def line_style(number: int) -> tuple[str, Any]:
+    """Colour and dashes of a scorer; no two of the first 49 are alike."""
+    turn = number // len(_COLOURS)
+    return _COLOURS[number % len(_COLOURS)], _DASHES[(number + turn) % len(_DASHES)]
+
+
 def _panel(
     axes: Axes, group: Sequence[Cell], area: str, scorers: Sequence[str], *, first: bool
 ) -> None:
@@ -67,10 +74,11 @@ def _panel(
         if not start > 0:
             continue
         shares, values = cell.curve.shares, cell.curve.fnmr / start
-        style = scorers.index(cell.scorer)
-        colour, dashes = _COLOURS[style % len(_COLOURS)], _DASHES[style % len(_DASHES)]
+        colour, dashes = line_style(scorers.index(cell.scorer))
         label = f"{show(area, cell.areas[area])}  {cell.scorer}"
-        axes.plot(shares, values, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+        # What the area takes beyond the last level of a coarse score: its value there.
+        ends = np.append(shares, FULL_LIMIT), np.append(values, values[-1])
+        axes.plot(*ends, color=colour, linestyle=dashes, linewidth=1.4, label=label)
         if cell.replicates is not None:
             low, high = _band(cell.replicates)
             axes.fill_between(shares, low, high, color=colour, alpha=0.13, lw=0)
@@ -80,7 +88,7 @@ def _panel(
         shares = np.linspace(0, 0.95, 200)
         perfect = np.maximum(start - shares, 0) / (1 - shares) / start
         axes.plot(shares, perfect, color="0.6", linewidth=0.8, label="a perfect score")
-    axes.set_xlim(0, 0.95)
+    axes.set_xlim(0, FULL_LIMIT)
     axes.set_ylim(0, ceiling)
     axes.tick_params(labelsize=8)
     axes.grid(color="0.9", linewidth=0.6)

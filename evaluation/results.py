@@ -18,6 +18,7 @@ import numpy.typing as npt
 from dataset.files import replacing, write_json
 from evaluation.advice import Advice
 from evaluation.areas import FEW_ERRORS
+from evaluation.edc import Curve
 from evaluation.study import Cell, Difference
 
 _ADVISED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
@@ -113,7 +114,8 @@ def show(area: str, value: float) -> str:
     if np.isnan(value):
         return "-"
     if area == "aoc" or (area.startswith("pauc_") and "raw" not in area):
-        return f"{value:.3f}".replace("0.", ".", 1)
+        text = f"{value:.3f}"
+        return text.replace("0.", ".", 1) if abs(value) < 1 else text
     return f"{value:.3g}"
 
 
@@ -201,7 +203,7 @@ def _flat(cell: Cell) -> dict[str, Any]:
         "threshold_at": curve.rules.threshold,
         "discard": curve.rules.discard,
         "fnmr_at_0": float(curve.fnmr[0]),
-        "errors_at_0": int(curve.errors[0]),
+        "errors_at_0": _counted(curve)[0],
         "genuine": int(curve.genuine[0]),
         "impostors": int(curve.impostors[0]),
         "smallest_fmr": cell.smallest_fmr,
@@ -221,13 +223,13 @@ def _as_json(report: Report) -> dict[str, Any]:
         points: dict[str, npt.NDArray[Any]] = {
             "shares": cell.curve.shares,
             "fnmr": cell.curve.fnmr,
-            "errors": cell.curve.errors,
             "genuine": cell.curve.genuine,
             "impostors": cell.curve.impostors,
             "decision_thresholds": cell.curve.thresholds,
             "score_thresholds": cell.curve.levels.score[cell.curve.cuts],
         }
-        cells.append({**_flat(cell), "curve": {k: v.tolist() for k, v in points.items()}})
+        lists = {name: values.tolist() for name, values in points.items()}
+        cells.append({**_flat(cell), "curve": {**lists, "errors": _counted(cell.curve)}})
     compared = [
         {
             "recogniser": one.better.recogniser,
@@ -264,6 +266,12 @@ def _as_json(report: Report) -> dict[str, Any]:
     return cleaned
 
 
+def _counted(curve: Curve) -> list[int | None]:
+    """The errors of each point; None where there is no threshold to count them by."""
+    known = ~np.isnan(curve.fnmr)
+    return [int(count) if good else None for count, good in zip(curve.errors, known, strict=True)]
+
+
 def _without_nan(value: Any) -> Any:
     """The same with null where a number could not be had: NaN is not JSON."""
     if isinstance(value, dict):
@@ -274,4 +282,4 @@ def _without_nan(value: Any) -> Any:
 
 
 def _nothing(value: Any) -> bool:
-    return isinstance(value, float) and not np.isfinite(value)
+    return value is None or (isinstance(value, float) and not np.isfinite(value))

@@ -69,7 +69,7 @@ class Cell:
     @property
     def few_errors(self) -> bool:
         """Fewer than 30 genuine errors at phi = 0: not to be relied on."""
-        return bool(self.curve.errors[0] < FEW_ERRORS)
+        return bool(self.curve.errors[0] < FEW_ERRORS) and not np.isnan(self.curve.fnmr[0])
 
     @property
     def smallest_fmr(self) -> float:
