@@ -3,7 +3,8 @@
     python eval_edc.py --scores scores.csv --feats annotations/feats_npy/Embedding_Features.npy \
         --image-list annotations/DATA.labelpath --reference random norm --bootstrap 1000
 
-prints one table and writes results.md, results.csv, results.json, edc.png and calibration.json.
+prints one table and writes results.md, results.csv, results.json, edc.png and, from the scores
+given, calibration.json.
 docs/evaluation.md says what the numbers mean.
 """
 
@@ -16,7 +17,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, run_script
 from dataset.lists import Identities, Table, read_labelpath
 from dataset.loader import batches
 from evaluation import gather
@@ -60,7 +61,8 @@ def main(
         image_list: DATA.labelpath, `<path> TAB <identity index>`.
         scores: `path,score` CSV with a header, or `path TAB score` text; one file a scorer.
         fmr: target false match rates.
-        pairs: a verification list (LFW's pairs.txt, or `image image 0|1`) instead of all pairs.
+        pairs: a verification list (LFW's pairs.txt, `image image 0|1`, or a .bin) instead of all
+            pairs.
         protocol: sets threshold, discard and the area that orders the table, as the papers do.
         threshold_at: recomputed on what remains, or fixed at no discard, or both.
         discard: images with their pairs, or pairs by their worse image, or both.
@@ -78,31 +80,39 @@ def main(
     """
     fmr, limit = tuple(dict.fromkeys(fmr)), tuple(dict.fromkeys(limit))
     rules, area = choose_rules(protocol, threshold_at, discard, limit)
+    if not feats:
+        raise UserError("--feats: give at least one")
     check_numbers(fmr, limit, impostor_pairs, bootstrap)
+    check_seed(seed)
     at = choose_fmr(fmr, advise_at)
     notes = gather.Notes()
     table, identities = read_labelpath(image_list)
     features = gather.load_features(feats, table, notes)
     scored = gather.load_scores(scores, table, notes)
     files = dict(zip(features, feats, strict=True))
-    made = reference_scores(reference, table, identities, files, seed, notes)
+    lone = pairs is not None or min_images_per_id == 1  # an image without a mate takes part
+    made = reference_scores(reference, table, identities, files, seed, lone, notes)
     if clash := scored.keys() & made.keys():
         raise UserError(f"--scores and --reference both give {min(clash)}: rename the file")
     judged = scored | made
     if not judged:
         raise UserError("nothing to judge: give --scores, --reference or both")
-    usable = gather.usable_images(table, features, judged, exclude, notes)
+    needed = {name: own for name, own in judged.items() if lone or not is_label(name, made)}
+    usable = gather.usable_images(table, features, needed, notes)
+    excluded = gather.excluded_images(exclude, table, notes)
     listed = None
     if pairs is None:
         limits = (max_images_per_id, min_images_per_id)
-        chosen = gather.select_images(identities, usable, *limits, seed, notes)
+        chosen = gather.select_images(
+            image_list, identities, usable & ~excluded, *limits, seed, notes
+        )
     elif max_images_per_id or impostor_pairs or min_images_per_id != 2:
         raise UserError(
             "--pairs says which pairs to compare: leave out --max-images-per-id,"
             " --min-images-per-id and --impostor-pairs"
         )
     else:
-        listed, chosen = gather.select_pairs(pairs, table, usable, notes)
+        listed, chosen = gather.select_pairs(pairs, table, usable, excluded, notes)
 
     of_chosen = gather.choose_scores(judged, chosen, notes)
     by_images = Rules(rules[0].threshold, "images")  # what the advice is about
@@ -195,9 +205,13 @@ def reference_scores(
     identities: Identities,
     feats: Mapping[str, Path],
     seed: int,
+    lone: bool,
     notes: gather.Notes,
 ) -> gather.ScoreTable:
-    """The scores of --reference, by name; NaN for images that have none."""
+    """The scores of --reference, by name; NaN for images that have none.
+
+    `lone`: images without a mate, which have no label, would else take part.
+    """
     found: gather.ScoreTable = {}
     for name in references:
         if name == "random":
@@ -205,7 +219,10 @@ def reference_scores(
         elif name == "sharpness":
             found[name] = sharpness(table)
         elif name == "ers":
-            found[name] = read_scores(table.file.with_name("ers_scores.txt"), table).values
+            path = table.file.with_name("ers_scores.txt")
+            if not path.exists():
+                raise UserError(f"{path}: is missing; make it with gen_ers_scores.py")
+            found[name] = read_scores(path, table).values
         else:
             for recogniser, path in feats.items():
                 full = name if len(feats) == 1 else f"{name} ({recogniser})"
@@ -215,11 +232,16 @@ def reference_scores(
                     else own_labels(path, table, identities)
                 )
     for scorer, values in found.items():
-        if scorer.startswith("labels"):
-            continue  # an image without a mate has none, and takes no part anyway
+        if is_label(scorer, found) and not lone:
+            continue
         lost = int(np.count_nonzero(np.isnan(values)))
         notes.leave_out(lost, f"{lost:,} of {len(table):,} images have no {scorer}")
     return found
+
+
+def is_label(scorer: str, made: Mapping[str, Values]) -> bool:
+    """Whether a scorer is --reference labels, for one of the recognisers."""
+    return scorer in made and scorer.startswith("labels")
 
 
 def sharpness(table: Table) -> Values:
@@ -263,10 +285,14 @@ def advise_on(
 
 def write_calibrations(folder: Path, report: Report, scorers: Sequence[str]) -> None:
     """calibration.json for the first scorer given, calibration_<name>.json for the others."""
+    (folder / "calibration.json").unlink(missing_ok=True)  # an earlier run's
     for scorer in scorers:
+        name = "" if scorer == scorers[0] else "_" + scorer.replace("/", "_")
+        path = folder / f"calibration{name}.json"
         if scorer in report.advice:
-            name = "" if scorer == scorers[0] else "_" + scorer.replace("/", "_")
-            write_calibration(folder / f"calibration{name}.json", *report.advice[scorer])
+            write_calibration(path, *report.advice[scorer])
+        else:
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

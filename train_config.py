@@ -140,6 +140,7 @@ class TrainConfig:
                 self.best_by != "aoc" or (self.feats is not None and self.val_identities > 0)
             ),
             "max_unreadable must lie in [0, 1]": 0 <= self.max_unreadable <= 1,
+            "seed must be 0 or more": self.seed >= 0,
             "display must be 1 or more": self.display >= 1,
             "save_minutes must be above 0": self.save_minutes > 0,
             "num_workers must be 1 or more": self.num_workers is None or self.num_workers >= 1,

@@ -63,6 +63,12 @@ def run_script(main: Callable[..., int]) -> None:
     sys.exit(code)
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError on what no generator of random numbers takes."""
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more")
+
+
 def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
     """Prints one `error:` line on stderr, below any progress bar, and returns the exit code."""
     if "tqdm" in sys.modules:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, note, run_script
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, note, run_script
 from dataset.degrade import KINDS, TRAINING_KINDS, degrade_by
 from dataset.files import replacing
 from dataset.images import UnreadableImage, cv2, read_face
@@ -97,6 +97,7 @@ def main(
         raise UserError(f"--share {share:g}: must lie in (0, 1]")
     if not 0 <= strengths[0] <= strengths[1] <= 1:
         raise UserError("--strengths: must be two numbers of 0..1, the lower one first")
+    check_seed(seed)
     root = data_root.rstrip("/") or "/"
     if not Path(root).is_dir():
         raise UserError(f"--data-root {data_root}: is no folder; name the folder of faces")

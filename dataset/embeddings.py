@@ -129,23 +129,24 @@ class Origin:
     note: str = ""
 
 
-def check_origin(file: EmbeddingsFile, list_path: Path, list_sha256: str, list_rows: int) -> Origin:
-    """Checks that the embeddings are those of a list, by row count and by the .json beside them.
+def check_origin(
+    path: Path, rows: int, list_path: Path, list_sha256: str, list_rows: int
+) -> Origin:
+    """Checks that `rows` embeddings are those of a list, by their number and the .json beside them.
 
     Raises:
         UserError: another list's, or unfinished.
     """
-    rows = file.shape[0]
     if rows != list_rows:
         raise UserError(
-            f"{file.path}: has {rows} rows, but {list_path} has {list_rows} lines; extract the "
+            f"{path}: has {rows} rows, but {list_path} has {list_rows} lines; extract the "
             "embeddings of this list"
         )
-    described = file.path.with_suffix(".json")
+    described = path.with_suffix(".json")
     if not described.exists():
         return Origin(
             [],
-            f"{file.path} has no .json beside it: that its rows belong to {list_path}, in this "
+            f"{path} has no .json beside it: that its rows belong to {list_path}, in this "
             "order, could not be checked",
         )
     content = read_json(described)
@@ -157,17 +158,17 @@ def check_origin(file: EmbeddingsFile, list_path: Path, list_sha256: str, list_r
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{described}: lacks {error}; extract the embeddings again, or remove it if they were "
-            "made elsewhere"
+            f"{described}: is not what extract_feats writes beside embeddings; extract them again, "
+            "or remove it if they were made elsewhere"
         ) from error
     if sha256 != list_sha256:
         raise UserError(
-            f"{file.path}: belongs to another list than {list_path} (its sha256 differs); extract "
+            f"{path}: belongs to another list than {list_path} (its sha256 differs); extract "
             "the embeddings of this list"
         )
     if done != rows:
         raise UserError(
-            f"{file.path}: is unfinished, {done} of {rows} rows; run the extraction again, it "
+            f"{path}: is unfinished, {done} of {rows} rows; run the extraction again, it "
             "goes on where it was"
         )
     if any(not 0 <= row < rows for row, _, _ in unreadable):

@@ -36,7 +36,10 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
         raise UserError("--feats: name the embeddings of two recognisers or more")
     table = read_table(out_dir / LABELPATH)
     files = [EmbeddingsFile(path) for path in feats]
-    origins = [check_origin(file, table.file, table.sha256, len(table)) for file in files]
+    origins = [
+        check_origin(file.path, file.shape[0], table.file, table.sha256, len(table))
+        for file in files
+    ]
     missing = {
         row: f"{file.path}: {reason}"
         for file, origin in zip(files, origins, strict=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, note, run_script
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, note, run_script
 from dataset.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def main(*, out_dir: Path, seed: int = 0) -> int:
             name: s01_03.blur.png.
         seed: chooses which faces are degraded, how and how much.
     """
+    check_seed(seed)
     copies = plan_copies(seed)
     started = {"seed": seed, "faces": IDENTITIES * FACES_EACH, "copies": len(copies)}
     done = _read_manifest(out_dir, started)

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 from dataset.images import read_face
 from dataset.lists import read_table
-from evaluation.by_kind import kind_of, read_scores
+from evaluation.by_kind import kind_of, scored_rows
 
 SCORES = Path("quickstart/small.csv")
 LABELS = Path("quickstart/annotations/quality_pseudo_labels.txt")
@@ -33,7 +33,7 @@ def main() -> None:
     """Draws the picture."""
     table = read_table(LABELS, "label")
     label_of = dict(zip(table.paths(), table.values.tolist(), strict=True))
-    rows = [(path, score, label_of[path]) for path, score in read_scores(SCORES)]
+    rows = [(path, score, label_of[path]) for path, score in scored_rows(SCORES)]
     scores, labels = (np.array([row[column] for row in rows]) for column in (1, 2))
     percent = [100 * (rankdata(values) - 0.5) / len(values) for values in (scores, labels)]
     gap = percent[0] - percent[1]

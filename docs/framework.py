@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 from dataset.images import read_face
 from dataset.lists import join, read_labelpath, read_table
-from evaluation.by_kind import read_scores
+from evaluation.by_kind import scored_rows
 
 QUICKSTART = Path("quickstart")
 OUT = Path("docs/framework.png")
@@ -89,7 +89,7 @@ def score_step(figure: Any, label_of: dict[str, float]) -> None:
     title = "3  Train a network on the labels; score new faces"
     figure.suptitle(title, x=0.04, ha="left", color=INK)
     scored = sorted(
-        (row for row in read_scores(QUICKSTART / "scores.csv") if row[0] in label_of),
+        (row for row in scored_rows(QUICKSTART / "scores.csv") if row[0] in label_of),
         key=lambda row: row[1],
     )
     rows, columns = 3, 6

@@ -16,6 +16,7 @@ from dataset.command_line import EXIT_DONE, UserError, run_script
 from dataset.degrade import KINDS
 from dataset.lists import read_table
 from evaluation.calibration import held_out_measures
+from evaluation.inputs import read_scores
 
 CLEAN = "clean"
 
@@ -28,19 +29,18 @@ def main(*, scores: Path, labels: Path) -> int:
         labels: pseudo-labels, `<path> TAB <label>`, of at least the same images.
     """
     table = read_table(labels, "label")
-    label_of = dict(zip(table.paths(), table.values.tolist(), strict=True))
-    rows = [(path, score) for path, score in read_scores(scores) if path in label_of]
-    if not rows:
+    values = read_scores(scores, table).values
+    scored = np.isfinite(values)
+    if not scored.any():
         raise UserError(f"{scores}: has no scored image that {labels} lists")
-    kinds = np.array([kind_of(path) for path, _ in rows])
-    values = np.array([score for _, score in rows])
-    wanted = np.array([label_of[path] for path, _ in rows])
+    kinds = np.array([kind_of(path) for path in table.paths()])[scored]
+    values, wanted = values[scored], table.values[scored]
     print(f"{'kind':<16}{'faces':>7}{'mean score':>12}{'mean label':>12}")
     for kind in sorted(set(kinds.tolist()), key=lambda kind: (kind != CLEAN, kind)):
         own = kinds == kind
         print(f"{kind:<16}{own.sum():>7}{values[own].mean():>12.1f}{wanted[own].mean():>12.1f}")
     spearman = held_out_measures(values, wanted)["spearman"]
-    print(f"Spearman between score and label: {spearman:.3f} ({len(rows)} faces)")
+    print(f"Spearman between score and label: {spearman:.3f} ({len(values)} faces)")
     return EXIT_DONE
 
 
@@ -55,10 +55,10 @@ def kind_of(path: str) -> str:
     return kinds if kinds and set(kinds.split("+")) <= KINDS.keys() else CLEAN
 
 
-def read_scores(path: Path) -> list[tuple[str, float]]:
-    """The scored rows of a scores.csv."""
+def scored_rows(path: Path) -> list[tuple[str, float]]:
+    """The rows of a scores.csv that have a score: path and score."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             return [
                 (row["path"], float(row["score"])) for row in csv.DictReader(file) if row["score"]
             ]

@@ -24,6 +24,7 @@ from dataset.files import read_json, sha256_of, write_json
 from dataset.lists import read_labelpath
 from evaluation.areas import refusal
 from evaluation.edc import Curve, Rules, evaluate
+from evaluation.inputs import read_scores
 from evaluation.meaning import DECIMALS
 from evaluation.pairs import all_pairs
 
@@ -50,16 +51,17 @@ def main(
         image_list: the DATA.labelpath that they were made from.
         fmr: the false match rate of that FNMR.
     """
-    from evaluation.by_kind import read_scores
+    from evaluation.by_kind import scored_rows
 
+    if not 0 < fmr < 1:
+        raise UserError(f"--fmr {fmr:g}: must lie between 0 and 1")
     if (feats is None) != (image_list is None):
         raise UserError("--feats, --image-list: name both, or neither")
     if model.suffix.lower() == ".onnx":
         raise UserError(f"{model}: calibrate the checkpoint it came from, then export it again")
     if not model.is_file():
         raise UserError(f"{model}: no such file")
-    rows = read_scores(scores)
-    values = np.array([score for _, score in rows])
+    values = np.array([score for _, score in scored_rows(scores)])
     if len(values) < _FEWEST:
         raise UserError(f"{scores}: has {len(values)} scored faces; {_FEWEST} are the least")
     beside, digest = model.with_suffix(".json"), sha256_of(model)
@@ -68,21 +70,19 @@ def main(
         raise UserError(f"{beside}: describes another file than {model}; remove it first")
     curve = None
     if feats is not None and image_list is not None:
-        curve = _curve_of(dict(rows), feats, image_list, fmr)
+        curve = _curve_of(scores, feats, image_list, fmr)
     write_json(beside, {**about, "calibration": calibration(values, curve)})
     print(f"{beside}: calibration on {len(values)} faces")
     return EXIT_DONE
 
 
-def _curve_of(scores: dict[str, float], feats: Path, image_list: Path, fmr: float) -> Curve:
+def _curve_of(scores: Path, feats: Path, image_list: Path, fmr: float) -> Curve:
     table, identities = read_labelpath(image_list)
     file = EmbeddingsFile(feats)
-    check_origin(file, image_list, table.sha256, len(table))
-    values = np.array([scores.get(path, np.nan) for path in table.paths()])
-    if np.isnan(values).all():
-        raise UserError(f"{image_list}: lists none of the scored faces")
+    check_origin(feats, file.shape[0], image_list, table.sha256, len(table))
+    values = read_scores(scores, table).values
     features = file.read(0, len(table)).astype(np.float32)
-    return held_out_curve(values, features, identities, fmr)
+    return held_out_curve(values, features, identities, fmr, "--fmr", "take more faces")
 
 
 def held_out_measures(scores: Scores, labels: Scores) -> dict[str, float]:
@@ -102,11 +102,24 @@ def held_out_measures(scores: Scores, labels: Scores) -> dict[str, float]:
 
 
 def held_out_curve(
-    scores: Scores, features: Scores, identities: npt.NDArray[np.integer[Any]], fmr: float
+    scores: Scores,
+    features: Scores,
+    identities: npt.NDArray[np.integer[Any]],
+    fmr: float,
+    flag: str = "--val-fmr",
+    remedy: str = "hold out more identities",
 ) -> Curve:
     """Error against discard of (V,) scores on all pairs of (V, D) embeddings.
 
     Images are discarded and the threshold is recomputed, as in the paper; NaN scores drop out.
+
+    Args:
+        scores: of the faces.
+        features: their embeddings.
+        identities: (V,) who they show.
+        fmr: the false match rate.
+        flag: what sets it, for the errors.
+        remedy: what gives more pairs, for the errors.
 
     Raises:
         UserError: no pairs, too few to show that FMR at every share, or no genuine error.
@@ -117,13 +130,13 @@ def held_out_curve(
     try:
         curve = evaluate(source, {"": scores[good]}, [fmr], [rules])["", fmr, rules]
     except ValueError as error:
-        raise UserError(f"the held-out faces: {error}; hold out more identities") from error
+        raise UserError(f"the faces to judge by: {error}; {remedy}") from error
     if (why := refusal(curve)) is not None:
-        raise UserError(f"the held-out faces: {why}; raise --val-fmr, or hold out more identities")
+        raise UserError(f"the faces to judge by: {why}; raise {flag}, or {remedy}")
     if curve.errors[0] == 0:
         raise UserError(
-            f"the held-out faces: have no genuine error at FMR {fmr:g}, so nothing to tell scores "
-            "apart by; lower --val-fmr, or hold out more identities"
+            f"the faces to judge by: have no genuine error at FMR {fmr:g}, so nothing to tell "
+            f"scores apart by; lower {flag}, or {remedy}"
         )
     return curve
 

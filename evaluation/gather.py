@@ -86,7 +86,6 @@ def usable_images(
     table: Table,
     features: Mapping[str, npt.NDArray[np.floating]],
     scores: Mapping[str, npt.NDArray[np.float64]],
-    exclude: Path | None,
     notes: Notes,
 ) -> Mask:
     """(N,) images with an embedding of every recogniser and a score of every scorer."""
@@ -98,14 +97,20 @@ def usable_images(
         usable &= whole
     for values in scores.values():
         usable &= np.isfinite(values)
-    if exclude is not None:
-        named = read_names(exclude, table)
-        notes.add(f"view: without the {np.count_nonzero(named):,} images of {exclude.name}")
-        usable &= ~named
     return usable
 
 
+def excluded_images(exclude: Path | None, table: Table, notes: Notes) -> Mask:
+    """(N,) the images that a file names to be left out."""
+    if exclude is None:
+        return np.zeros(len(table), np.bool_)
+    named = read_names(exclude, table)
+    notes.add(f"view: without the {np.count_nonzero(named):,} images of {exclude.name}")
+    return named
+
+
 def select_images(
+    image_list: Path,
     identities: Identities,
     usable: Mask,
     max_per_id: int | None,
@@ -130,11 +135,17 @@ def select_images(
         few = "one image" if min_per_id == 2 else f"fewer than {min_per_id} images"
         notes.add(f"{single:,} images of identities with {few} take no part")
     if not chosen.any():
-        raise UserError(f"no identity has {min_per_id} usable images: there is no pair to compare")
+        said = "; ".join(line for line in notes.lines if line.startswith((LEFT_OUT, "view: ")))
+        raise UserError(
+            f"{image_list}: no identity has {min_per_id} usable images, so no pair to compare"
+            f"{f' ({said})' if said else ''}"
+        )
     return chosen
 
 
-def select_pairs(path: Path, table: Table, usable: Mask, notes: Notes) -> tuple[PairList, Mask]:
+def select_pairs(
+    path: Path, table: Table, usable: Mask, excluded: Mask, notes: Notes
+) -> tuple[PairList, Mask]:
     """The pairs of a verification list whose images are usable, and (N,) these images.
 
     Raises:
@@ -142,8 +153,11 @@ def select_pairs(path: Path, table: Table, usable: Mask, notes: Notes) -> tuple[
     """
     first, second, same, strangers = read_pairs(path, table)
     notes.leave_out(strangers, f"{strangers:,} pairs of {path} with an image not in {table.file}")
-    kept = usable[first] & usable[second]
-    lost = int(np.count_nonzero(~kept))
+    asked = ~(excluded[first] | excluded[second])
+    if not asked.all():
+        notes.add(f"view: without {np.count_nonzero(~asked):,} pairs of {path} for that")
+    kept = asked & usable[first] & usable[second]
+    lost = int(np.count_nonzero(asked & ~kept))
     notes.leave_out(lost, f"{lost:,} pairs of {path} with an image that has no score or embedding")
     for kind, wanted in (("genuine", True), ("impostor", False)):
         if not np.any(kept & (same == wanted)):
@@ -229,7 +243,8 @@ def recogniser_name(path: Path) -> str:
     """By the weights that its .json names, else by its file, else by its folder."""
     beside = path.with_suffix(".json")
     if beside.exists():
-        weights = read_json(beside).get("weights", {})
+        about = read_json(beside)
+        weights = about.get("weights") if isinstance(about, dict) else None
         if isinstance(weights, dict) and "weights" in weights:
             return Path(str(weights["weights"])).stem
     if path.stem != "Embedding_Features":

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
-from dataset.files import read_json
+from dataset.embeddings import check_origin
 from dataset.lists import Table, join, read_table
 
 Values = npt.NDArray[np.float64]
@@ -59,6 +59,8 @@ def read_scores(path: Path, table: Table) -> Scores:
             source = Path(folder) / "scores.txt"
             convert = _csv_to_text if "," in first else _spaced_to_text
             convert(path, source)
+            if source.stat().st_size == 0:
+                raise UserError(f"{path}: holds no score; it has a header line alone")
         scored = read_table(source, "score")
         if source == path and not np.all(np.isfinite(scored.values)):
             row = int(np.flatnonzero(~np.isfinite(scored.values))[0])
@@ -99,21 +101,8 @@ def read_features(path: Path, table: Table) -> tuple[npt.NDArray[np.floating], s
         raise UserError(
             f"{path}: holds {features.dtype} {features.shape}; embeddings are floats, (N, D)"
         )
-    if len(features) != len(table):
-        raise UserError(
-            f"{path}: {len(features):,} rows, but {table.file} has {len(table):,} lines; row i must"
-            " be the embedding of line i"
-        )
-    beside = path.with_suffix(".json")
-    if not beside.exists():
-        return (
-            features,
-            f"{path}: no .json beside it, so that it was made from this list is trusted",
-        )
-    made_from = read_json(beside).get("list", {}).get("sha256")
-    if made_from != table.sha256:
-        raise UserError(f"{path}: was made from another list than {table.file}; extract it again")
-    return features, None
+    origin = check_origin(path, len(features), table.file, table.sha256, len(table))
+    return features, origin.note or None
 
 
 def read_norms(features: Path, table: Table) -> Values:
@@ -122,6 +111,8 @@ def read_norms(features: Path, table: Table) -> Values:
     if not path.exists():
         raise UserError(f"{path}: is missing; --reference norm reads it from beside --feats")
     norms = open_array(path)
+    if not np.issubdtype(norms.dtype, np.floating):
+        raise UserError(f"{path}: holds {norms.dtype}; norms are floats")
     if norms.shape != (len(table),):
         raise UserError(f"{path}: shape {norms.shape}, but {table.file} has {len(table):,} lines")
     return np.asarray(norms, np.float64)
@@ -134,11 +125,14 @@ def open_array(path: Path) -> npt.NDArray[Any]:
         UserError: missing, cut off, or not a .npy.
     """
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist") from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: is not a whole .npy array ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: holds several arrays (.npz); save the embeddings alone, as .npy")
+    return array
 
 
 def usable_rows(features: npt.NDArray[np.floating]) -> Mask:
@@ -166,11 +160,14 @@ def _spaced_to_text(path: Path, target: Path) -> None:
         open(path, encoding="utf-8-sig") as file,
         open(target, "w", encoding="utf-8", newline="\n") as text,
     ):
-        for number, line in enumerate(file, 1):
-            name, _, score = line.strip().rpartition(" ")
-            if not name or not _is_finite(score):
-                raise UserError(f"{path}:{number}: expected `path TAB score`, a finite number")
-            text.write(f"{name.rstrip()}\t{score}\n")
+        try:
+            for number, line in enumerate(file, 1):
+                name, _, score = line.strip().rpartition(" ")
+                if not name or not _is_finite(score):
+                    raise UserError(f"{path}:{number}: expected `path TAB score`, a finite number")
+                text.write(f"{name.rstrip()}\t{score}\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 text") from error
 
 
 def _csv_to_text(path: Path, target: Path) -> None:

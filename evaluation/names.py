@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
-from dataset.lists import Table, last_parts, read_table
+from dataset.lists import Table, last_parts
 from dataset.pair_bins import read_pair_bin
 
 Rows = npt.NDArray[np.int32]
@@ -23,10 +23,10 @@ def read_names(path: Path, table: Table) -> Mask:
     Raises:
         UserError: missing, empty, or a name that is not in the list.
     """
-    names = list(read_table(path).paths())
-    rows = rows_of_names(names, table)
+    names = [(line, name.partition("\t")[0]) for line, name in read_lines(path)]
+    rows = rows_of_names({name for _, name in names}, table)
     named = np.zeros(len(table), np.bool_)
-    for line, name in enumerate(names, 1):
+    for line, name in names:
         if name not in rows:
             raise UserError(f"{path}:{line}: {name} is not in {table.file}; take the line out")
         named[rows[name]] = True
@@ -61,11 +61,12 @@ def _bin_pairs(path: Path) -> list[tuple[str, str, bool]]:
 
 
 def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    lines = [line.split("\t") for line in read_lines(path)]
-    header = lines[0][0].split()
-    if all(field.isdigit() for field in [*header, *lines[0][1:]]) and len(lines[0]) <= 2:
-        return [_lfw_pair(path, number, line) for number, line in enumerate(lines[1:], 2)]
-    return [_named_pair(path, number, line) for number, line in enumerate(lines, 1)]
+    lines = [(number, line.split("\t")) for number, line in read_lines(path)]
+    first = lines[0][1]
+    header = [*first[0].split(), *first[1:]]
+    if all(field.isdigit() for field in header) and len(first) <= 2:
+        return [_lfw_pair(path, number, line) for number, line in lines[1:]]
+    return [_named_pair(path, number, line) for number, line in lines]
 
 
 def rows_of_names(names: Iterable[str], table: Table) -> dict[str, int]:
@@ -98,19 +99,23 @@ def rows_of_names(names: Iterable[str], table: Table) -> dict[str, int]:
     return {}
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank.
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, each with its number.
 
     Raises:
         UserError: missing, empty, or not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text") from error
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [
+        (number, line.rstrip("\r"))
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    ]
     if not lines:
         raise UserError(f"{path}: is empty")
     return lines

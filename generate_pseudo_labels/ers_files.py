@@ -39,7 +39,7 @@ class UnrecognisableSource:
     from_degraded: int | None
     from_cluster: bool
     weights: str | None
-    backbone: str
+    backbone: str | None
     seed: int
     device: str
 

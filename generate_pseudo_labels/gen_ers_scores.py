@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
 from dataset.threads import one_blas_thread
 
 
@@ -23,7 +23,7 @@ def main(
     ui_from_degraded: int | None = None,
     ui_from_cluster: bool = False,
     weights: str | None = None,
-    backbone: str = "R_50",
+    backbone: str | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> int:
@@ -36,10 +36,11 @@ def main(
         ui_from_degraded: spoil this many faces of the list beyond recognition (needs weights).
         ui_from_cluster: look for the place where images of different people gather.
         weights: the recogniser that made the list's embeddings: a known name or a file.
-        backbone: of a torch checkpoint: R_50 or MFN.
+        backbone: of a torch checkpoint; found from the file when not given.
         seed: of the choice of faces and of their degradation.
         device: auto, cpu, cuda or cuda:<number>.
     """
+    check_seed(seed)
     one_blas_thread()
     from generate_pseudo_labels import ers_files
 

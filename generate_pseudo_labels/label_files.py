@@ -83,7 +83,9 @@ def read_input(out_dir: Path) -> LabelInput:
     table, identities = read_labelpath(out_dir / LABELPATH)
     table.values.resize(0, refcheck=False)  # the identities hold the same, in half the memory
     source = EmbeddingsFile(out_dir / EMBEDDINGS)
-    origin = check_origin(source, out_dir / LABELPATH, table.sha256, len(table))
+    origin = check_origin(
+        source.path, source.shape[0], out_dir / LABELPATH, table.sha256, len(table)
+    )
     given = LabelInput(table, identities, source, [origin.note] if origin.note else [])
     for row, _, reason in origin.unreadable:
         given.leave_out(np.array([row]), f"unreadable: {reason}")

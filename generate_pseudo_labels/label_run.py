@@ -43,7 +43,8 @@ def checked(settings: Settings) -> Settings:
     Raises:
         UserError: a number is out of its range.
     """
-    for name, low in (("fix_num", 1), ("repeats", 1), ("pool_size", 2), ("min_images_per_id", 1)):
+    least = {"fix_num": 1, "repeats": 1, "pool_size": 2, "min_images_per_id": 1, "seed": 0}
+    for name, low in least.items():
         if getattr(settings, name) < low:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(settings, name)}: must be {low} or more")

@@ -69,6 +69,7 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: Table) -> None:
         (f"{PATHS[0]}\t1\n{PATHS[0]}\t2\n", ":2: .* is listed twice"),
         (f"{PATHS[0]} one\n", ":1: expected `path TAB score`"),
         ("", "is empty"),
+        ("path,score\n", "holds no score; it has a header line alone"),
     ],
 )
 def test_bad_scores_are_named(tmp_path: Path, table: Table, text: str, message: str) -> None:
@@ -82,9 +83,10 @@ def test_scores_that_cannot_be_read(tmp_path: Path, table: Table) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_scores(tmp_path / "none.csv", table)
     path = tmp_path / "latin.csv"
-    path.write_bytes(b"path,score\nfaces/\xe9.jpg,1\n")
-    with pytest.raises(UserError, match="is not UTF-8"):
-        read_scores(path, table)
+    for text in (b"path,score\nfaces/\xe9.jpg,1\n", b"a.jpg 1\n" * 9999 + b"\xe9.jpg 1\n"):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match=r"latin\.csv: is not UTF-8"):
+            read_scores(path, table)
 
 
 def test_features(tmp_path: Path, table: Table) -> None:
@@ -93,11 +95,19 @@ def test_features(tmp_path: Path, table: Table) -> None:
     features, unchecked = read_features(path, table)
     assert unchecked is not None and "no .json beside it" in unchecked
     assert usable_rows(features).tolist() == [True, False, False]
-    write_json(path.with_suffix(".json"), {"list": {"sha256": table.sha256}})
+    beside = path.with_suffix(".json")
+    write_json(beside, {"list": {"sha256": table.sha256}, "rows_done": 3})
     assert read_features(path, table)[1] is None
-    write_json(path.with_suffix(".json"), {"list": {"sha256": "other"}})
-    with pytest.raises(UserError, match="was made from another list"):
+    write_json(beside, {"list": {"sha256": table.sha256}, "rows_done": 2})
+    with pytest.raises(UserError, match="is unfinished, 2 of 3 rows"):
         read_features(path, table)
+    write_json(beside, {"list": {"sha256": "other"}, "rows_done": 3})
+    with pytest.raises(UserError, match="belongs to another list"):
+        read_features(path, table)
+    for foreign in ({"model": "arcface"}, {"list": "DATA.labelpath"}, {"list": None}, [1]):
+        write_json(beside, foreign)
+        with pytest.raises(UserError, match=r"is not what extract_feats writes .* made elsewhere"):
+            read_features(path, table)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +133,9 @@ def test_features_that_cannot_be_read(tmp_path: Path, table: Table) -> None:
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:150])
     with pytest.raises(UserError, match="is not a whole"):
         read_features(tmp_path / "cut.npy", table)
+    np.savez(tmp_path / "several.npz", np.zeros((3, 4)))
+    with pytest.raises(UserError, match="holds several arrays"):
+        read_features(tmp_path / "several.npz", table)
 
 
 def test_norms(tmp_path: Path, table: Table) -> None:
@@ -133,6 +146,9 @@ def test_norms(tmp_path: Path, table: Table) -> None:
     assert read_norms(features, table).tolist() == [1, 2, 3]
     np.save(tmp_path / "Embedding_Norms.npy", np.array([1, 2], np.float32))
     with pytest.raises(UserError, match=r"shape \(2,\), but .* has 3 lines"):
+        read_norms(features, table)
+    np.save(tmp_path / "Embedding_Norms.npy", np.array(["a", "b", "c"]))
+    with pytest.raises(UserError, match="holds <U1; norms are floats"):
         read_norms(features, table)
 
 
@@ -160,6 +176,10 @@ def test_excluded_names(tmp_path: Path, table: Table) -> None:
     assert read_names(written(tmp_path, "Ann Lee_0002\n", "x.txt"), table).tolist() == [0, 1, 0]
     with pytest.raises(UserError, match=r"x\.txt:2: nobody is not in"):
         read_names(written(tmp_path, "Ann Lee_0002\nnobody\n", "x.txt"), table)
+    gaps = written(tmp_path, "\ufeff\nAnn Lee_0002\r\n\n", "x.txt")
+    assert read_names(gaps, table).tolist() == [0, 1, 0]
+    with pytest.raises(UserError, match=r"x\.txt:3: nobody is not in"):
+        read_names(written(tmp_path, "Ann Lee_0002\n\nnobody\n", "x.txt"), table)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 import eval_edc
 from dataset.command_line import UserError
+from evaluation.plots import line_style
 from evaluation.references import laplacian_variance, random_scores
 from evaluation.results import show, title
 from evaluation.study import PROTOCOLS
@@ -161,6 +162,10 @@ def test_pair_list_sample_and_views(
     assert "view: without the 2 images of names.txt" in shown
     assert "view: at most 3 images an identity, drawn with seed 0" in shown
     assert "- 120 images of 40 identities" in shown
+    # What was asked for is a view, not an input that was skipped: exit code 0.
+    assert call(folder, monkeypatch, pairs=Path("pairs.txt"), exclude=Path("names.txt")) == 0
+    shown = capsys.readouterr().out
+    assert "view: without 7 pairs of pairs.txt for that" in shown and "left out" not in shown
 
 
 def test_unreachable_and_unreliable_cells_say_so(
@@ -174,7 +179,21 @@ def test_unreachable_and_unreliable_cells_say_so(
     assert set(row.split("|")[9:-1]) == {" - "}
     assert "* fewer than 30 genuine errors at no discard" in shown
     with open(folder / "out" / "results.csv", newline="") as file:
-        assert [line["aoc"] == "" for line in csv.DictReader(file)] == [False, True, True]
+        lines = list(csv.DictReader(file))
+    assert [line["aoc"] == "" for line in lines] == [False, True, True]
+    # No threshold, no errors counted by it, and so not few of them.
+    refused = [lines[2][name] for name in ("errors_at_0", "largest_phi", "few_errors")]
+    assert refused == ["", "", "0"]
+    curves = [
+        cell["curve"] for cell in json.loads((folder / "out/results.json").read_text())["cells"]
+    ]
+    for curve in curves:
+        assert [error is None for error in curve["errors"]] == [f is None for f in curve["fnmr"]]
+    assert set(curves[2]["errors"]) == {None}
+    capsys.readouterr()
+    call(folder, monkeypatch, fmr=(1e-6,))  # calibration.json was written for FMR 1e-3
+    assert not (folder / "out/calibration.json").exists()
+    assert "fewer than" not in capsys.readouterr().out
 
 
 def test_sharpness_and_ers_are_read(
@@ -213,12 +232,14 @@ def test_sharpness_and_ers_are_read(
     [
         ({"fmr": (1.5,)}, "--fmr 1.5: must lie between 0 and 1"),
         ({"fmr": ()}, "--fmr: give at least one"),
+        ({"feats": ()}, "--feats: give at least one"),
+        ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"limit": (0.99,)}, "--limit 0.99: must lie above 0"),
         ({"impostor_pairs": -1}, "--impostor-pairs -1: must be 0"),
         ({"bootstrap": 5}, "--bootstrap 5: must be 0"),
         ({"advise_at": 0.5}, "--advise-at 0.5: must be one of --fmr"),
         ({"max_images_per_id": 0}, "--max-images-per-id 0: must be 1 or more"),
-        ({"min_images_per_id": 50}, "no identity has 50 usable images"),
+        ({"min_images_per_id": 50}, "DATA.labelpath: no identity has 50 usable images"),
         ({"max_images_per_id": 1}, "no identity has 2 usable images"),
         ({"max_images_per_id": 1, "min_images_per_id": 1}, "there is no genuine pair"),
         ({"protocol": "iso", "discard": ("images",)}, "--protocol iso sets --threshold-at"),
@@ -227,7 +248,7 @@ def test_sharpness_and_ers_are_read(
         ({"scores": (Path("good.csv"),) * 2}, "a file is given twice"),
         ({"pairs": Path("pairs.txt"), "impostor_pairs": 9}, "--pairs says which pairs to compare"),
         ({"scores": (Path("random.txt"),), "reference": ("random",)}, "both give random: rename"),
-        ({"reference": ("ers",)}, "ers_scores.txt: cannot be read"),
+        ({"reference": ("ers",)}, "ers_scores.txt: is missing; make it with"),
     ],
 )
 def test_bad_settings_are_named(
@@ -255,6 +276,7 @@ def test_sharpness_is_the_variance_of_opencvs_laplacian() -> None:
 
 def test_numbers_are_shown_short() -> None:
     assert [show("aoc", value) for value in (0.8194, -0.06, 1.0)] == [".819", "-.060", "1.000"]
+    assert [show("aoc", value) for value in (-10.25, 20.0)] == ["-10.250", "20.000"]
     assert show("auc", 0.0001234) == "0.000123" and show("aoc", float("nan")) == "-"
     assert [title(name) for name in ("aoc", "pauc_0.3", "pauc_raw_0.3", "best_line_0.2")] == [
         "AOC",
@@ -272,3 +294,30 @@ def test_the_label_is_an_oracle(
     lines = capsys.readouterr().out.splitlines()
     table = [line.split(" | ") for line in lines if line.startswith("| one | 0.05 |")]
     assert table[0][4] == "labels" and len(table) == 3
+
+
+def test_an_image_without_a_mate_is_counted_with_labels_too(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = (folder / "DATA.labelpath").read_text().splitlines()
+    lines[0] = lines[0].rpartition("\t")[0] + "\t999"
+    (tmp_path / "DATA.labelpath").write_text("\n".join(lines) + "\n")
+    settings: dict[str, object] = {"image_list": tmp_path / "DATA.labelpath", "fmr": (0.05,)}
+    labels = settings | {"reference": ("labels",)}
+    assert call(folder, monkeypatch, **labels) == 0
+    shown = capsys.readouterr().out
+    assert "1 images of identities with one image take no part" in shown
+    assert "- 239 images of 40 identities" in shown
+    assert call(folder, monkeypatch, **labels, min_images_per_id=1) == 3
+    shown = capsys.readouterr().out
+    assert "left out: 1 of 240 images have no labels" in shown
+    assert "- 239 images of 40 identities" in shown
+    assert call(folder, monkeypatch, **settings, min_images_per_id=1) == 0
+    assert "- 240 images of 41 identities" in capsys.readouterr().out
+
+
+def test_no_two_scorers_look_alike() -> None:
+    assert len({line_style(number) for number in range(49)}) == 49

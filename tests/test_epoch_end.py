@@ -86,7 +86,7 @@ def test_scores_that_leave_too_few_pairs_cost_nothing_but_the_aoc(
     people = data.identities[data.held_out]
     one_person = labels + 100 * (people == people[0])  # the best tenth: no pair of two people
     first = end_epoch(one_person)
-    assert "epoch 1: no AOC (the held-out faces: FMR 0.4 cannot be shown once" in (
+    assert "epoch 1: no AOC (the faces to judge by: FMR 0.4 cannot be shown once" in (
         capsys.readouterr().out
     )
     about = json.loads((settings.checkpoints / "net_1epoch.json").read_text())

@@ -139,6 +139,7 @@ def test_another_recogniser_is_refused(with_faces: Path) -> None:
         ({}, "give one source of unrecognisable faces"),
         ({"ui_from_cluster": True, "ui_feats": Path("x.npy")}, "give one source"),
         ({"ui_from_degraded": 3}, "--weights: needed to embed images"),
+        ({"ui_from_cluster": True, "seed": -1}, "--seed -1: must be 0 or more"),
         ({"ui_feats": Path("nowhere.npy")}, "nowhere.npy: cannot be read"),
         ({"ui_feats": Path("short.npy")}, "has embeddings of 5 numbers, the list's have 128"),
         ({"ui_feats": Path("zero.npy")}, "holds no embedding that has a direction"),

@@ -211,7 +211,7 @@ MENDS: dict[str, tuple[Spoil, str]] = {
     "by column": (by_column, "is stored by column"),
     "missing": (missing, "extract the embeddings first"),
     "no list": (no_list, "DATA.labelpath: does not exist"),
-    "empty json": (bad_json, "Embedding_Features.json: lacks 'list'"),
+    "empty json": (bad_json, "Embedding_Features.json: is not what extract_feats writes"),
     "NaN": (edited(5, np.nan), "row 5 (faces/p0/5 a face é'\".jpg) is not finite"),
     "zero": (edited(119, 0), "row 119 (faces/p11/119 a face é'\".jpg) is zero"),
     "rows": (lambda out, f: save(out, f[:-1]), "has 119 rows, but"),
@@ -253,6 +253,7 @@ def test_an_error_below_the_bar_is_one_line_and_exit_code_1(run: Run, tmp_path: 
     [
         ({"fix_num": 111}, "leaves 110 images of others, fewer than the 111 negatives asked for"),
         ({"fix_num": 0}, "--fix-num 0: must be 1 or more"),
+        ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"drop_top_percent": 100}, "--drop-top-percent 100: must be at least 0 and below 100"),
         ({"min_images_per_id": 11}, "no image is left to label"),
         ({"device": "gpu"}, "--device gpu: is not one of auto, cpu, cuda"),

@@ -150,6 +150,8 @@ def test_faces_of_another_seed_are_not_mixed_in(toy_faces: list[str], tmp_path: 
     before = contents(tmp_path)
     with pytest.raises(UserError, match=r"orl_faces\.json: was made with other settings"):
         main(out_dir=tmp_path, seed=1)
+    with pytest.raises(UserError, match="--seed -1: must be 0 or more"):
+        main(out_dir=tmp_path, seed=-1)
     assert contents(tmp_path) == before
 
 

@@ -323,6 +323,7 @@ def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path, train:
     ("change", "message"),
     [
         (["--lr", "0"], "lr must be above 0; got 0.0"),
+        (["--seed", "-1"], "seed must be 0 or more; got -1"),
         (["--epochs", "0"], "epochs must be 1 or more"),
         (["--milestones", "5", "3"], "milestones must be epochs, in rising order"),
         (["--best-by", "aoc"], "best_by aoc needs feats"),
