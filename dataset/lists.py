@@ -249,7 +249,7 @@ def join(left: Table, right: Table) -> npt.NDArray[np.int64]:
     """For every record of `left`, the row of `right` with the same path, or -1.
 
     Where no path at all matches, the last two parts of the paths are compared instead, if those
-    are unique in both tables (DESIGN.md, Files).
+    are unique in both tables.
 
     Raises:
         UserError: `right` holds a path twice.

@@ -56,8 +56,7 @@ def exact_thresholds(source: PairSource, subsets: list[Subsets]) -> list[Floats]
     """For each `Subsets`, (states, fmrs) float32 thresholds; NaN where none was wanted.
 
     A threshold is the next float above the rank-th largest similarity of the state's impostor
-    pairs, so that a match, s >= t, is a similarity above it (METRICS: t is the next float above the
-    (k+1)-th largest).
+    pairs, so that a match, s >= t, is a similarity above it.
     """
     for widening in (2.0, 8.0, np.inf):
         floor = _floor(source, subsets, widening)

@@ -44,7 +44,7 @@ def faces_of(sizes: list[int], swapped: int = 0) -> tuple[Floats, Identities]:
 def reference(
     f: Floats, y: Identities, m: int = 24, K: int = 12, seed: int = 0
 ) -> npt.NDArray[np.float64]:
-    """METHOD as it reads: for repeat k, for image i, draw P_i and N_i, take W1."""
+    """The published estimator as it reads: for repeat k, for image i, draw P_i and N_i, take W1."""
     rng = np.random.default_rng(seed)
     n = len(f)
     w1 = np.zeros((n, K))

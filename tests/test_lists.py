@@ -136,7 +136,7 @@ def test_identities_are_32_bit_integers(
 
 
 def plain_join(left: list[str], right: list[str]) -> list[int]:
-    """The reference, as DESIGN states it."""
+    """The reference, as docs/data.md states it."""
     rows = [right.index(path) if path in right else -1 for path in left]
     if any(row >= 0 for row in rows):
         return rows
