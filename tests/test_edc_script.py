@@ -258,6 +258,15 @@ def test_bad_settings_are_named(
         call(folder, monkeypatch, **settings)
 
 
+def test_an_image_listed_twice_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (folder / "DATA.labelpath").read_text().splitlines()
+    (tmp_path / "twice").write_text("\n".join([*lines[:-1], lines[0]]) + "\n")
+    with pytest.raises(UserError, match=r"twice:240: .* is listed twice; list it once"):
+        call(folder, monkeypatch, image_list=tmp_path / "twice")
+
+
 def test_a_pair_list_of_one_kind_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only = [line for line in (folder / "pairs.txt").read_text().splitlines() if line[-1] == "1"]
     (folder / "genuine.txt").write_text("\n".join(only))
