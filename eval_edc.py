@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, run_script
-from dataset.lists import Identities, Table, join, read_labelpath
+from dataset.lists import Identities, Table, read_labelpath, refuse_repeats
 from dataset.loader import batches
 from evaluation import gather
 from evaluation.advice import Advice, advise
@@ -87,7 +87,7 @@ def main(
     at = choose_fmr(fmr, advise_at)
     notes = gather.Notes()
     table, identities = read_labelpath(image_list)
-    join(table, table)  # refuses a path listed twice, which would be its own mate
+    refuse_repeats(table)
     features = gather.load_features(feats, table, notes)
     scored = gather.load_scores(scores, table, notes)
     files = dict(zip(features, feats, strict=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 from dataset.command_line import UserError
 from dataset.containers import is_container, open_container, split_member
 from dataset.files import replacing
-from dataset.lists import read_table
+from dataset.lists import read_table, refuse_repeats
 from dataset.pair_bins import PairBin, identities_of, read_pair_bin
 from dataset.record_format import Damaged
 from dataset.recordio import RecordFile
@@ -161,7 +161,9 @@ def _listed_records(
         )
     records = open_container(container)
     assert isinstance(records, RecordFile)
-    for line in read_table(image_list).paths():
+    listed = read_table(image_list)
+    refuse_repeats(listed)
+    for line in listed.paths():
         parts = split_member(line)
         if parts is None or parts[0] != container or not parts[1].isdigit():
             left_out.trouble("lines that do not name a record of the file", line)

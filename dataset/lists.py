@@ -245,6 +245,11 @@ def last_parts(path: str, count: int = 2) -> str:
     return "/".join(path.rsplit("/", count)[-count:])
 
 
+def refuse_repeats(table: Table) -> None:
+    """Raises UserError on a path listed twice: an image would be its own mate."""
+    _join_keys(np.empty(0, np.int64), table, whole=True)
+
+
 def join(left: Table, right: Table) -> npt.NDArray[np.int64]:
     """For every record of `left`, the row of `right` with the same path, or -1.
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dataset.command_line import UserError
 from dataset.files import replacing
 from dataset.images import IMAGE_SUFFIXES
-from dataset.lists import LABEL, LABELPATH, Table, read_table
+from dataset.lists import LABEL, LABELPATH, Table, read_table, refuse_repeats
 
 BAD_NAMES = "names with a TAB, a line break or no UTF-8 (rename them)"
 _SHOWN = 5  # names given of each trouble
@@ -209,7 +209,9 @@ def listed_images(image_list: Path, root: str, left_out: LeftOut) -> Iterator[st
     A line is a path below `root`, or begins with `root/` already; columns after a TAB are ignored.
     Names that are no file go to `left_out`.
     """
-    for line in read_table(image_list).paths():
+    listed = read_table(image_list)
+    refuse_repeats(listed)
+    for line in listed.paths():
         path = line if line.startswith(root + "/") else f"{root}/{line.lstrip('/')}"
         if os.path.isfile(path):
             yield path

@@ -87,7 +87,7 @@ def check(
         raise UserError(f"--min-images-per-id {min_images_per_id}: must be 1 or more")
     if to_rec is not None and to_rec.suffix != ".rec":
         raise UserError(f"--to-rec {to_rec}: must end in .rec")
-    if to_rec is not None and str(to_rec) in containers:
+    if to_rec is not None and os.path.realpath(to_rec) in map(os.path.realpath, containers):
         raise UserError(f"--to-rec {to_rec}: is the file that is read; name another")
     if containers and containers != [data_root]:  # several, below a folder of theirs
         return os.path.commonpath([os.path.dirname(container) for container in containers])

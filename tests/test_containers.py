@@ -161,6 +161,8 @@ def test_listed_records_only_and_small_identities(faces: Path, tmp_path: Path) -
         (["--data-root", "faces.tar", "--image-list-file", "x"], "goes with a folder or a .rec"),
         (["--data-root", "faces", "--to-rec", "x.bin"], "must end in .rec"),
         (["--data-root", "faces.rec", "--to-rec", "faces.rec"], "is the file that is read"),
+        (["--data-root", "./faces.rec", "--to-rec", "./faces.rec"], "is the file that is read"),
+        (["--data-root", "faces.rec", "--image-list-file", "twice"], ":3: faces.rec#2 is listed"),
         (["--data-root", "empty.rec"], "holds no record"),
         (["--data-root", "empty.tar"], "empty.tar: "),
     ],
@@ -168,6 +170,7 @@ def test_listed_records_only_and_small_identities(faces: Path, tmp_path: Path) -
 def test_wrong_arguments_are_one_line(faces: Path, arguments: list[object], message: str) -> None:
     for name in ("empty.rec", "empty.tar"):
         (faces / name).touch()
+    (faces / "twice").write_text("faces.rec#2\nfaces.rec#1\nfaces.rec#2\n")
     before = (faces / "faces.rec").read_bytes()
     done = run(faces, GEN_DATALIST, *arguments, "--out-dir", "ann_wrong")
     assert done.returncode == 1

@@ -163,6 +163,9 @@ def test_only_what_a_list_names(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert gen_datalist("r", image_list_file=Path("list")) == EXIT_SKIPPED
     assert records(here / "annotations") == [("r/b/1.jpg", 0), ("r/a/2.jpg", 1)]
     assert "left out: 1 listed files that do not exist: 'r/a/9.jpg'" in capsys.readouterr().out
+    (here / "twice").write_text("b/1.jpg\na/2.jpg\nb/1.jpg\n")
+    with pytest.raises(UserError, match=r"twice:3: b/1\.jpg is listed twice; list it once"):
+        gen_datalist("r", image_list_file=Path("twice"))
     # What the script wrote is such a list.
     gen_datalist("r")
     (here / "annotations" / LABEL).rename(here / "label")
