@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -127,6 +128,9 @@ class FeatureWriter:
             start: row of the first embedding.
             embeddings: (B, D) float32, not normalised; rows named in `failures` become zero.
             failures: {row in the batch: reason}.
+
+        Raises:
+            UserError: the disk is full, or failed.
         """
         assert self._journal is not None, "open() first"
         norms = np.linalg.norm(embeddings, axis=1).astype(np.float32)
@@ -135,19 +139,25 @@ class FeatureWriter:
         norms[list(failures)] = 0
         unit = embeddings / np.where(norms > 0, norms, 1)[:, None]
         unit[list(failures)] = 0
-        for (file, offset), array in zip(
-            self._files, (unit.astype("<f2"), norms.astype("<f4")), strict=True
-        ):
-            data = np.ascontiguousarray(array)
-            size = data.nbytes // len(data)
-            _write_all(file, data.tobytes(), offset + start * size)
         entry = {
             "start": start,
             "stop": start + len(embeddings),
             "unreadable": [[start + row, reason] for row, reason in sorted(failures.items())],
         }
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
+        try:
+            for (file, offset), array in zip(
+                self._files, (unit.astype("<f2"), norms.astype("<f4")), strict=True
+            ):
+                data = np.ascontiguousarray(array)
+                size = data.nbytes // len(data)
+                _write_all(file, data.tobytes(), offset + start * size)
+            self._journal.write(json.dumps(entry) + "\n")
+            self._journal.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}); make room and run the same "
+                "command: it goes on where it was"
+            ) from error
 
     def close(self) -> None:
         """Closes the files; what was written stays."""
@@ -155,7 +165,8 @@ class FeatureWriter:
             os.close(file)
         self._files.clear()
         if self._journal is not None:
-            self._journal.close()
+            with suppress(OSError):  # a line that found no room is tried again, and said already
+                self._journal.close()
 
     def finish(self, table: Table) -> list[dict[str, Any]]:
         """Gives the parts their final names and writes the .json; one process does this.

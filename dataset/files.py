@@ -34,6 +34,11 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
             yield file
         if not special:
             os.replace(temporary, target)
+    except RuntimeError as error:  # torch.save's, which tells of a full disk in its own way
+        if not isinstance(error.__context__, OSError):
+            raise
+        reason = error.__context__.strerror or error.__context__
+        raise UserError(f"{path}: cannot be written ({reason})") from error
     except OSError as error:
         if error.filename not in (None, str(temporary), str(target)):
             raise  # another file's trouble, from inside the block

@@ -259,6 +259,24 @@ def test_nothing_readable_puts_nothing_in_place(tmp_path: Path, table: Table) ->
     assert results(tmp_path / "f") == before
 
 
+def test_a_full_disk_loses_what_found_no_room_alone(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    writer = FeatureWriter(tmp_path / "f", ROWS, DIMENSION, ABOUT)
+    writer.prepare()
+    writer.open(0)
+    writer.write(0, np.ones((2, DIMENSION), np.float32), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(UserError, match=r"f: cannot be written \(No space .* run the same"):
+            writer.write(2, np.ones((2, DIMENSION), np.float32), {})
+    writer.close()
+    assert 0 not in writer.missing_batches(2) and 1 in writer.missing_batches(2)
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/feats: cannot be written"):

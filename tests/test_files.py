@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from dataset.command_line import UserError, fail
 from dataset.files import make_parent, read_json, replacing, sha256_of, write_json
@@ -70,6 +71,10 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with full, replacing("/dev/full") as file:
         file.write("x")
         file.flush()
+    with full, replacing("/dev/full", "wb") as file:
+        torch.save({"weight": torch.zeros(1 << 20)}, file)
+    with pytest.raises(RuntimeError, match="mine"), replacing(tmp_path / "file"):
+        raise RuntimeError("mine")
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
         (tmp_path / "another").read_text()  # its own trouble, not that of the file written
     make_parent(tmp_path / "a/b/c")
