@@ -12,4 +12,4 @@ mkdir -p logs
 log=logs/train_$(date +%Y%m%d_%H%M%S).log
 echo "training in ${gpus/#0/1 CPU} process(es); log: $log"
 "$python" -m torch.distributed.run --standalone --nproc-per-node "$((gpus > 0 ? gpus : 1))" \
-    train.py "$@" 2>&1 | tee "$log"
+    train.py "$@" 2>&1 | tee -i "$log" # Ctrl-C is for train.py, which says what it saved

@@ -44,7 +44,7 @@ from dataset.training_list import (
     epoch_order,
     read_training_list,
 )
-from models.checkpoints import read_resume, save_resume
+from models.checkpoints import RESUME, read_resume, save_resume
 from models.device import Compute, choose_compute, keep_freed_memory
 from models.epoch_end import check_held_out, finish_epoch
 from models.examples import head_examples, put
@@ -89,7 +89,7 @@ def train(config: TrainConfig, world: World) -> int:
         config.seed,
         config.max_per_identity,
     )
-    check_held_out(config, data)
+    check_held_out(config, data, world)
     # A small list is one batch; else the images over a multiple of the batch sit out one epoch.
     images = data.epoch_images
     local = min(config.batch_size, images // world.size)
@@ -123,6 +123,7 @@ def train(config: TrainConfig, world: World) -> int:
 
     folder = config.checkpoints / config.checkpoints_name
     key = {**config.key(), "labels": data.table.sha256, "images a step": step_size}
+    key["people held out"] = data.split_key()
     state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "loss": 0.0}
     resumed = read_resume(folder, key)
     if resumed is not None:
@@ -132,7 +133,10 @@ def train(config: TrainConfig, world: World) -> int:
         if resumed["scaler"]:  # empty where the run began in another precision than fp16
             scaler.load_state_dict(resumed["scaler"])
         state = resumed["state"]
+        if state.get("judged") != config.judged():
+            state["best"] = -math.inf  # of another measure: nothing to compare with
         started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
+    state["judged"] = config.judged()
     log = Log(folder, world, state["epoch"], state["epoch"] * steps + state["step"])
     if world.first:
         describe(config, start.backbone, data, folder, started, compute, step_size)
@@ -156,17 +160,30 @@ def train(config: TrainConfig, world: World) -> int:
 
     def finish() -> None:
         finish_epoch(
-            config, data, model, network, architecture, compute, world, folder, state, steps, log
+            config,
+            data,
+            unreadable,
+            model,
+            network,
+            architecture,
+            compute,
+            world,
+            folder,
+            state,
+            steps,
+            log,
         )
         save()
 
     if config.fit_head and resumed is None:
         fit_head(model, head_examples(config, data, compute, world, unreadable), compute, world)
-        log.say(f"head fitted to {len(data.train)} images")
+        lost = unreadable.together(world)
+        log.say(f"head fitted to {len(data.train) - lost} images")
         finish()
     stop = StopRequest()
     saved = time.monotonic()
     for epoch in range(state["epoch"], config.epochs):
+        unreadable.begin_epoch()
         order = epoch_order(data, config.seed, epoch, config.balanced)[: steps * step_size]
         # Every global batch is the same whatever the number of processes; each takes its slice.
         own = order.reshape(steps, world.size, local)[state["step"] :, world.rank].ravel()
@@ -212,7 +229,9 @@ def train(config: TrainConfig, world: World) -> int:
                     images_per_s=rate,
                     seconds_left=(total - done) * step_size / rate,
                 )
-            if world.size == 1 or state["step"] % config.display == 0:  # asking costs a message
+            # Asking costs a message, and a GPU its lead; torchrun waits half a minute for a stop.
+            every = min(config.display, 10) if compute.device.type == "cuda" else 1
+            if state["step"] % every == 0 or state["step"] == steps:
                 late = time.monotonic() - saved > 60 * config.save_minutes
                 stopping = world.any(stop.asked)
                 if stopping or world.any(late):
@@ -225,6 +244,7 @@ def train(config: TrainConfig, world: World) -> int:
         bar.close()
         if previous is not None:
             check_finite(*previous, state, data, folder)
+        unreadable.together(world)
         schedule.step()
         state["epoch"], state["step"] = epoch + 1, 0
         finish()
@@ -257,9 +277,10 @@ def check_finite(
     if math.isfinite(loss):
         return
     shown = ", ".join(data.table.paths_at(batch.rows[:5]))
+    saved = f"the last good save stands in {folder}; " if (folder / RESUME).exists() else ""
     raise UserError(
         f"loss {loss} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: "
-        f"{shown}, ...); the last good save stands in {folder}; lower --lr"
+        f"{shown}, ...); {saved}lower --lr"
     )
 
 

@@ -149,6 +149,12 @@ class TrainConfig:
             ),
         }
 
+    def judged(self) -> list[Any]:
+        """What best.pth is the best by; measures of other kinds are not to be compared."""
+        if self.best_by != "aoc":
+            return [self.best_by]
+        return [self.best_by, self.val_fmr, str(self.feats)]
+
     def plain(self) -> dict[str, Any]:
         """The settings as JSON has them."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))

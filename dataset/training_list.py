@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError, note
+from dataset.embeddings import EmbeddingsFile, check_origin
 from dataset.files import replacing
 from dataset.lists import LABELPATH, Table, join, read_labelpath, read_table
 from dataset.loader import Batch
+
+if TYPE_CHECKING:
+    from models.world import World
 
 Rows = npt.NDArray[np.int64]
 
@@ -49,6 +54,14 @@ class TrainingList:
             return len(self.train)
         _, sizes = np.unique(self.identities[self.train], return_counts=True)
         return int(np.minimum(sizes, self.most).sum())
+
+    def split_key(self) -> str:
+        """A digest of who is held out and, where an epoch draws so many of each, of who is who."""
+        digest = hashlib.sha256(self.held_out.tobytes())
+        if self.most:
+            _, first, names = np.unique(self.identities, return_index=True, return_inverse=True)
+            digest.update(first[names].tobytes())  # whatever numbers the identities have
+        return digest.hexdigest()
 
     def write_held_out(self, path: Path) -> None:
         """Writes the held-out images as a list that eval.py takes, `<path> TAB <label>`."""
@@ -143,8 +156,11 @@ def _place_in_group(groups: Rows) -> Rows:
     return places
 
 
-def held_out_features(data: TrainingList, path: Path) -> npt.NDArray[np.floating[Any]]:
+def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.float32], str]:
     """The embeddings of the held-out images, (V, D), from those of the whole list.
+
+    Returns:
+        Them, and what could not be checked, in words; empty where all was.
 
     Raises:
         UserError: there is no DATA.labelpath that lists the labels, or the embeddings are not its.
@@ -154,17 +170,13 @@ def held_out_features(data: TrainingList, path: Path) -> npt.NDArray[np.floating
             f"--feats {path}: needs the {LABELPATH} that it was made from beside "
             f"{data.table.file}, to know which row is which image"
         )
-    try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: is not a whole .npy array ({error})") from error
     listed = read_table(data.table.file.parent / LABELPATH)
-    if features.ndim != 2 or len(features) != len(listed):
-        raise UserError(
-            f"{path}: has shape {features.shape}; {listed.file} has {len(listed)} lines, and row i "
-            "must be the embedding of line i"
-        )
-    return np.asarray(features[data.listed[data.held_out]], np.float32)
+    file = EmbeddingsFile(path)
+    try:
+        origin = check_origin(path, file.shape[0], listed.file, listed.sha256, len(listed))
+        return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
+    finally:
+        file.close()
 
 
 def epoch_flips(count: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
@@ -198,22 +210,52 @@ class Unreadable:
     def __init__(self, data: TrainingList, most: float) -> None:
         """Allows the share `most` of the images to learn from."""
         self.data, self.most = data, most
-        self.rows: set[int] = set()
+        self._reported: set[int] = set()
+        self._epoch: set[int] = set()  # of the images to learn from
+
+    def begin_epoch(self) -> None:
+        """From here on the images come anew."""
+        self._epoch.clear()
+
+    def report(self, batch: Batch) -> None:
+        """Says which images of a batch cannot be read, where that was not said before."""
+        for position, reason in batch.failures.items():
+            row = int(batch.rows[position])
+            if row not in self._reported:
+                path = self.data.table.path(row)
+                note(f"{self.data.table.file}:{row + 1}: {path}: {reason}; skipped")
+                self._reported.add(row)
 
     def check(self, batch: Batch, least: int = 2) -> None:
-        """Reports what is new in a batch.
+        """Reports what is new in a batch of images to learn from.
 
         Raises:
             UserError: more than the share allowed, or fewer than `least` images left of a batch.
         """
-        for position, reason in batch.failures.items():
-            row = int(batch.rows[position])
-            if row not in self.rows:
-                path = self.data.table.path(row)
-                note(f"{self.data.table.file}:{row + 1}: {path}: {reason}; skipped")
-                self.rows.add(row)
-        bad, all_rows = len(self.rows), len(self.data.train)
-        if bad > self.most * all_rows or len(batch.rows) - len(batch.failures) < least:
+        self.report(batch)
+        self._epoch.update(int(batch.rows[position]) for position in batch.failures)
+        self._refuse(len(self._epoch))
+        left = len(batch.rows) - len(batch.failures)
+        if left < least:
+            raise UserError(
+                f"{self.data.table.file}: {left} images of a batch of {len(batch.rows)} can be "
+                f"read, fewer than the {least} that a step needs; mend the list, or raise "
+                "--batch-size"
+            )
+
+    def together(self, world: World) -> int:
+        """How many images of this epoch no process could read; every process must ask.
+
+        Raises:
+            UserError: more than the share allowed.
+        """
+        bad = world.total(len(self._epoch))
+        self._refuse(bad)
+        return bad
+
+    def _refuse(self, bad: int) -> None:
+        all_rows = len(self.data.train)
+        if bad > self.most * all_rows:
             raise UserError(
                 f"{self.data.table.file}: {bad} of {all_rows} images cannot be read, more than "
                 f"--max-unreadable {self.most:g} allows; mend the list, or allow more"

@@ -124,7 +124,8 @@ def held_out_curve(
     Raises:
         UserError: no pairs, too few to show that FMR at every share, or no genuine error.
     """
-    good = np.isfinite(scores) & (np.linalg.norm(features, axis=1) > 0)
+    length = np.linalg.norm(features, axis=1)
+    good = np.isfinite(scores) & np.isfinite(length) & (length > 0)
     source = all_pairs(features[good], identities[good].astype(np.int32))
     rules = Rules("recomputed", "images")
     try:

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dataset.command_line import UserError
+from dataset.command_line import UserError, note
 from dataset.loader import batches
-from dataset.training_list import TrainingList, held_out_features
+from dataset.training_list import TrainingList, Unreadable, held_out_features
 from evaluation.areas import areas
 from evaluation.calibration import calibration, held_out_curve, held_out_measures
 from evaluation.edc import Curve
@@ -27,9 +27,17 @@ from train_config import TrainConfig
 
 @torch.inference_mode()
 def validate(
-    config: TrainConfig, data: TrainingList, model: nn.Module, compute: Compute, world: World
+    config: TrainConfig,
+    data: TrainingList,
+    unreadable: Unreadable,
+    model: nn.Module,
+    compute: Compute,
+    world: World,
 ) -> npt.NDArray[np.float32]:
-    """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it."""
+    """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it.
+
+    Unreadable ones are reported and count for nothing.
+    """
     model.eval()
     if world.size > 1:  # each process's last batch has moved BatchNorm's statistics its own way
         for buffer in model.buffers():
@@ -39,6 +47,7 @@ def validate(
     at = own.start
     rows = data.held_out[own.start : own.stop]
     for batch in batches(data.table, rows, config.batch_size, config.num_workers):
+        unreadable.report(batch)
         with compute.autocast():
             part = model(compute.put(batch.faces))[:, 0].float()
         part[~compute.put(batch.readable)] = torch.nan
@@ -50,26 +59,33 @@ def validate(
     return out
 
 
-def check_held_out(config: TrainConfig, data: TrainingList) -> None:
+def check_held_out(config: TrainConfig, data: TrainingList, world: World) -> None:
     """Refuses before training what an epoch's end would: embeddings that do not serve, few pairs.
 
     Raises:
         UserError: the labels themselves, as scores, have no AOC on the held-out images.
     """
     if config.feats is not None and len(data.held_out):
-        _curve(config, config.feats, data, data.table.values[data.held_out].astype(np.float32))
+        labels = data.table.values[data.held_out].astype(np.float32)
+        features, unchecked = held_out_features(data, config.feats)
+        _curve(config, features, data, labels)
+        if unchecked and world.first:
+            note(f"note: {unchecked}")
 
 
 def _curve(
-    config: TrainConfig, feats: Path, data: TrainingList, scores: npt.NDArray[np.float32]
+    config: TrainConfig,
+    features: npt.NDArray[np.float32],
+    data: TrainingList,
+    scores: npt.NDArray[np.float32],
 ) -> Curve:
-    features = held_out_features(data, feats)
     return held_out_curve(scores, features, data.identities[data.held_out], config.val_fmr)
 
 
 def finish_epoch(
     config: TrainConfig,
     data: TrainingList,
+    unreadable: Unreadable,
     model: nn.Module,
     network: nn.Module,
     architecture: dict[str, Any],
@@ -88,21 +104,24 @@ def finish_epoch(
         "calibration": None,
     }
     if len(data.held_out):
-        scores = validate(config, data, model, compute, world)
-        measures = held_out_measures(scores, data.table.values[data.held_out])
+        scores = validate(config, data, unreadable, model, compute, world)
         curve = None
-        if config.feats is not None:
+        if np.isfinite(scores).any():
+            measures = held_out_measures(scores, data.table.values[data.held_out])
+        else:
+            log.say(f"epoch {state['epoch']}: no image held out has a score: no measures")
+        if config.feats is not None and measures:
             try:
-                curve = _curve(config, config.feats, data, scores)
+                curve = _curve(config, held_out_features(data, config.feats)[0], data, scores)
                 measures["aoc"] = areas(curve)["aoc"]
             except UserError as error:  # these scores keep too few pairs: no reason to lose them
                 log.say(f"epoch {state['epoch']}: no AOC ({error})")
         about["training"].update(measures)
         about["calibration"] = calibration(scores, curve)
         log.write(epoch=state["epoch"], step=state["epoch"] * steps, **measures)
-        log.say(
-            f"epoch {state['epoch']}: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items())
-        )
+        if measures:
+            found = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+            log.say(f"epoch {state['epoch']}: {found}")
     value = measures.get(config.best_by, -math.inf)  # without a measure, the last is the best
     better = -value if config.best_by == "mae" and math.isfinite(value) else value
     best = better > state["best"] or state["best"] == -math.inf

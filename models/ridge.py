@@ -66,7 +66,7 @@ def features_of(feature_map: Tensor) -> Tensor:
 
 def is_seen_whole(feature_map: Tensor) -> bool:
     """Whether a head sees all values of a map, and not only the strengths of its channels."""
-    return feature_map[0].numel() <= _WHOLE
+    return feature_map.shape[1:].numel() <= _WHOLE
 
 
 def below_floor(labels: Tensor, floor: float = FLOOR) -> Tensor:

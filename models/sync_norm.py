@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of all processes' equal batches together.
+    """BatchNorm2d whose training statistics are those of all processes' batches together.
 
     For CPUs: torch's own SyncBatchNorm, which does the same, runs on GPUs only.
     """
@@ -20,7 +20,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
-        values = x.numel() // x.shape[1] * dist.get_world_size()  # averaged over, per channel
+        # Averaged over, per channel; an unreadable image makes one process's batch smaller.
+        values = _summed(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64))
         # Two passes: the plain difference of mean square and squared mean cancels digits.
         mean = _summed(x.sum((0, 2, 3))) / values  # (C,)
         centred = x - mean[:, None, None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.files import replacing
+from dataset.files import make_parent, replacing
 from models.world import World
 
 
@@ -22,8 +22,8 @@ class Log:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "stats.jsonl"
+        make_parent(path)
         kept = [
             line
             for line in _lines(path)
@@ -71,9 +71,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except ValueError:
             break  # torn by a kill
+        if not isinstance(line, dict) or not {"step", "epoch"} <= line.keys():
+            break  # not ours
+        lines.append(line)
     return lines

@@ -50,6 +50,18 @@ class World:
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         return bool(asked.item())
 
+    def total(self, count: int) -> int:
+        """The sum over the processes; every process must ask."""
+        if self.size == 1:
+            return count
+        import torch
+        import torch.distributed as dist
+
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        asked = torch.tensor(count, device=device)
+        dist.all_reduce(asked)
+        return int(asked.item())
+
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over the processes; every process must ask."""
         if self.size > 1:

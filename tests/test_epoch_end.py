@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from dataset.command_line import UserError
-from dataset.files import sha256_of
-from dataset.training_list import TrainingList, read_training_list
+from dataset.files import sha256_of, write_json
+from dataset.training_list import TrainingList, Unreadable, read_training_list
 from models import epoch_end
 from models.device import Compute
 from models.epoch_end import check_held_out, finish_epoch
@@ -67,8 +67,10 @@ def end_epoch(
         monkeypatch.setattr(epoch_end, "validate", lambda *arguments: scores)
         state["epoch"] += 1
         nn.init.constant_(network.weight, state["epoch"])  # another network each epoch
+        one = World(0, 1)
+        lost = Unreadable(data, 1.0)
         finish_epoch(
-            settings, data, network, network, {}, COMPUTE, World(0, 1), folder, state, 5, log
+            settings, data, lost, network, network, {}, COMPUTE, one, folder, state, 5, log
         )
         assert (folder / f"net_{state['epoch']}epoch.pth").exists()
         return sha256_of(folder / "best.pth")
@@ -100,16 +102,33 @@ def test_scores_that_leave_too_few_pairs_cost_nothing_but_the_aoc(
 
 
 def test_held_out_faces_that_cannot_serve_are_refused_at_once(
-    settings: TrainConfig, data: TrainingList
+    settings: TrainConfig, data: TrainingList, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_held_out(settings, data)
+    check_held_out(settings, data, World(0, 1))
+    assert "that its rows belong to" in capsys.readouterr().err
     few = TrainConfig(**{**vars(settings), "val_fmr": 1e-4})
     with pytest.raises(UserError, match=r"FMR 0.0001 cannot be shown with .* hold out more"):
-        check_held_out(few, data)
+        check_held_out(few, data, World(0, 1))
     people = np.repeat(np.arange(16), 10)
     np.save(settings.img_list.parent / "features.npy", np.eye(16)[people])
     with pytest.raises(UserError, match=r"have no genuine error at FMR 0.4"):
-        check_held_out(settings, data)
+        check_held_out(settings, data, World(0, 1))
+    beside = settings.img_list.parent / "features.json"
+    write_json(beside, {"list": {"sha256": "another"}, "rows_done": 160})
+    with pytest.raises(UserError, match="belongs to another list"):
+        check_held_out(settings, data, World(0, 1))
+
+
+def test_held_out_images_that_cannot_be_read_are_reported_once(
+    settings: TrainConfig, data: TrainingList, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unreadable = Unreadable(data, 0.0)  # none of those to learn from may be
+    for _ in range(2):
+        scores = epoch_end.validate(settings, data, unreadable, nn.Flatten(), COMPUTE, World(0, 1))
+        assert np.isnan(scores).all()
+    said = capsys.readouterr().err
+    assert said.count("No such file or directory; skipped") == len(data.held_out)
+    assert unreadable.together(World(0, 1)) == 0
 
 
 def test_without_a_measure_the_last_network_is_the_best(

@@ -186,6 +186,30 @@ def test_two_processes_draw_the_curve_of_one(plain: Path, train: Run) -> None:
                 assert found[measure] == pytest.approx(expected[measure], rel=2e-3, abs=2e-3)
 
 
+def test_two_processes_draw_it_around_a_missing_image_too(faces: Path, train: Run) -> None:
+    lines = (faces / "annotations/quality_pseudo_labels.txt").read_text().splitlines()
+    lines[5] = "faces/p1/gone.png\t50"
+    (faces / "missing.txt").write_text("\n".join(lines) + "\n")
+    arguments = [*TINY, "--epochs", "1", "--val-identities", "0", "--img-list", "missing.txt"]
+    arguments += ["--max-unreadable", "0.05", "--sync-bn", "--lr", "1e-5"]
+    for name, processes, batch in (("miss1", 1, "12"), ("miss2", 2, "6")):
+        more = ["--checkpoints-name", name, "--batch-size", batch]
+        done = train(*arguments, *more, cwd=faces, processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("missing.txt:6: faces/p1/gone.png: ") == 1
+    losses = [[line["loss"] for line in stats(faces, name)] for name in ("miss1", "miss2")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_another_measure_begins_anew(faces: Path, train: Run) -> None:
+    """A rank correlation of .2 is no lower bound for minus an error of 40 points."""
+    arguments = [*TINY, "--val-identities", "0.3", "--checkpoints-name", "judged"]
+    assert train(*arguments, "--epochs", "1", cwd=faces).returncode == 0
+    assert train(*arguments, "--best-by", "mae", cwd=faces).returncode == 0
+    about = json.loads((faces / "checkpoints/judged/best.json").read_text())
+    assert about["training"]["epoch"] == 2
+
+
 def test_a_fitted_head_is_a_model_and_a_start(faces: Path, train: Run) -> None:
     arguments = [*TINY, "--val-identities", "0.3", "--fit-head", "--epochs", "0"]
     for name, processes, batch in (("head", 1, "4"), ("head2", 2, "2")):
@@ -329,7 +353,8 @@ def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path, train:
         (["--best-by", "aoc"], "best_by aoc needs feats"),
         (["--img-list", "nowhere.txt"], "nowhere.txt: does not exist"),
         (["--val-identities", "0.95"], "has 6 identities, too few to hold out 6"),
-        (["--feats", "annotations/DATA.labelpath"], "is not a whole .npy array"),
+        (["--feats", "annotations/DATA.labelpath"], "is not a .npy file"),
+        (["--checkpoints", "features.npy"], "cannot be written"),
         (["--finetuning-model", "annotations/DATA.labelpath"], "is no checkpoint of plain tensors"),
         (["--checkpoints-name", "plain", "--seed", "3"], "is of another training (seed 0, now 3)"),
     ],
@@ -344,7 +369,8 @@ def test_a_mistake_is_refused_with_its_rule(
 
 
 def test_a_loss_that_is_no_number_stops_with_its_batch(plain: Path, train: Run) -> None:
-    done = train(*TINY, "--lr", "1e30", "--checkpoints-name", "boom", cwd=plain)
+    arguments = [*TINY, "--lr", "1e30", "--save-minutes", "1e-9"]
+    done = train(*arguments, "--checkpoints-name", "boom", cwd=plain)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr
     assert "faces/p" in lines[0] and "last good save stands in checkpoints/boom" in lines[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +13,20 @@ import torch.distributed as dist
 from torch import nn
 
 from dataset.command_line import UserError
-from dataset.training_list import drawn_shares, epoch_flips, epoch_order, read_training_list
+from dataset.loader import Batch
+from dataset.training_list import (
+    Unreadable,
+    drawn_shares,
+    epoch_flips,
+    epoch_order,
+    read_training_list,
+)
 from models.checkpoints import read_resume, save_resume
 from models.networks import build_network
 from models.prelu import PReLU
 from models.sync_norm import with_shared_statistics
+from models.training_log import Log
+from models.world import World
 from train import point_losses
 from train_config import TrainConfig
 
@@ -44,6 +54,53 @@ def test_the_split_is_by_identity_and_seeded(tmp_path: Path) -> None:
     )
     data = read_training_list(path, 0.2, -2, seed=4)
     assert set(data.identities) == {0, 1} and data.listed is not None
+
+
+def test_who_is_held_out_is_a_mark_of_a_training(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"r/{i % 10}/{i}.png\t{i}\n" for i in range(100)))
+
+    def key(numbers: list[int], most: int = 0) -> str:
+        lines = "".join(f"r/{i % 10}/{i}.png\t{numbers[i % 10]}\n" for i in range(100))
+        (tmp_path / "DATA.labelpath").write_text(lines)
+        return read_training_list(path, 0.2, -2, 4, most).split_key()
+
+    numbers = list(range(10))
+    assert key(numbers) == key([2 * number for number in numbers])
+    assert key(numbers) != key(numbers[::-1])  # others are drawn
+    assert key(numbers, 3) == key([2 * number for number in numbers], 3)
+    assert key(numbers, 3) != key([*numbers[:9], 8], 3)
+
+
+def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> None:
+    class Two(World):
+        def total(self, count: int) -> int:
+            return 2 * count
+
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"r/{i}.png\t1\n" for i in range(100)))
+    lost = Unreadable(read_training_list(path, 0, -2, 0), 0.05)
+    batch = Batch(np.arange(10), np.zeros((10, 112, 112, 3), np.uint8), np.zeros((10, 2), np.int32))
+    batch.failures.update({0: "is empty", 1: "is empty"})
+    lost.check(batch)
+    lost.check(batch)  # the same two
+    assert lost.together(Two(0, 2)) == 4
+    batch.failures[2] = "is empty"
+    lost.check(batch)
+    with pytest.raises(UserError, match=r"6 of 100 images cannot be read, more than .* 0\.05"):
+        lost.together(Two(0, 2))
+    lost.begin_epoch()
+    assert lost.together(Two(0, 2)) == 0
+    with pytest.raises(UserError, match="1 images of a batch of 10 can be read, fewer than the 2"):
+        batch.failures.update(dict.fromkeys(range(9), "is empty"))
+        Unreadable(lost.data, 1.0).check(batch)
+
+
+def test_lines_that_are_not_ours_do_not_stop_a_training(tmp_path: Path) -> None:
+    good = {"epoch": 1, "step": 2, "loss": 3.0}
+    (tmp_path / "stats.jsonl").write_bytes(json.dumps(good).encode() + b"\n[1]\n\xff\n")
+    Log(tmp_path, World(0, 1), 1, 2).close()
+    assert [json.loads(line) for line in (tmp_path / "stats.jsonl").open()] == [good]
 
 
 def test_epochs_are_keyed_and_balance_is_even(tmp_path: Path) -> None:
