@@ -20,9 +20,16 @@ from dataset.command_line import UserError
 from dataset.embeddings import EMBEDDINGS
 from dataset.features import FeatureWriter
 from dataset.files import replacing
-from dataset.lists import LABELPATH, Identities, Table, read_labelpath, read_table
+from dataset.lists import (
+    LABELPATH,
+    Identities,
+    Table,
+    read_labelpath,
+    read_table,
+    refuse_repeats,
+)
 from generate_pseudo_labels.embedded_set import InMemory
-from generate_pseudo_labels.label_files import LabelInput, read_input
+from generate_pseudo_labels.label_files import UNREADABLE, LabelInput, read_input
 from generate_pseudo_labels.ranks import Ranks
 
 _BATCH = 4096
@@ -60,6 +67,8 @@ class FeatureFolder:
                 f"{self.table.file}:{row + 1}: {path} is not below --image-root "
                 f"{self.image_root or ''}; give the folder that the list's paths begin with"
             )
+        if not relative.name:
+            raise UserError(f"{self.table.file}:{row + 1}: {path} names no image")
         return self.root / relative.with_suffix(".npy")
 
     def read(self, threads: int) -> Iterator[tuple[int, list[npt.NDArray[np.float64] | str]]]:
@@ -118,6 +127,8 @@ def open_input(
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag}: goes with --feature-root, the folder of .npy files")
         return out_dir, read_input(out_dir)
+    if features.id_key_index == -1:
+        raise UserError("--id-key-index -1: is the image's own name; -2 is the folder it lies in")
     if features.image_list_file is None or features.score_dst is None:
         raise UserError("--feature-root: needs --image-list-file and --score-dst too")
     if not features.feature_root.is_dir():
@@ -138,6 +149,7 @@ def _gather(
     features: Features, root: Path, list_file: Path, target: Path, in_memory: bool, threads: int
 ) -> LabelInput:
     listed = read_table(list_file)
+    refuse_repeats(listed)
     dimension = _dimension(FeatureFolder(root, features.image_root, listed))
     write_identities(listed, features.id_key_index, target / LABELPATH)
     table, identities = read_labelpath(target / LABELPATH)
@@ -184,9 +196,10 @@ def _in_memory(
     given = LabelInput(folder.table, identities, InMemory(embeddings))
     for start, found in folder.read(threads):
         rows, failures = _stacked(folder, start, found, dimension)
-        embeddings[start : start + len(rows)] = rows
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        embeddings[start : start + len(rows)] = rows / np.where(length > 0, length, 1)
         for row, reason in failures.items():
-            given.leave_out(np.array([start + row]), f"unreadable: {reason}")
+            given.leave_out(np.array([start + row]), UNREADABLE + reason)
     return given
 
 
@@ -213,7 +226,7 @@ def _stacked(
     found: list[npt.NDArray[np.float64] | str],
     dimension: int,
 ) -> tuple[Floats, dict[int, str]]:
-    """Rows of a batch, zero where there is a reason, and the reasons."""
+    """Rows of a batch as they are, zero where there is a reason, and the reasons."""
     rows = np.zeros((len(found), dimension), np.float32)
     failures: dict[int, str] = {}
     for place, embedding in enumerate(found):
@@ -226,11 +239,12 @@ def _stacked(
                 f"{file}: holds {len(embedding)} numbers, the first of the list {dimension}; "
                 "embeddings of one recogniser have one length"
             )
-        length = np.linalg.norm(embedding)
+        with np.errstate(over="ignore", under="ignore"):
+            rows[place] = embedding  # as float32, which may be inf or 0
+        length = np.linalg.norm(rows[place])
         if not (np.isfinite(length) and length > 0):
             failures[place] = EMPTY
-            continue
-        rows[place] = embedding / length
+            rows[place] = 0
     return rows, failures
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, note, run_script
 from dataset.threads import one_blas_thread, usable_cores
 
 
@@ -75,6 +75,8 @@ def main(
     from generate_pseudo_labels.feature_files import Features, open_input
     from generate_pseudo_labels.ranks import Ranks
 
+    if process_num < 0:
+        raise UserError(f"--process-num {process_num}: must be 0 (all cores) or more")
     settings = label_run.checked(
         label_run.Settings(
             estimator=estimator,
@@ -103,7 +105,8 @@ def main(
     for line in given.notes:
         note(f"note: {line}")
     print(label_files.summary_lines(out_dir, given, result))
-    return EXIT_SKIPPED if any("unreadable" in text for text in given.counts()) else EXIT_DONE
+    skipped = any(text.startswith(label_files.UNREADABLE) for text in given.texts)
+    return EXIT_SKIPPED if skipped else EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ W_DISTANCES = "w_distances.txt"
 UNLABELLED = "unlabelled.txt"
 MISLABELLED = "mislabelled.txt"
 INFO = "distribution_info.json"
+UNREADABLE = "unreadable: "
+_REASONS = 8  # counted apart; records damaged at many places have a reason each
 
 Mask = npt.NDArray[np.bool_]
-Reasons = npt.NDArray[np.int16]
+Reasons = npt.NDArray[np.int32]
 
 
 @dataclass
@@ -49,29 +51,31 @@ class LabelInput:
     identities: Identities
     source: Source
     notes: list[str] = field(default_factory=list)
-    reasons: Reasons = field(default_factory=lambda: np.zeros(0, np.int16))
+    reasons: Reasons = field(default_factory=lambda: np.zeros(0, np.int32))
     texts: list[str] = field(default_factory=lambda: [""])
+    _numbers: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """No image has a reason yet."""
         if len(self.reasons) != len(self.table):
-            self.reasons = np.zeros(len(self.table), np.int16)
+            self.reasons = np.zeros(len(self.table), np.int32)
 
     def leave_out(self, rows: npt.NDArray[Any], reason: str) -> None:
         """Gives images a reason for having no label; the first one given stays."""
-        if reason not in self.texts:
+        number = self._numbers.setdefault(reason, len(self.texts))
+        if number == len(self.texts):
             self.texts.append(reason)
-        number = self.texts.index(reason)
         self.reasons[rows] = np.where(self.reasons[rows] == 0, number, self.reasons[rows])
 
     def counts(self) -> dict[str, int]:
-        """Reason -> how many images have it."""
-        numbers = np.bincount(self.reasons, minlength=len(self.texts))
-        return {
-            text: int(count)
-            for text, count in zip(self.texts[1:], numbers[1:], strict=True)
-            if count
-        }
+        """Reason -> how many images have it, the most frequent first; rare ones together."""
+        numbers = np.bincount(self.reasons, minlength=len(self.texts))[1:]
+        order = np.argsort(-numbers, kind="stable")
+        order = order[numbers[order] > 0]
+        shown = {self.texts[1 + at]: int(numbers[at]) for at in order[:_REASONS].tolist()}
+        if len(order) > _REASONS:
+            shown["for other reasons"] = int(numbers[order[_REASONS:]].sum())
+        return shown
 
 
 def read_input(out_dir: Path) -> LabelInput:
@@ -88,7 +92,7 @@ def read_input(out_dir: Path) -> LabelInput:
     )
     given = LabelInput(table, identities, source, [origin.note] if origin.note else [])
     for row, _, reason in origin.unreadable:
-        given.leave_out(np.array([row]), f"unreadable: {reason}")
+        given.leave_out(np.array([row]), UNREADABLE + reason)
     return given
 
 

@@ -123,6 +123,10 @@ def test_missing_and_damaged_files_are_counted_and_listed(
         ({"feature_root": Path("nowhere")}, "--feature-root nowhere: no such folder"),
         ({"image_list_file": Path("none.txt")}, "none.txt: does not exist"),
         ({"feature_root": None}, "--image-list-file: goes with --feature-root"),
+        ({"id_key_index": -1}, "--id-key-index -1: is the image's own name"),
+        ({"process_num": -1}, "--process-num -1: must be 0 (all cores) or more"),
+        ({"image_list_file": Path("twice")}, "twice:2: b/feature/1.jpg is listed twice"),
+        ({"image_list_file": Path("dot"), "image_root": None}, "dot:1: . names no image"),
         ({"image_list_file": None}, "needs --image-list-file and --score-dst"),
         ({"score_dst": None}, "needs --image-list-file and --score-dst"),
     ],
@@ -130,8 +134,18 @@ def test_missing_and_damaged_files_are_counted_and_listed(
 def test_bad_input_is_named(
     layout: tuple[Path, list[str]], change: dict[str, Any], message: str
 ) -> None:
+    (layout[0] / "twice").write_text("b/feature/1.jpg\n" * 2)
+    (layout[0] / "dot").write_text(".\n")
     with pytest.raises(UserError, match=re.escape(message)):
         usage(layout[0], **change)
+
+
+def test_norms_are_those_of_the_files(layout: tuple[Path, list[str]]) -> None:
+    folder, paths = layout
+    usage(folder)
+    norms = np.load(folder / "scores/feats_npy/Embedding_Norms.npy")
+    npy = (Path(path.replace("/images/", "/features/")).with_suffix(".npy") for path in paths)
+    assert norms == pytest.approx([np.linalg.norm(np.load(file)) for file in npy], rel=1e-6)
 
 
 def test_embeddings_of_two_lengths_and_none_at_all(layout: tuple[Path, list[str]]) -> None:
