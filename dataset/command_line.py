@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -18,6 +19,7 @@ EXIT_USER_ERROR = 1
 EXIT_USAGE = 2
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class UserError(ValueError):
@@ -36,6 +38,9 @@ def run_script(main: Callable[..., int]) -> None:
     """
     import tyro
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -58,6 +63,11 @@ def run_script(main: Callable[..., int]) -> None:
     except BrokenPipeError:  # `script | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+        code = fail(f"an output cannot be written ({error.strerror})")
     except KeyboardInterrupt:
         code = fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code)

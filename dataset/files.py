@@ -27,7 +27,7 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     make_parent(path)
     special = os.path.exists(path) and not os.path.isfile(path)  # /dev/null, a pipe
     target = Path(path) if special else Path(os.path.realpath(path))  # a link stays a link
-    temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target if special else _beside(target)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
@@ -49,6 +49,12 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
                 temporary.unlink(missing_ok=True)
 
 
+def _beside(target: Path) -> Path:
+    """A temporary name in the same folder, no longer than file systems take."""
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    return target.with_name(f".{name}.{os.getpid()}.tmp")
+
+
 def make_parent(path: str | os.PathLike[str]) -> None:
     """Makes the folder that `path` is to be written in; a check before long work.
 
@@ -60,10 +66,15 @@ def make_parent(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{target}: is a folder; name a file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.lstat(target)  # says that a name is too long
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    if not os.path.exists(target) and not os.access(target.parent, os.W_OK):
-        raise UserError(f"{target}: cannot be written (no permission in {target.parent})")
+    if os.path.exists(target) and not os.path.isfile(target):
+        return  # /dev/null, a pipe
+    folder = os.path.dirname(os.path.realpath(target))  # `replacing` writes beside the file
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{target}: cannot be written (no permission in {folder})")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

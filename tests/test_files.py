@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and how a script leaves."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import torch
 
 from dataset.command_line import UserError, fail
 from dataset.files import make_parent, read_json, replacing, sha256_of, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -79,6 +83,41 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         (tmp_path / "another").read_text()  # its own trouble, not that of the file written
     make_parent(tmp_path / "a/b/c")
     assert os.listdir(tmp_path / "a/b") == []
+
+
+def test_where_a_file_stands_but_none_beside_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scores.csv").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"scores\.csv: cannot be written \(no permission in"):
+        make_parent(tmp_path / "scores.csv")
+    make_parent("/dev/null")
+
+
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 254, "\u674e" * 84):
+        with replacing(tmp_path / name) as file:
+            file.write("whole")
+        assert (tmp_path / name).read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "message"),
+    [
+        (">/dev/full", 1, "error: an output cannot be written (No space left on device)\n"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_scripts_bear_outputs_that_take_nothing(closed: str, code: int, message: str) -> None:
+    text = "from dataset.command_line import *\ndef main() -> int:\n    print('x')\n    return 0\n"
+    call = f'{sys.executable} -c "$0" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", call, text + "run_script(main)"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr == message
 
 
 def test_json_round_trip_and_what_is_none(tmp_path: Path) -> None:
