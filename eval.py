@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,7 +34,7 @@ from dataset.command_line import (
 )
 from dataset.containers import split_member
 from dataset.files import make_parent, replacing
-from dataset.images import UnreadableImage, thumbnail
+from dataset.images import UnreadableImage, is_image, thumbnail
 from dataset.inputs import find_images
 from dataset.listed import Faces, ListedFaces
 from dataset.lists import Table
@@ -95,9 +95,7 @@ def main(
     for name, value, least in [*counts, ("top", top, 0), ("bottom", bottom, 0)]:
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
-    for target in [report] if out == "-" else [out, report]:
-        if target is not None:
-            make_parent(target)  # now, not after an hour of scoring
+    check_targets({"--out": None if out == "-" else out, "--report": report}, [*path, model])
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
         left_out = LeftOut()
         table = table_of(find_images(path, left_out), Path(folder) / "images.txt")
@@ -108,13 +106,35 @@ def main(
         scores, interrupted = score(faces, len(table), network)
         write(out, faces, scores, meaning)
         results = sys.stderr if out == "-" else sys.stdout
-        images = faces.searched() if interrupted else len(table)
+        cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
+        images = faces.searched() if cut_short else len(table)
         summarise(faces, scores, images, left_out, meaning, top, bottom, to=results)
         if report is not None:
-            make_report(report, faces, scores, network, meaning)
+            make_report(report, faces, images, scores, network, meaning)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_SKIPPED if scores.reasons or left_out.troubles else EXIT_DONE
+
+
+def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str]) -> None:
+    """Refuses what cannot be written, or must not be: now, not after an hour of scoring.
+
+    Args:
+        targets: flags and the files that they name; None is not written.
+        read: what is read, so far as it names files.
+    """
+    taken = {os.path.realpath(name): "is read" for name in read if os.path.isfile(name)}
+    for flag, target in targets.items():
+        if target is None:
+            continue
+        make_parent(target)
+        place = os.path.realpath(target)
+        if place not in taken and os.path.isfile(place) and is_image(place):
+            taken[place] = "is an image"
+        if place in taken:
+            raise UserError(f"{flag} {target}: {taken[place]}; name another file")
+        if os.path.isfile(place) or not os.path.exists(place):  # /dev/null may be named twice
+            taken[place] = "is written by --out"
 
 
 def open_faces(
@@ -197,7 +217,12 @@ def write(out: str, faces: Faces, scores: Scores, meaning: Meaning) -> None:
 
 
 def make_report(
-    page: Path, faces: Faces, scores: Scores, network: QualityModel, meaning: Meaning
+    page: Path,
+    faces: Faces,
+    images: int,
+    scores: Scores,
+    network: QualityModel,
+    meaning: Meaning,
 ) -> None:
     """Writes the report page and prints where it is."""
     from evaluation.report import write_report
@@ -221,6 +246,7 @@ def make_report(
         model_name=network.name,
         thumbnail=picture,
         link_path=file_of,
+        kind="face" if len(faces) != images else "image",
         calibration=meaning.calibration,
         notes=[sentence] if sentence else [],
     )

@@ -27,6 +27,7 @@ from evaluation.edc import Curve, Rules, evaluate
 from evaluation.inputs import read_scores
 from evaluation.meaning import DECIMALS
 from evaluation.pairs import all_pairs
+from models.pretrained import PRETRAINED
 
 DISCARD_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _FEWEST = 101  # faces: below, percentiles would be made up between them
@@ -59,6 +60,11 @@ def main(
         raise UserError("--feats, --image-list: name both, or neither")
     if model.suffix.lower() == ".onnx":
         raise UserError(f"{model}: calibrate the checkpoint it came from, then export it again")
+    if (shipped := PRETRAINED.get(str(model))) is not None:
+        raise UserError(
+            f"--model {model}: belongs to the project; copy {shipped} and its .json, and calibrate "
+            "the copy"
+        )
     if not model.is_file():
         raise UserError(f"{model}: no such file")
     values = np.array([score for _, score in scored_rows(scores)])

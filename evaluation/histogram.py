@@ -56,7 +56,9 @@ def coarser(ticks: Ticks, decimals: int) -> Ticks:
     return (ticks + step // 2) // step
 
 
-def histogram_svg(ticks: Ticks, decimals: int, marks: Sequence[Mark] = ()) -> str:
+def histogram_svg(
+    ticks: Ticks, decimals: int, marks: Sequence[Mark] = (), kind: str = "image"
+) -> str:
     """Draws the histogram of all scores.
 
     Bars begin at round numbers. A few scores far from all others (outside the 0.1 % and 99.9 %
@@ -67,6 +69,7 @@ def histogram_svg(ticks: Ticks, decimals: int, marks: Sequence[Mark] = ()) -> st
         decimals: of the scores.
         marks: lines to draw; one off the axis is left out (`histogram_edges` stretches the axis
             to those near it).
+        kind: what is counted, in the singular.
 
     Returns:
         An `<svg>` element. Every bar is followed by a `.hit` area with the lowest and highest tick
@@ -111,7 +114,7 @@ def histogram_svg(ticks: Ticks, decimals: int, marks: Sequence[Mark] = ()) -> st
         span = f'x="{at(left)}" width="{100 / count:.3f}%"'
         text = (
             f"{low / scale:.{decimals}f} to {high / scale:.{decimals}f}: {number:,} "
-            f"{'image' if number == 1 else 'images'} ({100 * number / len(ticks):.1f} %)"
+            f"{kind if number == 1 else kind + 's'} ({100 * number / len(ticks):.1f} %)"
         )
         parts.append(
             f'<rect class="bar" {span} y="{floor - height:.1f}" height="{height:.1f}"/>'

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from importlib import resources
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
@@ -50,6 +50,7 @@ def write_report(
     statuses: Sequence[str],
     model_name: str,
     thumbnail: Callable[[int], bytes | None],
+    kind: Literal["image", "face"] = "image",
     links: str | os.PathLike[str] | None = ".",
     link_path: Callable[[int], str | None] | None = None,
     calibration: Mapping[str, Any] | None = None,
@@ -72,6 +73,7 @@ def write_report(
         model_name: as the reader knows it.
         thumbnail: row -> JPEG bytes of at most about 112x112 pixels; None where there is no
             picture. Asked for the shown rows only, in the order of the page.
+        kind: what a row is, in the page's words: several faces may be of one image.
         links: the folder from which relative paths start (the current one by default); a face then
             links to its file, relative to the page. None: no links.
         link_path: row -> path of the file to open where that is not the row's own path (several
@@ -109,10 +111,12 @@ def write_report(
     shown = scored[sample_ranks(known, max_faces)]
     sections = {
         "title": section.html_text(f"Face image quality: {model_name}"),
-        "lead": section.lead(model_name, len(values), len(scored), len(shown)),
+        "lead": section.lead(model_name, kind, len(values), len(scored), len(shown)),
         "numbers": section.numbers(known, decimals),
         "notes": section.notes_list(notes),
-        "histogram": section.histogram_section(ticks, decimals, calibration) if len(known) else "",
+        "histogram": section.histogram_section(ticks, decimals, calibration, kind)
+        if len(known)
+        else "",
         "calibration": section.calibration_section(calibration, known, decimals),
         "tools": section.filter_tools(ticks, decimals) if len(known) else "",
         "unscored": section.unscored_section(

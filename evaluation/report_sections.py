@@ -80,17 +80,17 @@ def number_text(value: float, decimals: int) -> str:
     return f"{tick / 10**decimals:.{decimals}f}"
 
 
-def lead(model_name: str, images: int, scored: int, shown: int) -> str:
+def lead(model_name: str, kind: str, rows: int, scored: int, shown: int) -> str:
     """What the page shows: how many images, the model, what is missing, whether it is a sample."""
-    words = f"{_count(images, 'image')}, scored by <strong>{html_text(model_name)}</strong>."
-    if scored < images:
-        words += f" {_count(images - scored, 'image')} got no score, see the end of the page."
+    words = f"{_count(rows, kind)}, scored by <strong>{html_text(model_name)}</strong>."
+    if scored < rows:
+        words += f" {_count(rows - scored, kind)} got no score, see the end of the page."
     if scored:
         words += " A higher score is a face that is easier to recognise."
     if shown < scored:
         words += (
             f" This page shows {shown:,} of the {scored:,} scored faces: an even sample across the"
-            " scores, from the lowest to the highest. Histogram and counts are of all images."
+            f" scores, from the lowest to the highest. Histogram and counts are of all {kind}s."
         )
     return words
 
@@ -121,7 +121,9 @@ def notes_list(notes: Sequence[str]) -> str:
     return f'<ul class="notes">{items}</ul>'
 
 
-def histogram_section(ticks: Ticks, decimals: int, calibration: Mapping[str, Any] | None) -> str:
+def histogram_section(
+    ticks: Ticks, decimals: int, calibration: Mapping[str, Any] | None, kind: str
+) -> str:
     """The histogram of all scores, with the thresholds of the calibration drawn on it."""
     marks = [
         Mark(float(entry["score"]), _share(entry["discard"]))
@@ -132,7 +134,7 @@ def histogram_section(ticks: Ticks, decimals: int, calibration: Mapping[str, Any
         hint += " Dashed: the score below which that share of the calibration faces lies."
     return (
         '<section class="card"><h2>Scores</h2>\n'
-        f"{histogram_svg(coarser(ticks, FINER), decimals, marks)}\n"
+        f"{histogram_svg(coarser(ticks, FINER), decimals, marks, kind)}\n"
         f'<p class="hint">{hint}</p></section>'
     )
 
@@ -211,7 +213,9 @@ def face_item(
         raise ValueError(f"thumbnail: must be JPEG bytes or None, got {picture[:8]!r} for {path!r}")
     tick = int(ticks_of(np.array([score]), decimals + FINER)[0])
     name, shown = html_text(os.path.basename(path) or path), number_text(score, decimals)
-    hover = f"{html_text(path)}&#10;score {score:.{decimals + FINER}f}"
+    finest = decimals + FINER
+    exact = score if abs(score) >= 1e9 else tick / 10**finest  # as the filter has it
+    hover = f"{html_text(path)}&#10;score {exact:.{finest}f}"
     if percentiles is not None:
         rank = float(np.interp(score, percentiles, np.arange(101)))
         hover += f", better than {rank:.0f} % of the calibration faces"

@@ -25,6 +25,10 @@ def main(*, model: Path, out: Path) -> int:
     """
     if not model.is_file():
         raise UserError(f"{model}: no such file")
+    if out.suffix != ".pth":
+        raise UserError(f"--out {out}: must end in .pth")
+    if out.exists() and out.samefile(model):
+        raise UserError(f"--out {out}: is the file that is read; name another")
     about = read_about(model)
     if not about:
         raise UserError(f"{model}: has no .json beside it; take a checkpoint of train.py")

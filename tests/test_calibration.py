@@ -113,6 +113,10 @@ def test_command_with_embeddings_says_what_error_is_left(scored: Any) -> None:
     assert found == calibration(np.round(SCORES, 4), curve)
     left = [entry["fnmr"] for entry in found["thresholds"]]
     assert left == sorted(left, reverse=True) and left[-1] < 0.9 * left[0]
+    with pytest.raises(UserError, match="--fmr 2: must lie between 0 and 1"):
+        module.main(**given, fmr=2.0)
+    with pytest.raises(UserError, match=r"belongs to the project; copy .*small\.pth"):
+        module.main(**given | {"model": type(scored)("small")})
     with pytest.raises(UserError, match="name both, or neither"):
         module.main(**given, feats=scored / "feats.npy")
     (scored / "list").write_text(lines.replace(".jpg", ".png"))

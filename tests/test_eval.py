@@ -347,8 +347,24 @@ def test_interrupted_it_writes_what_it_has(
     assert 3 <= len(done) <= 5
     assert rows[: len(done)] == done
     assert {row["status"] for row in rows[len(done) :]} == {"not scored: interrupted"}
-    assert out.startswith(f"scored {len(done)} ")
+    assert out.startswith(f"scored {len(done)} of 11 images: ")
     assert (here / "page.html").exists()
+
+
+def test_nothing_that_is_read_is_written_over(here: Path) -> None:
+    shutil.copy(here / "faces/id0/0.jpg", here / "own.jpg")
+    (here / "list.txt").write_text("own.jpg\n")
+    (here / "old.csv").touch()
+    script.check_targets({"--out": "old.csv", "--report": Path("new.html")}, ["list.txt", "small"])
+    script.check_targets({"--out": "/dev/null", "--report": Path("/dev/null")}, [])
+    for out, report, message in (
+        ("./list.txt", None, r"--out \./list\.txt: is read; name another file"),
+        ("x.csv", Path("own.jpg"), r"--report own\.jpg: is an image; name another file"),
+        ("old.csv", Path("old.csv"), r"--report old\.csv: is written by --out"),
+        ("new.csv", Path("new.csv"), r"--report new\.csv: is written by --out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            script.check_targets({"--out": out, "--report": report}, ["list.txt", "faces"])
 
 
 def test_the_next_batch_is_begun_before_scores_are_waited_for(here: Path) -> None:

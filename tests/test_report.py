@@ -171,6 +171,12 @@ def test_calibration_is_listed_and_drawn(tmp_path: Path) -> None:
     assert "Calibration" not in read(write(tmp_path / "r.html", [10, 30])).words
 
 
+def test_the_words_say_what_a_row_is(tmp_path: Path) -> None:
+    page = read(write(tmp_path / "r.html", [65.5969, 10.0], kind="face"))
+    assert "2 faces, scored by" in page.words
+    assert page.faces[0].title.endswith("score 65.596")  # floored, as the filter has it
+
+
 def test_a_calibration_without_embeddings_has_no_column_of_errors(tmp_path: Path) -> None:
     marks = [{"discard": 0.05, "score": 25.0}, {"discard": 0.2, "score": 40.0}]
     page = read(write(tmp_path / "r.html", [10, 30], calibration={"thresholds": marks}))
