@@ -9,6 +9,7 @@ of its identity's name, and gets the label that its own embedding earns, not its
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -151,7 +152,9 @@ def write_copies(
         for path, future in waiting:
             made += _finish(path, future, failures)
     if not faces:
-        raise UserError(f"{root}: has no images")
+        own = os.path.realpath(root) == os.path.realpath(out_dir)
+        why = "is --out-dir, of which nothing is read" if own else "has no images"
+        raise UserError(f"{root}: {why}")
     return made, kept, failures
 
 

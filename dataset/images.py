@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from typing import Any
@@ -32,13 +33,15 @@ _SIGNATURES = re.compile(
     re.DOTALL,
 )
 
+_ORIENTATION = 0x0112  # EXIF
+
 Image = npt.NDArray[np.uint8]
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
     """Reads one image, of a file or a container: (H, W, 3) uint8, RGB, upright.
 
-    EXIF rotation is applied (but to images with transparency); grey, palette, CMYK and 16-bit
+    EXIF rotation is applied; grey, palette, CMYK and 16-bit
     images become 8-bit RGB; transparency is laid over black.
 
     Raises:
@@ -88,7 +91,7 @@ def decode_image(content: Content) -> Image:
     if pixels is None:
         raise UnreadableImage("is not an image that can be decoded")
     if flags == cv2.IMREAD_UNCHANGED:
-        return _over_black(pixels)
+        return _upright(_over_black(pixels), content)
     return np.asarray(pixels, np.uint8)
 
 
@@ -123,6 +126,24 @@ def _has_alpha(content: Content) -> bool:
             return content[20:21] > b"" and bool(content[20] & 0x10)
         return content[12:16] == b"VP8L" and content[24:25] > b"" and bool(content[24] & 0x10)
     return False
+
+
+def _upright(image: Image, content: Content) -> Image:
+    """Turned as the file's EXIF says, which cv2 does to images without transparency alone."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(bytes(content))) as opened:
+            orientation = opened.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata: the picture itself was decoded
+        return image
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 def _over_black(pixels: npt.NDArray[Any]) -> Image:

@@ -46,8 +46,12 @@ def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
                 raise UserError(f"{name}: matches no file")
+            walked: set[str] = set()
             for match in matches:
+                if _lies_in(match.rstrip("/"), walked):  # ** matches what lies in its folders too
+                    continue
                 if os.path.isdir(match):
+                    walked.add(match.rstrip("/"))
                     yield from walk_images(match.rstrip("/"), left_out)
                 elif is_container(match) or _looks_like_image(match):
                     yield from _of_file(match, left_out)
@@ -56,18 +60,50 @@ def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
             yield name
         else:
-            raise UserError(f"{name}: no such file or folder")
+            raise UserError(f"{name}: {_why_not(name)}")
+
+
+def _lies_in(path: str, folders: set[str]) -> bool:
+    while folders and (path := os.path.dirname(path)):
+        if path in folders:
+            return True
+        if path == "/":
+            break
+    return False
+
+
+def _why_not(name: str) -> str:
+    """Why something is neither a file nor a folder."""
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "no such file or folder"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "is a pipe, a socket or a device; name a file or a folder"
 
 
 def _of_file(name: str, left_out: LeftOut) -> Iterator[str]:
     if is_container(name):
         yield from container_images(name, left_out)
     elif not _looks_like_image(name):
+        if _holds_zero_bytes(name):
+            raise UserError(
+                f"{name}: is neither an image that can be read nor a list of images, which is text"
+            )
         yield from read_table(name).paths()
     elif fits_a_line(name):
         yield name
     else:
         left_out.trouble(BAD_NAMES, name)
+
+
+def _holds_zero_bytes(name: str) -> bool:
+    try:
+        with open(name, "rb") as file:
+            return b"\0" in file.read(4096)
+    except OSError:
+        return False  # read_table says why
 
 
 def _looks_like_image(name: str) -> bool:

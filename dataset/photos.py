@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class PhotoFaces:
         """
         self.photos, self.all_faces = photos, all_faces
         self._aligner = FaceAligner()
+        self._again = lru_cache(2)(read_image)  # a photo of many faces is decoded once for them
         self._batch_size = batch_size
         self._workers = num_workers or default_workers()
         self._photo = _Growing((), np.int64)  # row of `photos`
@@ -126,7 +128,7 @@ class PhotoFaces:
         if self._number.values[row] == 0:
             raise UnreadableImage(NO_FACE)
         landmarks = self._place.values[row, 4:].reshape(5, 2).astype(np.float64)
-        return align(read_image(self.photo_path(row)), landmarks)
+        return align(self._again(self.photo_path(row)), landmarks)
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
         """COLUMNS for scores.csv when all faces are asked for; empty where there is no face.

@@ -6,15 +6,15 @@ import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dataset.command_line import UserError
+from models.precision import Precision, check_precision
 
-Precision = Literal["auto", "fp32", "bf16"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -84,8 +84,9 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
             without bf16 take fp16 in its place. float32 is whole: no TF32 in convolutions.
 
     Raises:
-        UserError: not a device of this machine.
+        UserError: not a device of this machine, or no precision.
     """
+    check_precision(precision)
     chosen = _device(device)
     if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
         torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these

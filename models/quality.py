@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,13 @@ import numpy.typing as npt
 from dataset.command_line import UserError
 from dataset.threads import own_cores
 from models.onnx_files import is_onnx, open_onnx
+from models.precision import Precision, check_precision
 from models.pretrained import find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Scores = npt.NDArray[np.float32]
-Precision = Literal["auto", "fp32", "bf16"]  # as models.device, without importing torch
 _SIDE = 112
 _FORMS = "uint8 RGB faces of shape (N, 112, 112, 3) or (N, 3, 112, 112)"
 _ONNX_FACES = 8  # a run, on one thread of the CPU
@@ -113,12 +113,13 @@ def load_quality_model(
             the precision it was made in.
 
     Raises:
-        UserError: no such file or name, or not a quality network.
+        UserError: no such file or name, not a quality network, or no such device or precision.
 
     Example:
         >>> model = load_quality_model("small")  # doctest: +SKIP
         >>> scores = model(faces)  # (N, 112, 112, 3) uint8 RGB -> (N,)  # doctest: +SKIP
     """
+    check_precision(precision)
     path = find_model(model)
     if is_onnx(path):
         return _load_onnx(path, backbone, device, precision)

@@ -86,6 +86,19 @@ def test_every_kind_as_pillow_reads_it(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_to_transparent_images_too(
+    face: Image.Image, orientation: Any
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = face.crop((0, 0, 80, 112))
+    turned.putalpha(255)
+    content = encode(turned, "PNG", exif=exif.tobytes())
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    assert np.array_equal(decode_image(content), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(face: Image.Image, orientation: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation

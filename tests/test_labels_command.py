@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import pytest
 from dataset.command_line import UserError
 from dataset.lists import read_table
 from generate_pseudo_labels import gen_pseudo_labels
+from generate_pseudo_labels.label_files import LabelInput, read_input
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Floats = npt.NDArray[np.float64]
@@ -264,3 +266,17 @@ def test_flags_that_cannot_be_used(here: Path, flags: dict[str, Any], message: s
     with pytest.raises(UserError, match=re.escape(message)):
         gen_pseudo_labels.main(**flags)
     assert not (out / "quality_pseudo_labels.txt").exists()
+
+
+def test_many_reasons_are_counted_together(here: Path) -> None:
+    out, _, _ = make(here)
+    given = read_input(out)
+    table = replace(given.table, starts=np.zeros(40_000, np.int64))
+    many = LabelInput(table, np.zeros(40_000, np.int32), given.source)
+    for row in range(0, 40_000, 2):
+        many.leave_out(np.array([row]), f"unreadable: damaged at offset {row}")
+    many.leave_out(np.arange(40_000), "the only image of its identity")
+    counts = many.counts()
+    assert counts.pop("the only image of its identity") == 20_000
+    assert sum(counts.values()) == 20_000 and len(counts) == 8
+    assert counts["for other reasons"] == 20_000 - 7

@@ -57,6 +57,11 @@ def test_its_files_are_whole_small_and_described() -> None:
         assert sha256_of(path) in (Path(__file__).parents[1] / "docs/model.md").read_text()
 
 
+def test_a_precision_by_another_name_is_refused() -> None:
+    with pytest.raises(UserError, match="--precision float32: must be one of auto, fp32, bf16"):
+        load_quality_model("small", precision="float32")  # type: ignore[arg-type]
+
+
 def test_unknown_names_are_told_the_known_ones() -> None:
     assert find_model(DEFAULT_MODEL) == PRETRAINED[DEFAULT_MODEL]
     with pytest.raises(
@@ -125,6 +130,11 @@ def test_shrinking_halves_and_keeps(tmp_path: Path) -> None:
         lonely = tmp_path / "lonely.pth"
         lonely.write_bytes(PRETRAINED[DEFAULT_MODEL].read_bytes())
         shrink(model=lonely, out=tmp_path / "x.pth")
+    for out in (tmp_path / "again", tmp_path / "again.json"):
+        with pytest.raises(UserError, match=r"must end in \.pth"):
+            shrink(model=PRETRAINED[DEFAULT_MODEL], out=out)
+    with pytest.raises(UserError, match="is the file that is read"):
+        shrink(model=PRETRAINED[DEFAULT_MODEL], out=PRETRAINED[DEFAULT_MODEL])
     assert shrink(model=PRETRAINED[DEFAULT_MODEL], out=tmp_path / "again.pth") == 0
     faces = np.stack([drawn_face(seed=seed) for seed in range(3)])
     one = load_quality_model(DEFAULT_MODEL, precision="fp32")(faces)

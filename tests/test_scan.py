@@ -249,6 +249,7 @@ def test_files_folders_patterns_and_lists_are_inputs(here: Path) -> None:
     assert left_out.kinds == {".txt files": 1}
     assert found("r/b/noS*") == found("r/b/noSuffix") == ["r/b/noSuffix"]
     assert found("r/**/*.jpg") == ["r/a/1.jpg", "r/a/2.jpg", "r/b/[x].jpg"]
+    assert found("r/**") == found("r")  # its folders are not walked beside their files
     assert found("r*") == ["r/a/1.jpg", "r/a/2.jpg", "r/b/3.png", "r/b/[x].jpg"]
     assert not left_out.troubles
     touch(root, "b/t\tb.jpg")
@@ -261,13 +262,15 @@ def test_files_folders_patterns_and_lists_are_inputs(here: Path) -> None:
     [
         ("nowhere", "nowhere: no such file or folder"),
         ("", ": no such file or folder"),
+        ("pipe", "pipe: is a pipe, a socket or a device; name a file"),
+        ("loop", "loop: cannot be read .Too many levels"),
         ("no*where", "no[*]where: matches no file"),
         ("empty", "empty: no images found .it is empty."),
         ("texts", "texts: no images found .left out: 1 .txt files."),
         ("texts/*", "texts/[*]: no images found .left out: 1 .txt files."),
         ("empty.txt", "empty.txt: is empty"),
         ("binary.dat", "binary.dat:1: is not UTF-8 text"),
-        ("zeros.dat", "zeros.dat:1: holds a zero byte"),
+        ("zeros.dat", "zeros.dat: is neither an image that can be read nor a list"),
     ],
 )
 def test_inputs_that_are_none(here: Path, typed: Any, message: Any) -> None:
@@ -275,6 +278,8 @@ def test_inputs_that_are_none(here: Path, typed: Any, message: Any) -> None:
     (here / "texts").mkdir()
     (here / "texts/a.txt").write_text("a note\n")
     (here / "empty.txt").touch()
+    os.mkfifo(here / "pipe")
+    (here / "loop").symlink_to("loop")
     (here / "binary.dat").write_bytes(b"\xff\xd9\xfe" * 9)
     (here / "zeros.dat").write_bytes(bytes(9))
     with pytest.raises(UserError, match=message):
