@@ -50,8 +50,10 @@ def pretended_gpu() -> Iterator[None]:
             (torch, "is_autocast_enabled", _is_autocast_enabled),
             (Tensor, "pin_memory", lambda tensor: tensor),
             (torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None),
+            (torch.optim.Optimizer, "_cuda_graph_capture_health_check", lambda _: None),  # before
         ):
-            patches.enter_context(mock.patch.object(owner, name, new))
+            if hasattr(owner, name):
+                patches.enter_context(mock.patch.object(owner, name, new))
         patches.enter_context(_Everywhere())  # type: ignore[no-untyped-call]
         yield
 
