@@ -105,7 +105,8 @@ class TorchArrays:
         self.xp: Any = torch
         self._torch = torch
         self._device = torch.device(device)
-        torch.backends.cuda.matmul.allow_tf32 = False
+        if self._device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""

@@ -89,7 +89,8 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     check_precision(precision)
     chosen = _device(device)
     if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
-        torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these
+        if chosen.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these
         return Compute(chosen, torch.float32)
     if chosen.type == "cuda" and not _has_bf16(chosen):
         return Compute(chosen, torch.float16)

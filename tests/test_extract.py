@@ -101,10 +101,10 @@ def test_two_processes_give_the_same_bytes(
     arguments = ("--weights", weights["recognition"], *CPU, *BATCH)
     two = run_script(SCRIPT, *arguments, cwd=here, processes=2)
     assert two.returncode == 1  # torchrun has one exit code for whatever is not 0
-    assert two.stdout == said, two.stderr
+    assert two.stdout.endswith(said), two.stderr  # some versions of gloo speak there first
     assert results(here / "annotations/feats_npy") == alone
     again = run_script(SCRIPT, *arguments, cwd=here, processes=2)
-    assert again.stdout == said, again.stderr
+    assert again.stdout.endswith(said), again.stderr
 
 
 def test_killed_in_the_middle_it_goes_on(
