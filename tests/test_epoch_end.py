@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,6 +18,8 @@ from torch import nn
 from dataset.command_line import UserError
 from dataset.files import sha256_of, write_json
 from dataset.training_list import TrainingList, Unreadable, read_training_list
+from evaluation.areas import areas
+from evaluation.calibration import held_out_curve
 from models import epoch_end
 from models.device import Compute
 from models.epoch_end import check_held_out, finish_epoch
@@ -23,6 +27,7 @@ from models.training_log import Log
 from models.world import World
 from train_config import TrainConfig
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Scores = npt.NDArray[np.float32]
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 
@@ -136,3 +141,44 @@ def test_without_a_measure_the_last_network_is_the_best(
 ) -> None:
     nothing = np.full(80, np.nan, np.float32)
     assert len({end_epoch(nothing) for _ in range(2)}) == 2
+
+
+def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path, run_script: Run) -> None:
+    rng = np.random.default_rng(1)
+    (tmp_path / "faces").mkdir()
+    labels, identities = rng.uniform(0, 100, 160), np.repeat(np.arange(16), 10)
+    for row, label in enumerate(labels):
+        face = np.full((112, 112, 3), label * 2, np.uint8)
+        cv2.imwrite(str(tmp_path / f"faces/{row}.png"), face)
+    paths = [f"faces/{row}.png" for row in range(160)]
+    text = "".join(f"{path}\t{label}\n" for path, label in zip(paths, labels, strict=True))
+    (tmp_path / "labels.txt").write_text(text)
+    listed = [f"{path}\t{i}\n" for path, i in zip(paths, identities, strict=True)]
+    (tmp_path / "DATA.labelpath").write_text("".join(reversed(listed)))  # another order
+    noise = rng.normal(size=(160, 16)) * (1.5 - labels[:, None] / 80)
+    np.save(tmp_path / "features.npy", (2 * np.eye(16)[identities] + noise)[::-1])
+    arguments = ["--backbone", "MFN", "--device", "cpu", "--img-list", "labels.txt"]
+    arguments += ["--epochs", "1", "--batch-size", "20", "--trunk-lr", "0"]
+    arguments += ["--val-identities", "0.5", "--feats", "features.npy", "--best-by", "aoc"]
+    done = run_script("train.py", *arguments, "--val-fmr", "0.4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    about = json.loads((tmp_path / "checkpoints/sdd_fiqa/best.json").read_text())
+    assert about["calibration"]["fmr"] == 0.4
+    assert all(0 <= entry["fnmr"] < 1 for entry in about["calibration"]["thresholds"])
+    lines = (tmp_path / "checkpoints/sdd_fiqa/stats.jsonl").read_text().splitlines()
+    found = [json.loads(line).get("aoc") for line in lines]
+    assert [aoc for aoc in found if aoc is not None] == [about["training"]["aoc"]]
+    done = run_script(
+        "train.py", *arguments, "--val-fmr", "1e-4", "--checkpoints-name", "few", cwd=tmp_path
+    )
+    assert done.returncode == 1 and "FMR 0.0001 cannot be shown" in done.stderr
+    assert "hold out more" in done.stderr
+    assert not (tmp_path / "checkpoints/few").exists()  # said before an epoch is spent
+
+    # The labels themselves are a better score than noise is.
+    unit = np.eye(16)[identities] * 2 + noise
+    aoc = [
+        areas(held_out_curve(score, unit, identities, 0.1))["aoc"]
+        for score in (labels, rng.normal(size=160))
+    ]
+    assert aoc[0] > aoc[1] + 0.1

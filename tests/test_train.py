@@ -24,8 +24,6 @@ import tyro
 
 from dataset.command_line import UserError
 from dataset.images import read_face
-from evaluation.areas import areas
-from evaluation.calibration import held_out_curve
 from models.device import Compute
 from models.quality import load_quality_model
 from train import main
@@ -304,43 +302,6 @@ def test_it_learns_brightness_with_every_option(faces: Path, train: Run) -> None
     after = network(faces, "frozen", "net_1epoch.pth")
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved == {"quality.1.weight", "quality.3.weight", "quality.3.bias"}
-
-
-def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path, train: Run) -> None:
-    rng = np.random.default_rng(1)
-    (tmp_path / "faces").mkdir()
-    labels, identities = rng.uniform(0, 100, 160), np.repeat(np.arange(16), 10)
-    for row, label in enumerate(labels):
-        face = np.full((112, 112, 3), label * 2, np.uint8)
-        cv2.imwrite(str(tmp_path / f"faces/{row}.png"), face)
-    paths = [f"faces/{row}.png" for row in range(160)]
-    text = "".join(f"{path}\t{label}\n" for path, label in zip(paths, labels, strict=True))
-    (tmp_path / "labels.txt").write_text(text)
-    listed = [f"{path}\t{i}\n" for path, i in zip(paths, identities, strict=True)]
-    (tmp_path / "DATA.labelpath").write_text("".join(reversed(listed)))  # another order
-    noise = rng.normal(size=(160, 16)) * (1.5 - labels[:, None] / 80)
-    np.save(tmp_path / "features.npy", (2 * np.eye(16)[identities] + noise)[::-1])
-    arguments = ["--backbone", "MFN", "--device", "cpu", "--img-list", "labels.txt"]
-    arguments += ["--epochs", "1", "--batch-size", "20", "--trunk-lr", "0"]
-    arguments += ["--val-identities", "0.5", "--feats", "features.npy", "--best-by", "aoc"]
-    done = train(*arguments, "--val-fmr", "0.4", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    about = json.loads((tmp_path / "checkpoints/sdd_fiqa/best.json").read_text())
-    assert about["calibration"]["fmr"] == 0.4
-    assert all(0 <= entry["fnmr"] < 1 for entry in about["calibration"]["thresholds"])
-    assert [line["aoc"] for line in stats(tmp_path) if "aoc" in line] == [about["training"]["aoc"]]
-    done = train(*arguments, "--val-fmr", "1e-4", "--checkpoints-name", "few", cwd=tmp_path)
-    assert done.returncode == 1 and "FMR 0.0001 cannot be shown" in done.stderr
-    assert "hold out more" in done.stderr
-    assert not (tmp_path / "checkpoints/few").exists()  # said before an epoch is spent
-
-    # The labels themselves are a better score than noise is.
-    unit = np.eye(16)[identities] * 2 + noise
-    aoc = [
-        areas(held_out_curve(score, unit, identities, 0.1))["aoc"]
-        for score in (labels, rng.normal(size=160))
-    ]
-    assert aoc[0] > aoc[1] + 0.1
 
 
 @pytest.mark.parametrize(
