@@ -41,8 +41,8 @@ Image = npt.NDArray[np.uint8]
 def read_image(path: str | os.PathLike[str]) -> Image:
     """Reads one image, of a file or a container: (H, W, 3) uint8, RGB, upright.
 
-    EXIF rotation is applied; grey, palette, CMYK and 16-bit
-    images become 8-bit RGB; transparency is laid over black.
+    EXIF rotation is applied; grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency
+    is laid over black.
 
     Raises:
         UnreadableImage: missing, empty, damaged, truncated, or larger than MAX_PIXELS.

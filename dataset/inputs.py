@@ -64,6 +64,7 @@ def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
 
 
 def _lies_in(path: str, folders: set[str]) -> bool:
+    """Whether a path lies anywhere below one of some folders."""
     while folders and (path := os.path.dirname(path)):
         if path in folders:
             return True

@@ -59,6 +59,7 @@ def test_its_files_are_whole_small_and_described() -> None:
 
 def test_a_precision_by_another_name_is_refused() -> None:
     with pytest.raises(UserError, match="--precision float32: must be one of auto, fp32, bf16"):
+        # As somebody without a type checker might.
         load_quality_model("small", precision="float32")  # type: ignore[arg-type]
 
 

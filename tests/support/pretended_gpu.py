@@ -3,6 +3,8 @@
 Its tensors say `cuda:0`, keep their numbers in the host's memory, and refuse what CUDA refuses: an
 operation on numbers of two devices, and to become a numpy array. What it shows is that everything
 is moved where it is used, and that results are right; not speed, and nothing of CUDA's own kernels.
+
+(Types are ignored where torch's own bases have none, or others than what they call.)
 """
 
 from __future__ import annotations
