@@ -16,7 +16,7 @@ MAX_BARS = 60
 _DIGITS = 100  # the last decimal is no coarser than the scores' size through this,
 _STEPS_ACROSS = 20  # nor than the distance of their 5 % and 95 % quantiles through this
 _LARGEST_TICK = 1 << 52  # whole numbers that JavaScript holds exactly
-_LABEL_SHARE = 0.09  # of the axis: a label's width on a narrow screen
+_LETTER_SHARE = 0.025  # of the axis: a letter's width on a screen 320 pixels wide
 _ROW = 14  # pixels between two rows of labels
 _PLOT = 180  # pixels, height of the tallest bar
 
@@ -94,7 +94,11 @@ def histogram_svg(
         for mark, tick in zip(marks, marked, strict=True)
         if edges[0] <= tick <= edges[-1]
     ]
-    rows = _label_rows([(tick - first) / (edges[-1] - first) for _, tick in shown])
+    spans = []  # where each label begins and ends: left of its line where the axis ends
+    for mark, tick in shown:
+        line, width = (tick - first) / (edges[-1] - first), _LETTER_SHARE * (len(mark.label) + 1)
+        spans.append((line - width, line) if line > 1 - width else (line, line + width))
+    rows = _label_rows(spans)
     top = 8 + _ROW * (max(rows, default=-1) + 1)
     floor = top + _PLOT
     parts = [
@@ -129,16 +133,16 @@ def histogram_svg(
             label = label.rstrip("0").rstrip(".")
         parts.append(f'<text x="{at(tick)}" y="{floor + 16}" text-anchor="{anchor}">{label}</text>')
     texts = []
-    for (mark, tick), row in zip(shown, rows, strict=True):
+    for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True):
         x, label_y = at(tick), 10 + _ROW * row
         parts.append(
             f'<line class="halo" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>'
             f'<line class="mark" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{floor}"/>'
         )
-        near_end = tick - first > (1 - _LABEL_SHARE) * (edges[-1] - first)
+        before = left < (tick - first) / (edges[-1] - first)
         texts.append(
             f'<text class="mark-text" x="{x}" y="{label_y}" '
-            f'text-anchor="{"end" if near_end else "start"}">{escape(mark.label)}</text>'
+            f'text-anchor="{"end" if before else "start"}">{escape(mark.label)}</text>'
         )
     parts += texts  # above all lines
     parts.append("</svg>")
@@ -183,12 +187,13 @@ def _axis_labels(first: int, last: int) -> list[int]:
     return list(range(-(-first // step) * step, last + 1, step))
 
 
-def _label_rows(positions: Sequence[float]) -> list[int]:
-    """The row of each label, positions in 0..1, so that no two of one row overlap."""
-    rows = [0] * len(positions)
+def _label_rows(spans: Sequence[tuple[float, float]]) -> list[int]:
+    """The row of each label, which takes (from, to) of the axis; no two of one row overlap."""
+    rows = [0] * len(spans)
     ends: list[float] = []
-    for index in sorted(range(len(positions)), key=lambda i: positions[i]):
-        row = next((r for r, end in enumerate(ends) if positions[index] >= end), len(ends))
-        ends[row : row + 1] = [positions[index] + _LABEL_SHARE]
+    for index in sorted(range(len(spans)), key=spans.__getitem__):
+        left, right = spans[index]
+        row = next((r for r, end in enumerate(ends) if left >= end), len(ends))
+        ends[row : row + 1] = [right]
         rows[index] = row
     return rows

@@ -129,14 +129,11 @@ def histogram_section(
         Mark(float(entry["score"]), _share(entry["discard"]))
         for entry in (calibration or {}).get("thresholds", ())
     ]
+    drawing = histogram_svg(coarser(ticks, FINER), decimals, marks, kind)
     hint = "Drag over the bars to show the faces of a range."
-    if marks:
+    if 'class="mark"' in drawing:  # none, where all are off the axis
         hint += " Dashed: the score below which that share of the calibration faces lies."
-    return (
-        '<section class="card"><h2>Scores</h2>\n'
-        f"{histogram_svg(coarser(ticks, FINER), decimals, marks, kind)}\n"
-        f'<p class="hint">{hint}</p></section>'
-    )
+    return f'<section class="card"><h2>Scores</h2>\n{drawing}\n<p class="hint">{hint}</p></section>'
 
 
 def calibration_section(

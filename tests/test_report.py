@@ -169,6 +169,8 @@ def test_calibration_is_listed_and_drawn(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert page.faces[1].title.endswith("better than 45 % of the calibration faces")
     assert "Calibration" not in read(write(tmp_path / "r.html", [10, 30])).words
+    assert "Dashed" in page.words
+    assert "Dashed" not in read(write(tmp_path / "r.html", [1e6], calibration=CALIBRATION)).words
 
 
 def test_the_words_say_what_a_row_is(tmp_path: Path) -> None:

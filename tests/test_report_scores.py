@@ -91,3 +91,18 @@ def test_one_score_far_off_does_not_flatten_the_rest() -> None:
 )
 def test_scores_are_shown_as_finely_as_they_differ(low: float, high: float, decimals: int) -> None:
     assert decimals_for(np.linspace(low, high, 1000)) == decimals
+
+
+@given(shares=st.lists(st.floats(0, 100), min_size=1, max_size=8))
+def test_on_a_narrow_screen_no_label_lies_on_another(shares: list[float]) -> None:
+    marks = [Mark(share, f"{share:.3g} %") for share in shares]
+    drawing = Page(histogram_svg(np.arange(100, dtype=np.int64), 0, marks))
+    labels = [values for _, values in drawing.tags if values.get("class") == "mark-text"]
+    assert len(labels) == len(marks)
+    spans = []
+    for mark, label in zip(marks, labels, strict=True):
+        letters = len(mark.label) * 7 / 280  # at 12 pixels a letter takes 7 at most, of 280
+        left = float(label["x"].rstrip("%")) / 100 - letters * (label["text-anchor"] == "end")
+        spans.append((label["y"], left, left + letters))
+    for row, left, _ in spans:
+        assert sum(other == row and start <= left < end for other, start, end in spans) == 1
