@@ -215,7 +215,8 @@ class _Drawer:
 
     def _errors(self, cuts: Ints, thresholds: npt.NDArray[np.float32]) -> Ints:
         """(S,) genuine pairs on or above each cut whose similarity is below its threshold."""
-        similarity, worse = self._below_threshold(float(np.nanmax(thresholds, initial=-2.0)))
+        highest = float(np.nanmax(thresholds, initial=-2.0))
+        similarity, worse, _ = failing(self.source, self.levels, highest)
         return np.array(
             [
                 np.count_nonzero((worse >= cut) & (similarity < threshold))
@@ -224,15 +225,11 @@ class _Drawer:
             np.int64,
         )
 
-    def _below_threshold(self, threshold: float) -> tuple[npt.NDArray[np.float32], Rows]:
-        """The genuine pairs that fail a threshold: similarity, and level of the worse image."""
-        return failing(self.source, self.levels, threshold)[:2]
-
     def _every_level(self, rule: Rules, threshold: float) -> tuple[Values, Values]:
         """Shares and FNMR of every level that keeps a genuine pair, at one threshold."""
         if np.isnan(threshold):
             return np.zeros(1), np.full(1, np.nan)
-        worse = self._below_threshold(threshold)[1]
+        worse = failing(self.source, self.levels, threshold)[1]
         errors_below = _below(np.bincount(worse, minlength=len(self.levels)))
         genuine = self.genuine_below[-1] - self.genuine_below[:-1]
         kept = genuine > 0
@@ -263,6 +260,7 @@ def grid_cuts(below: Ints) -> Ints:
     """
     targets = np.arange(GRID) * below[-1]
     cuts: Ints = np.searchsorted(below[:-1] * 100, targets, side="right") - 1
+    cuts[below[cuts] == 0] = 0  # a level that holds none of what is counted is not discarded for it
     return cuts
 
 

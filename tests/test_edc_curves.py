@@ -122,6 +122,21 @@ def test_pair_lists_equal_the_definition(rules: Rules) -> None:
         assert_equal(curve, plain)
 
 
+@pytest.mark.parametrize("rules", FOUR)
+def test_no_share_discarded_is_the_whole_set(rules: Rules) -> None:
+    """The worst images may be in impostor pairs alone: nothing is discarded for them."""
+    features, ids, quality = faces(60, 12, seed=2)
+    _, _, first, second = plain_all(features, ids, quality)
+    same = ids[first] == ids[second]
+    worst = quality <= np.sort(quality)[20]
+    kept = ~(same & (worst[first] | worst[second]))
+    rows = first[kept].astype(np.int32), second[kept].astype(np.int32)
+    source = listed_pairs(features, ids, *rows, same[kept])
+    for curve in evaluate(source, {"q": quality}, [0.1], [rules]).values():
+        assert curve.impostors[0] == np.count_nonzero(kept & ~same)
+        assert curve.cuts[0] == 0
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     images=st.integers(6, 40),
