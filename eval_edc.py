@@ -24,9 +24,9 @@ from evaluation import gather
 from evaluation.advice import Advice, advise
 from evaluation.areas import FULL_LIMIT
 from evaluation.edc import DiscardRule, Rules, ThresholdRule, Values
-from evaluation.inputs import read_features, read_norms, read_scores, usable_rows
+from evaluation.inputs import read_norms, read_scores
 from evaluation.plots import plot_curves
-from evaluation.references import laplacian_variance, random_scores
+from evaluation.references import laplacian_variance, own_labels, random_scores
 from evaluation.results import Report, markdown, write_calibration, write_results
 from evaluation.study import PROTOCOLS, Cell, differences, study
 
@@ -254,20 +254,6 @@ def sharpness(table: Table) -> Values:
     if np.all(np.isnan(found)):
         raise UserError(f"{table.file}: no image can be read; --reference sharpness needs them")
     return found
-
-
-def own_labels(path: Path, table: Table, identities: Identities) -> Values:
-    """(N,) exact W1(P_i, N_i), what the labels are made of: an oracle, since it sees identities."""
-    from generate_pseudo_labels.blocks import group_by_identity
-    from generate_pseudo_labels.embedded_set import InMemory
-    from generate_pseudo_labels.similarity_distance import similarity_distances
-
-    features, _ = read_features(path, table)
-    groups = group_by_identity(identities, usable_rows(features))
-    found = similarity_distances(InMemory(features), groups, estimator="exact").distances
-    labels = np.full(len(table), np.nan)
-    labels[groups.rows_of(np.arange(len(groups)))] = found.w1[:, 0]
-    return labels
 
 
 def advise_on(

@@ -16,12 +16,46 @@ in the sorted similarities. No integral is approximated.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
+from dataset.command_line import EXIT_DONE, UserError, run_script
+from dataset.lists import read_labelpath, refuse_repeats
+from evaluation.inputs import read_features
 from evaluation.pairs import unit_rows
+from evaluation.references import own_labels
 
 MAX_IMAGES = 10_000  # its impostor similarities are sorted in memory: 4 n^2 bytes or so
+
+
+def main(*, feats: Path, image_list: Path) -> int:
+    """Prints how the fall in FNMR correlates with the exact W1 that labels are made of.
+
+    Args:
+        feats: embeddings, (N, D) .npy, row i = line i of the image list.
+        image_list: DATA.labelpath, `<path> TAB <identity>`; 10,000 images at the most.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    table, identities = read_labelpath(image_list)
+    refuse_repeats(table)
+    w1 = own_labels(feats, table, identities)
+    usable = np.isfinite(w1)
+    features, _ = read_features(feats, table)
+    try:
+        falls = leave_one_out(features[usable], identities[usable])
+    except ValueError as error:
+        raise UserError(f"{image_list}: {error}") from error
+    for which, chosen in (("all", falls == falls), ("whose absence lowers the FNMR", falls > 0)):
+        pair = falls[chosen], w1[usable][chosen]
+        if len(pair[0]) > 2:
+            print(
+                f"{len(pair[0]):,} images, {which}: Spearman {spearmanr(*pair).statistic:.2f}, "
+                f"Pearson {pearsonr(*pair).statistic:.2f}"
+            )
+    return EXIT_DONE
 
 
 def leave_one_out(
@@ -70,3 +104,7 @@ def _pairs_at_most(genuine: npt.NDArray[np.float32], impostors: npt.NDArray[np.f
         below = np.searchsorted(impostors, genuine, side="left")
         return len(genuine) * len(impostors) - int(below.sum())
     return int(np.searchsorted(genuine, impostors, side="right").sum())
+
+
+if __name__ == "__main__":
+    run_script(main)

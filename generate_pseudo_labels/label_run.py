@@ -98,7 +98,8 @@ def find_distances(
             "image out of the list"
         ) from error
     except TooFewOutsiders as error:
-        raise UserError(f"{table.file}: {error}") from error
+        mend = " or ask for fewer (--fix-num)" if settings.estimator == "sampled" else ""
+        raise UserError(f"{table.file}: {error}{mend}") from error
     errors = ranks.add_up(np.array([part.overlapping, part.checked, part.squares]))
     whole = ranks.gather(part.begin, part.distances, len(groups))
     return None if whole is None else (groups, whole, overlap(errors))

@@ -126,5 +126,5 @@ def _check_outsiders(groups: Groups, needed: int) -> None:
     if outsiders < needed:
         raise TooFewOutsiders(
             f"the largest identity leaves {outsiders} images of others, fewer than the {needed} "
-            "negatives asked for; add identities or ask for fewer (--fix-num)"
+            "negatives asked for; add identities"
         )

@@ -298,11 +298,29 @@ def test_numbers_are_shown_short() -> None:
 def test_the_label_is_an_oracle(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("generate_pseudo_labels.similarity_distance")
     assert call(folder, monkeypatch, reference=("labels", "random"), fmr=(0.05,)) == 0
     lines = capsys.readouterr().out.splitlines()
     table = [line.split(" | ") for line in lines if line.startswith("| one | 0.05 |")]
     assert table[0][4] == "labels" and len(table) == 3
+
+
+def test_the_label_needs_two_people(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (folder / "DATA.labelpath").read_text().splitlines()
+    alone = folder / "alone.labelpath"
+    alone.write_text("".join(line.split("\t")[0] + "\t0\n" for line in lines))
+    with pytest.raises(UserError, match="--reference labels: the largest identity leaves 0 images"):
+        call(folder, monkeypatch, reference=("labels",), image_list=alone)
+
+
+def test_the_papers_argument_in_one_command(
+    folder: Path, run_script: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--feats", "one/Embedding_Features.npy", "--image-list", "DATA.labelpath")
+    done = run_script("evaluation/leave_one_out.py", *files, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    everyone, lowering = done.stdout.splitlines()
+    assert everyone.startswith("240 images, all: Spearman -0.") and "Pearson -0." in everyone
+    assert "whose absence lowers the FNMR: Spearman -0." in lowering
 
 
 def test_an_image_without_a_mate_is_counted_with_labels_too(
