@@ -44,10 +44,11 @@ from dataset.training_list import (
     epoch_order,
     read_training_list,
 )
-from models.checkpoints import RESUME, read_resume, save_resume
+from models.checkpoints import read_resume, save_resume
 from models.device import Compute, choose_compute, keep_freed_memory
 from models.epoch_end import check_held_out, finish_epoch
 from models.examples import head_examples, put
+from models.finite import check_finite, check_weights
 from models.networks import (
     FaceModel,
     describe_network,
@@ -124,8 +125,11 @@ def train(config: TrainConfig, world: World) -> int:
     folder = config.checkpoints / config.checkpoints_name
     key = {**config.key(), "labels": data.table.sha256, "images a step": step_size}
     key["people held out"] = data.split_key()
-    state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "loss": 0.0}
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf}
     resumed = read_resume(folder, key)
+    at = -1 if resumed is None else resumed["state"]["epoch"] * steps + resumed["state"]["step"]
+    if not world.agree(at):
+        raise UserError(f"{folder}: not the same to every machine; it must be on shared storage")
     if resumed is not None:
         network.load_state_dict(resumed["network"])
         optimiser.load_state_dict(resumed["optimiser"])
@@ -236,6 +240,7 @@ def train(config: TrainConfig, world: World) -> int:
                 stopping = world.any(stop.asked)
                 if stopping or world.any(late):
                     check_finite(*previous, state, data, folder)
+                    check_weights(network, batch, state, data, folder)
                     save()
                     saved = time.monotonic()
                 if stopping:
@@ -244,6 +249,7 @@ def train(config: TrainConfig, world: World) -> int:
         bar.close()
         if previous is not None:
             check_finite(*previous, state, data, folder)
+            check_weights(network, previous[1], state, data, folder)
         unreadable.together(world)
         schedule.step()
         state["epoch"], state["step"] = epoch + 1, 0
@@ -263,25 +269,6 @@ def point_losses(config: TrainConfig, scores: Tensor, labels: Tensor) -> Tensor:
     if config.loss == "l1":
         return (scores - labels).abs()
     return (scores - labels).square()
-
-
-def check_finite(
-    fetched: Callable[[], Any],
-    batch: Batch,
-    state: dict[str, Any],
-    data: TrainingList,
-    folder: Path,
-) -> None:
-    """Stops at a loss that is NaN or infinite: says where, with which files, what to go back to."""
-    loss = float(fetched())
-    if math.isfinite(loss):
-        return
-    shown = ", ".join(data.table.paths_at(batch.rows[:5]))
-    saved = f"the last good save stands in {folder}; " if (folder / RESUME).exists() else ""
-    raise UserError(
-        f"loss {loss} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: "
-        f"{shown}, ...); {saved}lower --lr"
-    )
 
 
 def describe(

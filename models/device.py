@@ -88,6 +88,8 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     """
     check_precision(precision)
     chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # or pinned memory would open the first GPU too
     if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
         if chosen.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these

@@ -65,11 +65,11 @@ def check_held_out(config: TrainConfig, data: TrainingList, world: World) -> Non
     Raises:
         UserError: the labels themselves, as scores, have no AOC on the held-out images.
     """
-    if config.feats is not None and len(data.held_out):
+    if world.first and config.feats is not None and len(data.held_out):
         labels = data.table.values[data.held_out].astype(np.float32)
         features, unchecked = held_out_features(data, config.feats)
         _curve(config, features, data, labels)
-        if unchecked and world.first:
+        if unchecked:
             note(f"note: {unchecked}")
 
 
@@ -96,15 +96,22 @@ def finish_epoch(
     steps: int,
     log: Log,
 ) -> None:
-    """Measures the network on the held-out images and saves it, best.pth too if it is the best."""
+    """Measures the network on the held-out images and saves it, best.pth too if it is the best.
+
+    All processes score; the first measures, writes, and knows the best.
+    """
+    scores = None
+    if len(data.held_out):
+        scores = validate(config, data, unreadable, model, compute, world)
+    if not world.first:
+        return
     measures: dict[str, float] = {}
     about: dict[str, Any] = {
         **architecture,
         "training": {"epoch": state["epoch"], "labels_sha256": data.table.sha256},
         "calibration": None,
     }
-    if len(data.held_out):
-        scores = validate(config, data, unreadable, model, compute, world)
+    if scores is not None:
         curve = None
         if np.isfinite(scores).any():
             measures = held_out_measures(scores, data.table.values[data.held_out])
@@ -125,8 +132,7 @@ def finish_epoch(
     value = measures.get(config.best_by, -math.inf)  # without a measure, the last is the best
     better = -value if config.best_by == "mae" and math.isfinite(value) else value
     best = better > state["best"] or state["best"] == -math.inf
-    if world.first:
-        save_network(folder / f"net_{state['epoch']}epoch.pth", network, about)
-        if best:
-            save_network(folder / "best.pth", network, about)
+    save_network(folder / f"net_{state['epoch']}epoch.pth", network, about)
+    if best:
+        save_network(folder / "best.pth", network, about)
     state["best"] = max(better, state["best"])

@@ -62,6 +62,10 @@ class World:
         dist.all_reduce(asked)
         return int(asked.item())
 
+    def agree(self, number: int) -> bool:
+        """Whether all processes have the same number; every process must ask."""
+        return not self.any(self.total(number) != number * self.size)
+
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over the processes; every process must ask."""
         if self.size > 1:
@@ -86,7 +90,6 @@ def join_world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1)
         return
-    import torch
     import torch.distributed as dist
 
     from models.device import choose_compute
@@ -95,8 +98,6 @@ def join_world(device: str) -> Iterator[World]:
     on_gpu = chosen.type == "cuda"
     if on_gpu and ":" in device and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UserError(f"--device {device}: every process needs a GPU of its own; use cuda")
-    if on_gpu:
-        torch.cuda.set_device(chosen)
     # The first to finish waits for the last: shares of hours differ by more than the default's
     # minutes. A process that dies is torchrun's to notice, and it ends the others.
     dist.init_process_group(

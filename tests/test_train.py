@@ -337,6 +337,59 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(plain: Path, train: Run) 
     assert "faces/p" in lines[0] and "last good save stands in checkpoints/boom" in lines[0]
 
 
+_NO_GRADIENT = """
+import os, sys
+import train
+from dataset.command_line import run_script
+losses, steps = train.point_losses, [0]
+
+def lost(config, scores, labels):
+    steps[0] += 1
+    mine = os.environ.get("RANK", "0") == os.environ["LOST"] and steps[0] == 3
+    return losses(config, scores, labels) + ((scores - scores).sqrt() if mine else 0)
+
+train.point_losses = lost
+run_script(train.main)
+"""
+
+
+@pytest.mark.parametrize(("processes", "lost"), [(1, "0"), (2, "1")])
+def test_weights_that_are_no_numbers_are_never_saved(
+    plain: Path, run_script: Run, processes: int, lost: str
+) -> None:
+    """The root of 0 has no gradient, and a loss that is finite: here, or in another process."""
+    script, name = plain / "lost.py", f"lost{processes}"
+    script.write_text(_NO_GRADIENT)
+    arguments = [*TINY, "--batch-size", str(4 // processes), "--save-minutes", "1e-9"]
+    arguments += ["--checkpoints-name", name]
+    done = run_script(script, *arguments, cwd=plain, processes=processes, env={"LOST": lost})
+    assert done.returncode == 1 and "no longer finite by epoch 1, step 3" in done.stderr
+    assert f"the last good save stands in checkpoints/{name}; lower --lr" in done.stderr
+    saved = network(plain, name, "last.ckpt")
+    assert saved["state"]["step"] == 2
+    assert all(torch.isfinite(value).all() for value in saved["network"].values())
+
+
+def test_machines_that_do_not_share_the_folder_are_told(
+    plain: Path, train: Run, run_script: Run
+) -> None:
+    """Each process in a folder of its own stands for a machine of its own."""
+    (plain / "apart.py").write_text(
+        "import os, train\n"
+        "from dataset.command_line import run_script\n"
+        "read = train.read_resume\n"
+        "def mine(folder, key):\n"
+        "    return read(folder, key) if os.environ['RANK'] == '0' else None\n"
+        "train.read_resume = mine\n"
+        "run_script(train.main)\n"
+    )
+    arguments = [*TINY, "--batch-size", "2", "--epochs", "1", "--checkpoints-name", "apart"]
+    assert train(*arguments, cwd=plain, processes=2).returncode == 0
+    done = run_script(plain / "apart.py", *arguments, cwd=plain, processes=2)
+    assert done.returncode == 1
+    assert "not the same to every machine; it must be on shared storage" in done.stderr
+
+
 def test_unreadable_images_are_named_and_stop_the_run_beyond_a_share(
     faces: Path, train: Run
 ) -> None:

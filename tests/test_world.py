@@ -52,7 +52,7 @@ def test_one_gpu_for_several_processes_is_refused(calls: Calls) -> None:
     message = "--device cuda:0: every process needs a GPU of its own; use cuda"
     with pytest.raises(UserError, match=message), join_world("cuda:0"):
         pass
-    assert calls == []
+    assert calls == [("device", "cuda:0")]
 
 
 def test_label_processes_wait_for_one_that_gathers_for_hours(
