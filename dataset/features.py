@@ -178,8 +178,14 @@ class FeatureWriter:
             The rows without an embedding: row, path, reason.
 
         Raises:
-            UserError: no image at all could be read; nothing is put in place.
+            UserError: no image at all could be read, or rows were written by nobody; nothing is put
+                in place.
         """
+        if len(self.missing_batches(self.rows)):
+            raise UserError(
+                f"{self.folder}: some rows were written by no process (do all see this folder?); "
+                "run the same command again: it goes on where it was"
+            )
         failures = {row: reason for entry in self._entries() for row, reason in entry["unreadable"]}
         norms = np.load(self._parts[1], mmap_mode="r")
         # A row done twice, with its image mended between, has an embedding after all.

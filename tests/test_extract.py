@@ -4,8 +4,11 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,14 @@ import pytest
 import torch
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError
+from dataset.features import FeatureWriter
 from dataset.images import read_face
 from dataset.lists import read_table
 from generate_pseudo_labels.extract_embedding.extract_feats import main as extract_feats
+from generate_pseudo_labels.extract_embedding.extract_feats import run
 from generate_pseudo_labels.gen_datalist import main as gen_datalist
 from models.checkpoints import load_network
+from models.world import World
 
 SCRIPT = "generate_pseudo_labels/extract_embedding/extract_feats.py"
 BATCH = ("--batch-size", 5)
@@ -105,6 +111,39 @@ def test_two_processes_give_the_same_bytes(
     assert results(here / "annotations/feats_npy") == alone
     again = run_script(SCRIPT, *arguments, cwd=here, processes=2)
     assert again.stdout.endswith(said), again.stderr
+
+
+class Machine(World):
+    """A thread that stands for one of two machines, with cores of its own."""
+
+    meeting, counts = threading.Barrier(2), [0, 0]
+
+    def barrier(self) -> None:
+        self.meeting.wait()
+
+    def total(self, count: int) -> int:
+        self.counts[self.rank] = count
+        self.meeting.wait()
+        return sum(self.counts)
+
+
+def test_machines_of_unlike_cores_leave_no_row_out(here: Path) -> None:
+    table = read_table("annotations/DATA.labelpath")
+    about: dict[str, Any] = {"list": {"sha256": table.sha256, "rows": len(table)}}
+
+    def embed(rank: int, at_once: int) -> FeatureWriter:
+        recogniser: Any = SimpleNamespace(
+            batch_size=at_once, begin=lambda faces: lambda: np.ones((len(faces), 4), np.float32)
+        )
+        writer = FeatureWriter(here / "feats", len(table), 4, about)
+        run(table, recogniser, writer, Machine(rank, 2), None, 1, False)
+        return writer
+
+    with ThreadPoolExecutor(2) as machines:
+        first, second = (machines.submit(embed, rank, cores) for rank, cores in ((0, 8), (1, 3)))
+        second.result()
+        assert len(first.result().finish(table)) == 2
+    assert np.count_nonzero(np.load(here / "feats" / FILES[2])) == len(table) - 2
 
 
 def test_killed_in_the_middle_it_goes_on(

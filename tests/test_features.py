@@ -259,6 +259,18 @@ def test_nothing_readable_puts_nothing_in_place(tmp_path: Path, table: Table) ->
     assert results(tmp_path / "f") == before
 
 
+def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: Table) -> None:
+    writer = FeatureWriter(tmp_path / "f", ROWS, DIMENSION, ABOUT)
+    writer.prepare()
+    writer.open(0)
+    writer.write(0, embeddings()[:20], {})
+    writer.close()
+    with pytest.raises(UserError, match="f: some rows were written by no process"):
+        writer.finish(table)
+    run(tmp_path / "f", table)
+    assert np.load(tmp_path / "f" / FEATURES)[20:].any()
+
+
 def test_a_full_disk_loses_what_found_no_room_alone(
     tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,8 @@ def run(
     if world.first:
         writer.prepare()
     world.barrier()
-    size = batch_size or recogniser.batch_size
+    # Of one size everywhere, or machines with unlike cores would cut the list differently.
+    size = batch_size or max(1, world.total(recogniser.batch_size) // world.size)
     missing = writer.missing_batches(size)
     world.barrier()  # every process has read the journals before any writes to one
     share = missing[world.share(len(missing)).start : world.share(len(missing)).stop]
