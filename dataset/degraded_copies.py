@@ -12,7 +12,8 @@ import math
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from dataset.files import replacing
 from dataset.images import UnreadableImage, cv2, read_face
 from dataset.loader import default_workers
 from dataset.scan import LeftOut, walk_images
+from dataset.storage import read_file
 
 _AHEAD = 64  # copies under way at once
 _SHOWN = 5
@@ -74,7 +76,7 @@ def main(
     seed: int = 0,
     keep_others: bool = False,
 ) -> int:
-    """Writes degraded copies of some faces, `<out-dir>/<path below the root>.<kind>+<kind>.jpg`.
+    """Writes degraded copies of some faces: of `<root>/a/1.png` as `<out-dir>/a/1.blur+noise.jpg`.
 
     Copies that are there already are left alone, so that the same command goes on after a stop.
 
@@ -119,7 +121,7 @@ def write_copies(
 
     Returns:
         How many there are now, how many other faces were kept, and a line for each face that could
-        not be read.
+        not be read, or whose copy would have another's name.
 
     Raises:
         UserError: the root has no image, or a copy cannot be written.
@@ -129,7 +131,18 @@ def write_copies(
     made = kept = faces = 0
     failures: list[str] = []
     inside = out_dir.resolve()
-    waiting: list[tuple[str, Future[None]]] = []
+    folder, taken = out_dir, set[str]()  # the names in the folder that the walk is in
+    waiting: list[tuple[str, bool, Future[None]]] = []
+
+    def finish(path: str, as_it_is: bool, written: Future[None]) -> None:
+        nonlocal made, kept
+        try:
+            written.result()
+        except UnreadableImage as error:
+            failures.append(f"{path}: {error}")
+        else:
+            made, kept = made + (not as_it_is), kept + as_it_is
+
     with (
         ThreadPoolExecutor(default_workers()) as pool,
         tqdm(desc="degrade", unit=" faces") as bar,
@@ -140,17 +153,24 @@ def write_copies(
             faces += 1
             bar.update()
             name = path[len(root) + 1 :]
-            if (drawn := copies.of(name)) is None:
-                if keep_others:
-                    _keep(path, out_dir / name)
-                    kept += 1
+            drawn = copies.of(name)
+            if drawn is None and not keep_others:
                 continue
-            target = out_dir / PurePosixPath(name).with_suffix(f".{'+'.join(drawn[0])}.jpg")
-            waiting.append((path, pool.submit(_write_copy, path, target, *drawn)))
+            target = out_dir / name
+            if drawn is not None:
+                target = target.with_suffix(f".{'+'.join(drawn[0])}.jpg")
+            if target.parent != folder:
+                folder, taken = target.parent, set()
+            if target.name in taken:  # x.png beside x.jpg, say
+                failures.append(f"{path}: its copy would be {target}, which is another face's")
+                continue
+            taken.add(target.name)
+            write = _keep if drawn is None else partial(_write_copy, drawn=drawn)
+            waiting.append((path, drawn is None, pool.submit(write, path, target)))
             if len(waiting) >= _AHEAD:
-                made += _finish(*waiting.pop(0), failures)
-        for path, future in waiting:
-            made += _finish(path, future, failures)
+                finish(*waiting.pop(0))
+        for face in waiting:
+            finish(*face)
     if not faces:
         own = os.path.realpath(root) == os.path.realpath(out_dir)
         why = "is --out-dir, of which nothing is read" if own else "has no images"
@@ -159,11 +179,11 @@ def write_copies(
 
 
 def _write_copy(
-    path: str, target: Path, strengths: dict[str, float], rng: np.random.Generator
+    path: str, target: Path, drawn: tuple[dict[str, float], np.random.Generator]
 ) -> None:
     if target.is_file():
         return
-    spoilt = degrade_by(read_face(path), strengths, rng)
+    spoilt = degrade_by(read_face(path), *drawn)
     settings = [cv2.IMWRITE_JPEG_QUALITY, 95]
     _, content = cv2.imencode(".jpg", cv2.cvtColor(spoilt, cv2.COLOR_RGB2BGR), settings)
     with replacing(target, "wb") as file:
@@ -172,17 +192,9 @@ def _write_copy(
 
 def _keep(path: str, target: Path) -> None:
     if not target.is_file():
+        content = read_file(path)
         with replacing(target, "wb") as file:
-            file.write(Path(path).read_bytes())
-
-
-def _finish(path: str, future: Future[None], failures: list[str]) -> int:
-    try:
-        future.result()
-    except UnreadableImage as error:
-        failures.append(f"{path}: {error}")
-        return 0
-    return 1
+            file.write(content)
 
 
 if __name__ == "__main__":

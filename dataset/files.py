@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,7 +53,7 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
 def _beside(target: Path) -> Path:
     """A temporary name in the same folder, no longer than file systems take."""
     name = os.fsdecode(os.fsencode(target.name)[:200])
-    return target.with_name(f".{name}.{os.getpid()}.tmp")
+    return target.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
 
 
 def make_parent(path: str | os.PathLike[str]) -> None:

@@ -65,6 +65,24 @@ def test_several_kinds_at_once_and_the_rest_kept(
     assert counts == {1, 2, 3}
 
 
+def test_a_copy_never_takes_the_place_of_anothers(
+    tmp_path: Path, make_faces: Callable[[Path], Path]
+) -> None:
+    root, out = make_faces(tmp_path / "faces"), tmp_path / "out"
+    face = next(root.rglob("*.png"))
+    cv2.imwrite(str(face.with_suffix(".jpg")), np.full((112, 112, 3), 200, np.uint8))
+    faces = len(list(root.rglob("*.*")))
+    copies = Copies(1.0, ("blur",), (0.1, 0.2), seed=1)
+    made, _, failures = write_copies(str(root), out, copies)
+    assert made == faces - 1 == len(list(out.rglob("*.*")))
+    assert failures == [
+        f"{face}: its copy would be {out}/{face.parent.name}/{face.stem}.blur.jpg, "
+        "which is another face's"
+    ]
+    copy = read_face(out / face.parent.name / f"{face.stem}.blur.jpg")
+    assert np.abs(copy.astype(int) - 200).max() < 5
+
+
 def test_bad_arguments_and_bad_faces(
     tmp_path: Path, make_faces: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
