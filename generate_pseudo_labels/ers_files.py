@@ -21,7 +21,7 @@ from dataset.scan import LeftOut
 from generate_pseudo_labels.arrays import NumpyArrays
 from generate_pseudo_labels.blocks import Groups, group_by_identity
 from generate_pseudo_labels.embedded_set import EmbeddedSet, UnusableRow
-from generate_pseudo_labels.label_files import LabelInput, read_input
+from generate_pseudo_labels.label_files import LabelInput
 from generate_pseudo_labels.unrecognisable import centre_of, find_cluster, scores_of
 
 ERS_SCORES = "ers_scores.txt"
@@ -42,11 +42,6 @@ class UnrecognisableSource:
     backbone: str | None
     seed: int
     device: str
-
-
-def read_embedded_list(out_dir: Path) -> LabelInput:
-    """The list and its embeddings, as the label step reads them."""
-    return read_input(out_dir)
 
 
 def find_centre(
@@ -95,6 +90,8 @@ def find_centre(
 def write_scores(out_dir: Path, given: LabelInput, centre: Floats, about: str) -> str:
     """Writes ers_scores.txt in list order; returns what to tell the user."""
     rows = np.flatnonzero(given.reasons == 0)
+    if not len(rows):
+        raise UserError(f"{given.table.file}: none of its images has an embedding")
     # Identities do not matter here: the images are taken as they stand.
     groups = Groups(rows if len(rows) < len(given.table) else None, np.array([0, len(rows)]))
     scores = np.empty(len(rows), np.float32)

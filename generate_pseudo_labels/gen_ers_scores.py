@@ -43,8 +43,9 @@ def main(
     check_seed(seed)
     one_blas_thread()
     from generate_pseudo_labels import ers_files
+    from generate_pseudo_labels.label_files import read_input
 
-    given = ers_files.read_embedded_list(out_dir)
+    given = read_input(out_dir)
     wanted = ers_files.UnrecognisableSource(
         ui_feats, ui_image_dir, ui_from_degraded, ui_from_cluster, weights, backbone, seed, device
     )

@@ -153,6 +153,18 @@ def test_bad_input_is_named(people: People, flags: dict[str, Any], message: str)
     assert not (people.folder / "annotations" / "ers_scores.txt").exists()
 
 
+def test_nothing_readable_gives_no_score(people: People) -> None:
+    table = read_table(people.folder / "annotations/DATA.labelpath")
+    lost = [{"row": r, "path": p, "reason": "is empty"} for r, p in enumerate(table.paths())]
+    about = {"list": {"sha256": table.sha256}, "rows_done": 250, "unreadable": lost}
+    file = people.folder / "annotations/feats_npy/Embedding_Features.npy"
+    file.with_suffix(".json").write_text(json.dumps(about))
+    np.save(file, np.zeros((250, 128), np.float16))
+    np.save(people.folder / "ui.npy", people.nobody[None])
+    with pytest.raises(UserError, match="none of its images has an embedding"):
+        gen_ers_scores.main(ui_feats=people.folder / "ui.npy")
+
+
 def test_the_centre_cancels_out() -> None:
     with pytest.raises(ValueError, match="cancel"):
         unrecognisable.centre_of(np.array([[1, 0], [-1, 0]], np.float32))
