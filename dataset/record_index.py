@@ -71,7 +71,7 @@ def _index_rows(path: Path, block: bytes, lines: int) -> Keys:
     ends, tabs = np.flatnonzero(text == _NEWLINE), np.flatnonzero(text == _TAB)
     if not block.translate(None, b"0123456789\t\r\n") and len(tabs) == len(ends):
         numbers = np.fromstring(block.decode("ascii"), np.int64, sep=" ")
-        if len(numbers) == 2 * len(ends) and np.all((tabs < ends)[1:] & (tabs[1:] > ends[:-1])):
+        if len(numbers) == 2 * len(ends) and np.all(tabs < ends) and np.all(tabs[1:] > ends[:-1]):
             return numbers.reshape(-1, 2)
     for line, fields in enumerate(block.split(b"\n")):
         if not re.fullmatch(rb"[0-9]+\t[0-9]+\r?", fields):

@@ -265,6 +265,7 @@ def test_a_label_that_is_no_identity(tmp_path: Path, label: float) -> None:
         ("0\t0\n1\tx\n", ":2: expected"),
         ("0\t0\n1\t-8\n", ":2: expected"),
         ("0\t0\t1\n2\n", ":1: expected"),
+        ("0\n1\t40\t2\n", ":1: expected"),
         ("0\t0\n\n1\t8\n", ":2: expected"),
         ("0\t0\n0\t40\n", "record 0 twice"),
     ],
