@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,9 @@ def open_onnx(path: str | os.PathLike[str], device: str) -> OnnxNetwork:
         # The default search tries every kernel anew for each size of batch.
         providers = [(_CUDA, {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC"})]
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
+        # It prints where CUDA fails to start, and stdout may be a table of scores.
+        with redirect_stdout(sys.stderr):
+            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class of their own
         raise UserError(
             f"{path}: is not an ONNX network that can be run ({first_line(error)})"
