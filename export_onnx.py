@@ -23,7 +23,7 @@ from dataset.inputs import find_images
 from dataset.scan import LeftOut
 from evaluation.calibration import held_out_measures
 from models.backbones import Backbone
-from models.checkpoints import load_network, read_about
+from models.checkpoints import load_network
 from models.onnx_export import onnx_bytes
 from models.onnx_files import is_onnx
 from models.onnx_int8 import quantised
@@ -55,8 +55,7 @@ def main(
     if not is_onnx(out):
         raise UserError(f"--out {out}: must end in .onnx")
     path = find_model(model)
-    about = read_about(path)
-    name, network = load_network(path, recognition=False, backbone=backbone)
+    name, network, about = load_network(path, recognition=False, backbone=backbone)
     properties = {
         "model": name,
         "source": path.name,

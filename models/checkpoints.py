@@ -20,7 +20,7 @@ from models.state_files import read_state
 
 def load_network(
     path: str | os.PathLike[str], *, recognition: bool, backbone: str | None = None
-) -> tuple[str, nn.Module]:
+) -> tuple[str, nn.Module, dict[str, Any]]:
     """Makes the network that a checkpoint file holds; every key must match.
 
     A network whose trunk came from an ONNX file is made from the .json beside it, which also says
@@ -32,7 +32,8 @@ def load_network(
         backbone: its name; None finds it from the keys.
 
     Returns:
-        The backbone's name and the network, in evaluation mode.
+        The backbone's name; the network, in evaluation mode; of a quality network the .json beside
+        the file, as `read_about` gives it.
 
     Raises:
         UserError: unreadable, or the keys or shapes are not those of the wanted network.
@@ -65,7 +66,7 @@ def load_network(
         network = build_network(found[0], recognition=recognition)
     network.load_state_dict(state, strict=True)
     restore_floor(network, about, str(path))
-    return found[0], network.eval()
+    return found[0], network.eval(), about
 
 
 def save_network(path: str | os.PathLike[str], network: nn.Module, about: dict[str, Any]) -> None:

@@ -129,13 +129,12 @@ def load_quality_model(
 def _load_torch(
     path: Path, backbone: str | None, device: str, precision: Precision
 ) -> QualityModel:
-    from models.checkpoints import load_network, read_about
+    from models.checkpoints import load_network
     from models.device import choose_compute
     from models.forward import Forward
 
     compute = choose_compute(device, precision)
-    about = read_about(path)
-    name, network = load_network(path, recognition=False, backbone=backbone)
+    name, network, about = load_network(path, recognition=False, backbone=backbone)
     forward = Forward(network, compute)
 
     def run(faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ from dataset.assets import fetch
 from dataset.command_line import UserError, note
 from dataset.files import read_json, sha256_of
 from dataset.threads import own_cores
-from models.onnx_files import first_line, open_onnx
+from models.onnx_files import first_line, is_onnx, open_onnx
+from models.precision import Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 Faces = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
-Precision = Literal["auto", "fp32", "bf16"]  # as models.device, without importing torch
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_recogniser(
     if not Path(weights).is_file():
         known = ", ".join(ONNX_RECOGNISERS)
         raise UserError(f"--weights {weights}: no such file, and no known name ({known})")
-    if weights.endswith(".onnx"):
+    if is_onnx(weights):
         path = Path(weights)
         return _load_onnx(path, weights, describe_onnx(path), device, precision, probe)
     return _load_torch(weights, backbone, device, precision, probe)
@@ -112,7 +112,7 @@ def _load_torch(
     from models.networks import pixels_of
 
     compute = choose_compute(device, precision)
-    name, network = load_network(weights, recognition=True, backbone=backbone)
+    name, network, _ = load_network(weights, recognition=True, backbone=backbone)
     described = {**asdict(pixels_of(network)), "dimension": 512}
     about = {
         "weights": weights,

@@ -13,7 +13,7 @@ import torch
 
 from dataset.command_line import EXIT_DONE, UserError, run_script
 from dataset.files import replacing, sha256_of, write_json
-from models.checkpoints import load_network, read_about
+from models.checkpoints import load_network
 
 
 def main(*, model: Path, out: Path) -> int:
@@ -29,10 +29,9 @@ def main(*, model: Path, out: Path) -> int:
         raise UserError(f"--out {out}: must end in .pth")
     if out.exists() and out.samefile(model):
         raise UserError(f"--out {out}: is the file that is read; name another")
-    about = read_about(model)
+    name, network, about = load_network(model, recognition=False)
     if not about:
         raise UserError(f"{model}: has no .json beside it; take a checkpoint of train.py")
-    name, network = load_network(model, recognition=False)
     state = {}
     for key, value in network.state_dict().items():
         half = value.half() if value.is_floating_point() else value

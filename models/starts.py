@@ -13,6 +13,7 @@ from models.checkpoints import read_about
 from models.fitting import Loaded, copy_fitting, differences, find_trunk
 from models.graph import GraphNetwork, graph_network, is_graph
 from models.networks import HEAD, build_network, restore_floor
+from models.onnx_files import is_onnx
 from models.parts import Pixels
 from models.pretrained import PRETRAINED
 from models.recognisers import ONNX_RECOGNISERS, describe_onnx
@@ -54,7 +55,7 @@ def start_network(weights: str | None, backbone: str | None = None, dropout: flo
     if weights not in ONNX_RECOGNISERS and not Path(weights).is_file():
         names = ", ".join([*ONNX_RECOGNISERS, *PRETRAINED])
         raise UserError(f"--finetuning-model {weights}: no such file, and no known name ({names})")
-    if weights in ONNX_RECOGNISERS or Path(weights).suffix.lower() == ".onnx":
+    if weights in ONNX_RECOGNISERS or is_onnx(weights):
         start = _from_onnx(weights, dropout)
     else:
         start = _from_checkpoint(weights, backbone, dropout)

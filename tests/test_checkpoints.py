@@ -69,18 +69,18 @@ def test_every_form_of_file_that_people_publish(quality: State, save: Callable[.
     ]  # fmt: skip
     for content, options in forms[:-1]:
         assert same(read_state(save(content, **options)), quality)
-        name, network = load_network(save(content, **options), recognition=False)
+        name, network, _ = load_network(save(content, **options), recognition=False)
         assert name == "MFN"
         assert not network.training
         assert same(network.state_dict(), quality)
     # Without num_batches_tracked, as old releases wrote and as a list of parameters is.
-    _, network = load_network(save(forms[-1][0]), recognition=False, backbone="MFN")
+    _, network, _ = load_network(save(forms[-1][0]), recognition=False, backbone="MFN")
     assert same(old(network.state_dict()), old(quality))
 
 
 def test_half_precision_weights_become_float32(quality: State, save: Callable[..., Path]) -> None:
     halves = {k: v.half() if v.is_floating_point() else v for k, v in quality.items()}
-    _, network = load_network(save(halves), recognition=False)
+    _, network, _ = load_network(save(halves), recognition=False)
     assert all(value.dtype != torch.float16 for value in network.state_dict().values())
 
 

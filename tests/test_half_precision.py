@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from models import device, recognisers
-from models.recognisers import Precision, load_recogniser
+from models.precision import Precision
+from models.recognisers import load_recogniser
 
 
 def test_a_network_that_drifts_in_bf16_runs_in_float32(
