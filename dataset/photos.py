@@ -22,6 +22,7 @@ from dataset.containers import prepare
 from dataset.images import FACE_SIZE, Image, UnreadableImage, read_image
 from dataset.lists import Table
 from dataset.loader import Batch, awaited, default_workers
+from dataset.scores import NumberColumn
 
 NO_FACE = "no face"
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # as seen in the picture
@@ -111,7 +112,8 @@ class PhotoFaces:
 
     def paths(self) -> Iterator[str]:
         """`path` of every row."""
-        return self.paths_at(range(len(self)))
+        photos = self.photos.paths_at(self._photo.values)
+        return (self._named(row, path) for row, path in enumerate(photos))
 
     def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
         """`path` of some rows, in the order asked for."""
@@ -137,7 +139,7 @@ class PhotoFaces:
         """
         if not self.all_faces:
             return []
-        return [(name, _Column(self._place.values[:, i])) for i, name in enumerate(COLUMNS)]
+        return [(name, NumberColumn(self._place.values[:, i], 1)) for i, name in enumerate(COLUMNS)]
 
     def _named(self, row: int, path: str) -> str:
         number = int(self._number.values[row])
@@ -232,17 +234,3 @@ class _Growing:
             self._room = np.concatenate([self._room, np.empty_like(self._room)])
         self._room[self._size] = value
         self._size += 1
-
-
-class _Column(Sequence[str]):
-    """Numbers as the text of a CSV column, made as they are asked for."""
-
-    def __init__(self, values: npt.NDArray[np.float32]) -> None:
-        self._values = values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, row: Any) -> Any:
-        value = self._values[row]
-        return "" if np.isnan(value) else f"{value:.1f}"

@@ -14,6 +14,23 @@ OK = "ok"
 NOT_SCORED = "not scored: interrupted"
 
 
+class NumberColumn(Sequence[str]):
+    """Numbers as the text of a CSV column, made as they are asked for; empty where NaN."""
+
+    def __init__(self, values: npt.NDArray[np.floating[Any]], decimals: int) -> None:
+        """(N,) values, and how many decimals are written."""
+        self._values, self._decimals = values, decimals
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._values)
+
+    def __getitem__(self, row: Any) -> Any:
+        """The text of one row."""
+        value = self._values[row]
+        return "" if np.isnan(value) else f"{value:.{self._decimals}f}"
+
+
 @dataclass
 class Scores:
     """The scores of N images and why some have none.

@@ -29,7 +29,7 @@ TRANSIENT = frozenset(
         errno.EIO,
         errno.ETIMEDOUT,
         errno.ESTALE,
-        errno.EREMOTEIO,
+        getattr(errno, "EREMOTEIO", errno.EIO),  # of Linux alone
         errno.ECONNRESET,
         errno.ECONNREFUSED,
         errno.ECONNABORTED,

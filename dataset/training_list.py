@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from dataset.columns import write_columns
 from dataset.command_line import UserError, note
 from dataset.embeddings import EmbeddingsFile, check_origin
-from dataset.files import replacing
 from dataset.lists import LABELPATH, Table, join, read_labelpath, read_table
 from dataset.loader import Batch
 
@@ -65,10 +65,8 @@ class TrainingList:
 
     def write_held_out(self, path: Path) -> None:
         """Writes the held-out images as a list that eval.py takes, `<path> TAB <label>`."""
-        labels = self.table.values[self.held_out].tolist()
-        with replacing(path) as file:
-            for name, label in zip(self.table.paths_at(self.held_out), labels, strict=True):
-                file.write(f"{name}\t{label:.4f}\n")
+        labels = self.table.values[self.held_out]
+        write_columns(path, self.table, self.held_out, [(labels, 4)])
 
 
 def read_training_list(

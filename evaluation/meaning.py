@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError, note
+from dataset.scores import NumberColumn
 from evaluation.report_sections import check_calibration
 
 DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
@@ -63,15 +64,13 @@ class Meaning:
     def columns(self, values: npt.NDArray[np.float32]) -> list[tuple[str, Sequence[str]]]:
         """Columns of scores.csv for (N,) scores: percentile, accept (1 or 0); empty without one."""
         columns: list[tuple[str, Sequence[str]]] = []
-        good = np.isfinite(values).tolist()
+        values = np.where(np.isfinite(values), values, np.float32(np.nan))
         if self.percentile and self.calibration is not None:
-            shares = percentiles_of(values, self.calibration).tolist()
-            text = [f"{share:.1f}" if ok else "" for share, ok in zip(shares, good, strict=True)]
-            columns.append(("percentile", text))
+            shares = percentiles_of(values, self.calibration)
+            columns.append(("percentile", NumberColumn(shares, 1)))
         if self.threshold is not None:
-            accepted = reaches(values, self.threshold).tolist()
-            text = [str(int(yes)) if ok else "" for yes, ok in zip(accepted, good, strict=True)]
-            columns.append(("accept", text))
+            accepted = np.where(np.isnan(values), values, reaches(values, self.threshold))
+            columns.append(("accept", NumberColumn(accepted, 0)))
         return columns
 
     def sentence(self, values: npt.NDArray[np.float32]) -> str | None:

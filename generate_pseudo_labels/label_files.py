@@ -170,7 +170,7 @@ def label_images(
         placed[rows] = values
         return placed
 
-    mean_w1 = mean_of_columns(found.w1)
+    mean_w1 = found.w1.mean(axis=1, dtype=np.float64).astype(np.float32)
     distances = Distances(
         in_list_order(mean_w1, np.nan)[:, None],
         *(in_list_order(values, np.nan) for values in (found.pos, found.neg, found.wrong)),
@@ -178,15 +178,6 @@ def label_images(
     return Labelling(
         in_list_order(labels, np.nan), distances, in_list_order(mislabelled, False), {}
     )
-
-
-def mean_of_columns(w1: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(n, K) -> (n,), a column at a time."""
-    total = np.zeros(len(w1), np.float64)
-    for k in range(w1.shape[1]):
-        total += w1[:, k]
-    mean: npt.NDArray[np.float32] = (total / w1.shape[1]).astype(np.float32)
-    return mean
 
 
 def write_labels(out_dir: Path, given: LabelInput, result: Labelling) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dataset.command_line import UserError
+from dataset.containers import split_member
 from generate_pseudo_labels.arrays import NumpyArrays
 from generate_pseudo_labels.blocks import Groups, Positions
 from generate_pseudo_labels.embedded_set import EmbeddedSet
@@ -81,10 +83,11 @@ def draw_picture(
 
 def _face(path: str) -> npt.NDArray[np.uint8] | None:
     """The face, or None: labels need embeddings only, the images may be elsewhere."""
-    if not Path(path).is_file():
-        return None
+    inside = split_member(path)
+    if not Path(inside[0] if inside else path).is_file():
+        return None  # without loading what decodes images
     from dataset.images import UnreadableImage, read_face
 
-    with suppress(UnreadableImage):
+    with suppress(UnreadableImage, UserError):
         return read_face(path)
     return None

@@ -12,7 +12,6 @@ so that two means are enough wherever every positive is more similar than every 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,14 +72,10 @@ def wrong_way(arrays: Arrays, p: Array, n: Array) -> Array:
         (r,) float32.
     """
     i, j, weights = merged_quantiles(p.shape[1], n.shape[1])
-    gaps = (
-        n - p if len(i) == p.shape[1] == n.shape[1] else n[:, _at(arrays, j)] - p[:, _at(arrays, i)]
-    )
+    if not len(i) == p.shape[1] == n.shape[1]:
+        p, n = p[:, arrays.device(i)], n[:, arrays.device(j)]
+    gaps = n - p
     return gaps.clip(0) @ arrays.device(weights.astype(np.float32))
-
-
-def _at(arrays: Arrays, index: Indices) -> Any:
-    return arrays.device(index)
 
 
 def may_cross(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices) -> Array:

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.device import in_float32
+from models.parts import EMBEDDING_DIM, head
 from models.prelu import PReLU
-
-EMBEDDING_DIM = 512
-_MAP = 512 * 7 * 7  # values after conv_6_sep
 
 
 class ConvBlock(nn.Module):
@@ -125,9 +123,7 @@ class MobileFaceNet(nn.Module):
         if recognition:
             self.output_layer = RecognitionHead()
         else:
-            self.quality = nn.Sequential(
-                nn.Flatten(), PReLU(_MAP), nn.Dropout(dropout), nn.Linear(_MAP, 1)
-            )
+            self.quality = head(1, dropout)
         self.recognition = recognition
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,8 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 from dataset.command_line import UserError
 from models.checkpoints import load_network, save_network
@@ -22,9 +25,7 @@ from models.networks import FaceModel, describe_network, head_parameters, trunk_
 from models.onnx_trunk import read_trunk
 from models.quality import load_quality_model
 from models.starts import start_network
-from onnx_graphs import Array, Maker, every_layer, faces, helper, onnx
-
-onnxruntime = pytest.importorskip("onnxruntime")
+from onnx_graphs import Array, Maker, every_layer, faces
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 from dataset.command_line import UserError
 from models.onnx_files import open_onnx
 from models.recognisers import MIN_COSINE, load_recogniser
-from onnx_graphs import Maker, onnx
+from onnx_graphs import Maker
 
 CELLS = 4 * 3  # mean of each colour over each quarter of the picture
 

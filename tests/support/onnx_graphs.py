@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
-
-onnx = pytest.importorskip("onnx")
-helper, numpy_helper = onnx.helper, onnx.numpy_helper
+import onnx
+from onnx import helper, numpy_helper
 
 Array = npt.NDArray[Any]
 
