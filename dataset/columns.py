@@ -35,7 +35,7 @@ def write_columns(
     Raises:
         UserError: the file cannot be written.
     """
-    with replacing(path, "wb") as target, open(table.file, "rb") as source:
+    with replacing(path, "wb") as target:
         start = 0
         while start < len(rows):
             some = rows[start : start + _ROWS]
@@ -44,7 +44,7 @@ def write_columns(
             fit = np.maximum.accumulate(widths).astype(np.int64) * np.arange(1, len(some) + 1)
             some = some[: max(1, int(np.searchsorted(fit, _CELLS, side="right")))]
             stop = start + len(some)
-            parts = [_paths(source.fileno(), table, some)]
+            parts = [_paths(table, some)]
             parts += [_numbers(values[start:stop], decimals) for values, decimals in columns]
             parts.append(np.full((len(some), 1), _NEWLINE))
             text = np.concatenate(parts, axis=1).ravel()
@@ -52,8 +52,9 @@ def write_columns(
             start = stop
 
 
-def _paths(handle: int, table: Table, rows: npt.NDArray[np.intp]) -> Characters:
+def _paths(table: Table, rows: npt.NDArray[np.intp]) -> Characters:
     """(n, width) the paths of ascending records, filled up with NUL."""
+    handle = table.source.number
     begins, sizes = table.starts[rows], table.path_sizes[rows]
     first, last = int(begins[0]), int(begins[-1]) + int(sizes[-1])
     width = int(sizes.max())

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
+from dataset.files import OpenFile
 
 LABELPATH = "DATA.labelpath"
 LABEL = "DATA.label"
@@ -44,6 +45,7 @@ class Table:
         path_sizes: (N,) int32, bytes of each path.
         values: (N,) float64, the second column; empty when it was not asked for.
         sha256: of the whole file, hexadecimal.
+        source: the file, open: another that takes its place meanwhile is never read for it.
     """
 
     file: Path
@@ -51,6 +53,7 @@ class Table:
     path_sizes: npt.NDArray[np.int32]
     values: Values
     sha256: str
+    source: OpenFile = field(repr=False, compare=False)
 
     def __len__(self) -> int:
         """The number of records."""
@@ -58,10 +61,7 @@ class Table:
 
     def path(self, row: int) -> str:
         """The path of one record, read from disk."""
-        with open(self.file, "rb") as file:
-            return os.pread(file.fileno(), int(self.path_sizes[row]), int(self.starts[row])).decode(
-                "utf-8"
-            )
+        return next(self.paths_at([row]))
 
     def paths(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """The paths of records `start` to `stop`, in order, read in blocks."""
@@ -71,30 +71,29 @@ class Table:
     def raw_paths(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """As `paths`, undecoded."""
         stop = len(self) if stop is None else min(stop, len(self))
-        with open(self.file, "rb") as file:
-            while start < stop:
-                first = int(self.starts[start])
-                end = int(np.searchsorted(self.starts[start:stop], first + _BLOCK)) + start
-                last = int(self.starts[end - 1]) + int(self.path_sizes[end - 1])
-                file.seek(first)
-                block = file.read(last - first)
-                begins = (self.starts[start:end] - first).tolist()
-                sizes = self.path_sizes[start:end].tolist()
-                for begin, size in zip(begins, sizes, strict=True):
-                    yield block[begin : begin + size]
-                start = end
+        while start < stop:
+            first = int(self.starts[start])
+            end = int(np.searchsorted(self.starts[start:stop], first + _BLOCK)) + start
+            last = int(self.starts[end - 1]) + int(self.path_sizes[end - 1])
+            block = os.pread(self.source.number, last - first, first)
+            begins = (self.starts[start:end] - first).tolist()
+            sizes = self.path_sizes[start:end].tolist()
+            for begin, size in zip(begins, sizes, strict=True):
+                yield block[begin : begin + size]
+            start = end
 
     def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
         """The paths of some records, in the order asked for."""
-        with open(self.file, "rb") as file:
-            for row in rows:
-                size, start = int(self.path_sizes[row]), int(self.starts[row])
-                yield os.pread(file.fileno(), size, start).decode("utf-8")
+        for row in rows:
+            size, start = int(self.path_sizes[row]), int(self.starts[row])
+            yield os.pread(self.source.number, size, start).decode("utf-8")
 
     def subset(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Table:
         """The same file, some of its records, in rising order."""
         values = self.values[rows] if len(self.values) else self.values
-        return Table(self.file, self.starts[rows], self.path_sizes[rows], values, self.sha256)
+        return replace(
+            self, starts=self.starts[rows], path_sizes=self.path_sizes[rows], values=values
+        )
 
 
 def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
@@ -117,6 +116,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
     rows = offset = 0
     try:
         with open(file_path, "rb") as file:
+            source = OpenFile(file.fileno())
             rest = b""
             if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
                 offset = len(_BYTE_ORDER_MARK)
@@ -154,6 +154,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
         np.concatenate(sizes),
         np.concatenate(values),
         digest.hexdigest(),
+        source,
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset import lists
+from dataset.columns import write_columns
 from dataset.command_line import UserError
 from dataset.lists import join, last_parts, read_labelpath, read_table
 
@@ -182,3 +183,14 @@ def test_join_refuses_a_path_listed_twice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="right:4: a/1 is listed twice"):
         join(left, right)
     assert join(right, left.subset(np.array([0]))).tolist() == [-1, 0, -1, 0]
+
+
+def test_a_list_that_takes_its_place_is_never_read_for_it(tmp_path: Path) -> None:
+    file = write(tmp_path, "a/1.jpg\t0\nb/2.jpg\t1\n")
+    table = read_table(file, "index")
+    write(tmp_path, "b/2.jpg\t1\na/1.jpg\t0\n", "other.txt").replace(file)
+    assert list(table.paths()) == ["a/1.jpg", "b/2.jpg"]
+    assert table.path(1) == "b/2.jpg" and list(table.paths_at([1, 0])) == ["b/2.jpg", "a/1.jpg"]
+    assert table.subset(np.array([1])).path(0) == "b/2.jpg"
+    write_columns(tmp_path / "out", table, np.array([0, 1]), [(table.values, 1)])
+    assert (tmp_path / "out").read_text() == "a/1.jpg\t0.0\nb/2.jpg\t1.0\n"
