@@ -1,14 +1,16 @@
 """What every script shares: one way to read flags, to fail and to leave.
 
 Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2 wrong usage,
-3 done but some inputs were skipped.
+3 done but some inputs were skipped, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -41,10 +43,16 @@ def run_script(main: Callable[..., int]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us; ours is open to the very end
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if "WORLD_SIZE" not in os.environ:  # torchrun's end when one of them does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no error
         sys.stdout.reconfigure(errors="backslashreplace")
+    # tyro keeps some of the docstring's line breaks, in the middle of a sentence.
+    main.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(main.__doc__ or ""))
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    prog = None if module is None else f"python -m {module.name}"
     try:
-        code = tyro.cli(main)
+        code = tyro.cli(main, prog=prog)
         sys.stdout.flush()
     except Stalled as error:
         code = fail(str(error))
@@ -60,6 +68,8 @@ def run_script(main: Callable[..., int]) -> None:
             f"{reason}: use a smaller --batch-size where there is one, a GPU with more memory, or "
             "--device cpu"
         )
+    except MemoryError:
+        code = fail("this machine's memory is too small for what was asked; ask for less")
     except BrokenPipeError:  # `script | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
@@ -75,8 +85,13 @@ def run_script(main: Callable[..., int]) -> None:
 
 def check_seed(seed: int) -> None:
     """Raises UserError on what no generator of random numbers takes."""
-    if seed < 0:
-        raise UserError(f"--seed {seed}: must be 0 or more")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed}: must be 0 or more" + (", below 2^63" if seed > 0 else ""))
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number, 0 or more, that 64 bits hold."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def fail(message: str, code: int = EXIT_USER_ERROR) -> int:

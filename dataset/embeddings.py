@@ -53,7 +53,7 @@ class EmbeddingsFile:
                 else np.lib.format.read_array_header_2_0
             )
             shape, by_column, self.dtype = header(file)
-        except ValueError as error:
+        except Exception as error:  # a damaged header is parsed as Python: it raises many kinds
             raise UserError(f"{path}: is not a .npy file; extract the embeddings again") from error
         if self.dtype.kind != "f" or len(shape) != 2 or 0 in shape:
             raise UserError(
@@ -130,13 +130,14 @@ class Origin:
 
 
 def check_origin(
-    path: Path, rows: int, list_path: Path, list_sha256: str, list_rows: int
+    path: Path, shape: tuple[int, int], list_path: Path, list_sha256: str, list_rows: int
 ) -> Origin:
-    """Checks that `rows` embeddings are those of a list, by their number and the .json beside them.
+    """Checks that embeddings are those of a list, by their shape and the .json beside them.
 
     Raises:
         UserError: another list's, or unfinished.
     """
+    rows = shape[0]
     if rows != list_rows:
         raise UserError(
             f"{path}: has {rows} rows, but {list_path} has {list_rows} lines; extract the "
@@ -152,6 +153,7 @@ def check_origin(
     content = read_json(described)
     try:
         sha256, done = content["list"]["sha256"], int(content["rows_done"])
+        dimension = int(content.get("dimension", shape[1]))
         unreadable = [
             (int(entry["row"]), str(entry["path"]), str(entry["reason"]))
             for entry in content.get("unreadable", [])
@@ -161,6 +163,11 @@ def check_origin(
             f"{described}: is not what extract_feats writes beside embeddings; extract them again, "
             "or remove it if they were made elsewhere"
         ) from error
+    if dimension != shape[1]:
+        raise UserError(
+            f"{path}: has rows of {shape[1]} numbers, the .json beside it speaks of {dimension}; "
+            "extract the embeddings again"
+        )
     if sha256 != list_sha256:
         raise UserError(
             f"{path}: belongs to another list than {list_path} (its sha256 differs); extract "

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.command_line import UserError
+from dataset.embeddings import EmbeddingsFile
 from dataset.files import read_json, write_json
 from dataset.lists import Table
 
@@ -57,9 +58,11 @@ class FeatureWriter:
             done = read_json(beside)
         except UserError:  # not ours, or damaged: the work is done again
             return False
-        return isinstance(done, dict) and all(
-            done.get(key) == value for key, value in self._plan().items()
-        )
+        try:
+            stands = EmbeddingsFile(self.features).shape == (self.rows, self.dimension)
+        except UserError:  # cut off, or no longer embeddings
+            return False
+        return stands and self._is_this_work(done) and isinstance(done.get("unreadable"), list)
 
     def unreadable(self) -> list[dict[str, Any]]:
         """Of a finished file: the rows without an embedding, with path and reason."""
@@ -87,7 +90,7 @@ class FeatureWriter:
     def _take_up(self) -> bool:
         """Whether the parts of this very work stand; a kill in `finish` may have renamed some."""
         try:
-            if not self._plan_file.exists() or read_json(self._plan_file) != self._plan():
+            if not self._plan_file.exists() or not self._is_this_work(read_json(self._plan_file)):
                 return False
         except UserError:
             return False
@@ -95,7 +98,11 @@ class FeatureWriter:
             for part, final in zip(self._parts, (self.features, self.norms), strict=True):
                 if not part.exists() and final.exists():
                     os.replace(final, part)
-        return all(part.exists() for part in self._parts)
+        least = (self.rows * self.dimension * 2, self.rows * 4)  # bytes, beside the headers
+        return all(
+            part.exists() and part.stat().st_size > size
+            for part, size in zip(self._parts, least, strict=True)
+        )
 
     def missing_batches(self, size: int) -> npt.NDArray[np.int64]:
         """Numbers of the batches, rows [i * size, (i + 1) * size), that are not all written.
@@ -216,14 +223,30 @@ class FeatureWriter:
     def _plan(self) -> dict[str, Any]:
         return {"format": FORMAT, **self.about, "dimension": self.dimension}
 
+    def _is_this_work(self, described: object) -> bool:
+        """Whether a .json describes this work; how the list's path was typed does not matter."""
+        if not isinstance(described, dict):
+            return False
+        works = [dict(self._plan()), dict(described)]
+        for work in works:
+            for outcome in ("rows_done", "unreadable"):
+                work.pop(outcome, None)
+            if isinstance(listed := work.get("list"), dict):
+                work["list"] = {key: value for key, value in listed.items() if key != "path"}
+        return works[0] == works[1]
+
     def _entries(self) -> list[dict[str, Any]]:
         entries = []
         for journal in sorted(self.folder.glob(f"{FEATURES}.*.journal")):
-            for line in journal.read_text(encoding="utf-8").splitlines():
+            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    entries.append(json.loads(line))
-                except ValueError:
-                    continue  # torn by a kill: its rows are done again
+                    entry = json.loads(line)
+                    start, stop = int(entry["start"]), int(entry["stop"])
+                    rows = [(int(row), str(reason)) for row, reason in entry["unreadable"]]
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    continue  # torn by a kill, or by somebody: its rows are done again
+                if 0 <= start <= stop <= self.rows and all(start <= row < stop for row, _ in rows):
+                    entries.append({"start": start, "stop": stop, "unreadable": rows})
         return entries
 
     def _clear(self) -> None:

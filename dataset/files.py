@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -78,6 +79,48 @@ def make_parent(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{target}: cannot be written (no permission in {folder})")
 
 
+class OpenFile:
+    """A file kept open for `os.pread`, until nobody holds this object any more.
+
+    Attributes:
+        number: its descriptor.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keeps the file of an open descriptor, which may be closed then."""
+        self.number = os.dup(number)
+
+    def __del__(self) -> None:
+        """Closes it."""
+        os.close(self.number)
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, which is made, until the block ends or this process does.
+
+    Nothing is left in it. Where a file system has no locks, nobody is kept out.
+
+    Raises:
+        UserError: another run is at work there, or it cannot be made.
+    """
+    make_parent(folder / "lock")
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(
+            f"{folder}: another run is at work there; wait for its end, or name another folder"
+        ) from error
+    except OSError:
+        pass  # no locks there
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes `content` as indented JSON, whole or not at all."""
     with replacing(path) as file:
@@ -95,7 +138,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}); make it again") from error
 
 

@@ -37,8 +37,7 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
     table = read_table(out_dir / LABELPATH)
     files = [EmbeddingsFile(path) for path in feats]
     origins = [
-        check_origin(file.path, file.shape[0], table.file, table.sha256, len(table))
-        for file in files
+        check_origin(file.path, file.shape, table.file, table.sha256, len(table)) for file in files
     ]
     missing = {
         row: f"{file.path}: {reason}"

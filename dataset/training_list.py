@@ -171,7 +171,7 @@ def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.fl
     listed = read_table(data.table.file.parent / LABELPATH)
     file = EmbeddingsFile(path)
     try:
-        origin = check_origin(path, file.shape[0], listed.file, listed.sha256, len(listed))
+        origin = check_origin(path, file.shape, listed.file, listed.sha256, len(listed))
         return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
     finally:
         file.close()

@@ -85,7 +85,7 @@ def main(
 def _curve_of(scores: Path, feats: Path, image_list: Path, fmr: float) -> Curve:
     table, identities = read_labelpath(image_list)
     file = EmbeddingsFile(feats)
-    check_origin(feats, file.shape[0], image_list, table.sha256, len(table))
+    check_origin(feats, file.shape, image_list, table.sha256, len(table))
     values = read_scores(scores, table).values
     features = file.read(0, len(table)).astype(np.float32)
     return held_out_curve(values, features, identities, fmr, "--fmr", "take more faces")

@@ -177,6 +177,12 @@ def test_done_is_this_very_work_with_all_its_files(
         assert not FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
     run(folder, table)
     assert results(folder) == whole
+    for shorter in (1000, 0):  # cut off, or other numbers
+        file = folder / FEATURES
+        file.write_bytes(file.read_bytes()[:-9] if shorter else b"")
+        assert not FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
+        run(folder, table)
+        assert results(folder) == whole
     for name in (FEATURES, NORMS, beside.name):
         run(folder, table)
         (folder / name).unlink()
@@ -257,6 +263,48 @@ def test_nothing_readable_puts_nothing_in_place(tmp_path: Path, table: Table) ->
             unreadable=dict.fromkeys(range(ROWS), "gone"),
         )
     assert results(tmp_path / "f") == before
+
+
+def test_how_the_list_was_typed_does_not_matter(tmp_path: Path, table: Table) -> None:
+    typed = [{**ABOUT, "list": {"sha256": "abc", "path": path}} for path in ("a/l", "/x/a/l")]
+    with pytest.raises(Killed):
+        run(tmp_path / "f", table, about=typed[0], stop_after=3)
+    assert run(tmp_path / "f", table, about=typed[1]) == [3, 4, 5]
+    assert FeatureWriter(tmp_path / "f", ROWS, DIMENSION, typed[0]).is_done()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"5",
+        b"{}",
+        b'{"start": 0, "stop": "x", "unreadable": []}',
+        b'{"start": 0, "stop": 23, "unreadable": [[999, "gone"]]}',
+        b'{"start": 0, "stop": 99, "unreadable": []}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_a_journal_that_is_not_ours_costs_nothing(
+    tmp_path: Path, table: Table, whole: dict[str, Any], line: bytes
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "f", table, stop_after=3)
+    with open(tmp_path / "f" / f"{FEATURES}.0.journal", "ab") as file:
+        file.write(line + b"\n")
+    assert run(tmp_path / "f", table) == [3, 4, 5]
+    assert results(tmp_path / "f") == whole
+
+
+def test_parts_that_were_cut_off_are_begun_anew(
+    tmp_path: Path, table: Table, whole: dict[str, Any]
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "f", table, stop_after=3)
+    part = tmp_path / "f" / f"{FEATURES}.part"
+    part.write_bytes(part.read_bytes()[:200])
+    assert run(tmp_path / "f", table) == [0, 1, 2, 3, 4, 5]
+    assert results(tmp_path / "f") == whole
 
 
 def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: Table) -> None:

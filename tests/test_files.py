@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dataset.command_line import UserError, fail
-from dataset.files import make_parent, read_json, replacing, sha256_of, write_json
+from dataset.files import make_parent, only_here, read_json, replacing, sha256_of, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,3 +143,33 @@ def test_an_error_is_one_line_that_keeps_names_as_they_are(
 ) -> None:
     assert fail("two  spaces.jpg: first\n   second\r\nthird") == 1
     assert capsys.readouterr().err == "error: two  spaces.jpg: first second third\n"
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "new/out"
+    with only_here(folder):
+        with pytest.raises(UserError, match="out: another run is at work there"), only_here(folder):
+            pass
+        assert os.listdir(folder) == []
+    with only_here(folder):
+        pass
+
+
+def test_what_is_too_large_and_what_ends_a_script_is_one_line(tmp_path: Path) -> None:
+    for body, code, words in (
+        ("np.empty(1 << 60, np.uint8)", 1, "error: this machine's memory is too small"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 130, "error: interrupted"),
+    ):
+        text = "import os, signal, time, numpy as np\nfrom dataset.command_line import run_script\n"
+        text += f"def main() -> int:\n    {body}\n    return 0\nrun_script(main)\n"
+        (tmp_path / "x.py").write_text(text)
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, tmp_path / "x.py"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+        assert done.stderr.startswith(words)

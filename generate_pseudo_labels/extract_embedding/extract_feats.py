@@ -11,6 +11,7 @@ goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
 from dataset.features import FeatureWriter
+from dataset.files import only_here
 from dataset.lists import LABELPATH, Table, read_table
 from dataset.loader import Batch, batches
 from models.backbones import Backbone
@@ -58,11 +60,12 @@ def main(
     with join_world(device) as world:
         recogniser = load_recogniser(weights, backbone, device, precision, first_faces(table))
         writer = open_writer(table, recogniser, flip, out_dir)
-        if world.any(world.first and writer.is_done()):
-            unreadable = writer.unreadable()
-        else:
-            run(table, recogniser, writer, world, batch_size, num_workers, flip)
-            unreadable = writer.finish(table) if world.first else []
+        with only_here(writer.folder) if world.first else nullcontext():
+            if world.any(world.first and writer.is_done()):
+                unreadable = writer.unreadable()
+            else:
+                run(table, recogniser, writer, world, batch_size, num_workers, flip)
+                unreadable = writer.finish(table) if world.first else []
         world.barrier()
     if not world.first:
         return EXIT_DONE
