@@ -11,5 +11,6 @@ gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 mkdir -p logs
 log=logs/train_$(date +%Y%m%d_%H%M%S).log
 echo "training in ${gpus/#0/1 CPU} process(es); log: $log"
-"$python" -m torch.distributed.run --standalone --nproc-per-node "$((gpus > 0 ? gpus : 1))" \
-    train.py "$@" 2>&1 | tee -i "$log" # Ctrl-C is for train.py, which says what it saved
+run=("$python")
+[ "$gpus" -gt 0 ] && run+=(-m torch.distributed.run --standalone --nproc-per-node "$gpus")
+"${run[@]}" train.py "$@" 2>&1 | tee -i "$log" # Ctrl-C is for train.py, which says what it saved

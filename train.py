@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from dataset.command_line import (
     fail,
     run_script,
 )
-from dataset.files import write_json
+from dataset.files import only_here, write_json
 from dataset.loader import Batch, batches
 from dataset.training_list import (
     TrainingList,
@@ -73,12 +74,15 @@ def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> int:
     for rule, holds in config.rules().items():
         if not holds:
             raise UserError(f"train_config: {rule}; got {getattr(config, rule.split()[0])}")
-    with join_world(config.device) as world:
-        return train(config, world)
+    with join_world(config.device) as world, ExitStack() as alone:
+        return train(config, world, alone)
 
 
-def train(config: TrainConfig, world: World) -> int:
-    """The whole of it: the data, the network, the loop. Returns an exit code."""
+def train(config: TrainConfig, world: World, alone: ExitStack) -> int:
+    """The whole of it: the data, the network, the loop. Returns an exit code.
+
+    `alone` keeps other trainings out of the folder until this one ends.
+    """
     compute = choose_compute(config.device, config.precision)
     if compute.device.type == "cpu":
         keep_freed_memory()
@@ -123,6 +127,8 @@ def train(config: TrainConfig, world: World) -> int:
     )
 
     folder = config.checkpoints / config.checkpoints_name
+    if world.first:
+        alone.enter_context(only_here(folder))
     key = {**config.key(), "labels": data.table.sha256, "images a step": step_size}
     key["people held out"] = data.split_key()
     state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf}
@@ -140,6 +146,8 @@ def train(config: TrainConfig, world: World) -> int:
         if state.get("judged") != config.judged():
             state["best"] = -math.inf  # of another measure: nothing to compare with
         started = f"{folder}: epoch {state['epoch'] + 1}, step {state['step']}"
+        if state["epoch"] >= config.epochs:
+            started = f"{folder}: finished before; nothing to do"
     state["judged"] = config.judged()
     log = Log(folder, world, state["epoch"], state["epoch"] * steps + state["step"])
     if world.first:
@@ -257,7 +265,7 @@ def train(config: TrainConfig, world: World) -> int:
         saved = time.monotonic()
     log.close()
     if world.first:
-        print(f"{folder}: trained {config.epochs} epochs")
+        print(f"{folder}: trained {config.epochs} epoch{'s' * (config.epochs != 1)}")
     return EXIT_DONE
 
 

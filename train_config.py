@@ -8,6 +8,7 @@ The defaults are the published ones; a comment says where one differs and why.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +94,7 @@ class TrainConfig:
     # embeddings (.npy) of the list that the labels were made from: adds AOC on the held-out images,
     # and to the calibration what FNMR a discarded share leaves
     feats: Path | None = None
-    # false match rate at which they are measured
+    # false match rate of the AOC, and of the FNMR in the calibration
     val_fmr: float = 1e-2
     # which measure on the held-out images picks best.pth
     best_by: Literal["spearman", "mae", "aoc"] = "spearman"
@@ -117,6 +118,11 @@ class TrainConfig:
     def rules(self) -> dict[str, bool]:
         """What must hold of the settings: {rule: whether it does}."""
         return {
+            **{
+                f"{name} must be finite": math.isfinite(value)
+                for name, value in vars(self).items()
+                if isinstance(value, float)
+            },
             "huber_beta must be above 0": self.huber_beta > 0,
             "lr must be above 0": self.lr > 0,
             "betas must lie in [0, 1)": all(0 <= beta < 1 for beta in self.betas),
@@ -131,7 +137,7 @@ class TrainConfig:
             "batch_size must be 2 or more (BatchNorm needs two)": self.batch_size >= 2,
             "clip_norm must be 0 or more": self.clip_norm >= 0,
             "trunk_lr must be 0 or more": self.trunk_lr >= 0,
-            "max_per_identity must be 0 or more": self.max_per_identity >= 0,
+            "max_per_identity must lie in [0, 2^31)": 0 <= self.max_per_identity < 2**31,
             "dropout must lie in [0, 1)": 0 <= self.dropout < 1,
             "val_identities must lie in [0, 1)": 0 <= self.val_identities < 1,
             "id_key_index must not be -1, the image's own name": self.id_key_index != -1,
@@ -140,7 +146,7 @@ class TrainConfig:
                 self.best_by != "aoc" or (self.feats is not None and self.val_identities > 0)
             ),
             "max_unreadable must lie in [0, 1]": 0 <= self.max_unreadable <= 1,
-            "seed must be 0 or more": self.seed >= 0,
+            "seed must lie in [0, 2^63)": 0 <= self.seed < 2**63,
             "display must be 1 or more": self.display >= 1,
             "save_minutes must be above 0": self.save_minutes > 0,
             "num_workers must be 1 or more": self.num_workers is None or self.num_workers >= 1,

@@ -50,7 +50,13 @@ def validate(
         unreadable.report(batch)
         with compute.autocast():
             part = model(compute.put(batch.faces))[:, 0].float()
-        part[~compute.put(batch.readable)] = torch.nan
+        readable = compute.put(batch.readable)
+        if not bool(torch.isfinite(part[readable]).all()):
+            raise UserError(
+                "scores of images held out are not finite: the training has diverged; begin anew "
+                "with a lower --lr and another --checkpoints-name"
+            )
+        part[~readable] = torch.nan
         scores[at : at + len(part)] = part
         at += len(part)
     if world.size > 1:

@@ -49,5 +49,5 @@ def _stop(
     saved = f"the last good save stands in {folder}; " if (folder / RESUME).exists() else ""
     return UserError(
         f"{what} by epoch {state['epoch'] + 1}, step {state['step']} (its batch: {shown}, ...); "
-        f"{saved}lower --lr"
+        f"{saved}begin anew with a lower --lr and another --checkpoints-name"
     )

@@ -74,9 +74,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             break  # torn by a kill
-        if not isinstance(line, dict) or not {"step", "epoch"} <= line.keys():
+        if not isinstance(line, dict) or not all(
+            isinstance(line.get(name), int) for name in ("step", "epoch")
+        ):
             break  # not ours
         lines.append(line)
     return lines
