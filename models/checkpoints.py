@@ -89,9 +89,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     about = read_json(beside)
     if not isinstance(about, dict) or about.get("sha256", "") != sha256_of(path):
-        raise UserError(
-            f"{beside}: describes another file than {path}; remove it or get both again"
-        )
+        raise UserError(f"{beside}: describes another file than {path}; get both again")
     return about
 
 

@@ -164,8 +164,11 @@ def graph_network(about: dict[str, Any], where: str, dropout: float = 0.5) -> Gr
     try:
         wants = about["input"]
         pixels = Pixels(str(wants["colour"]), float(wants["mean"]), float(wants["scale"]))
-        return GraphNetwork(about["graph"], pixels, dropout)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        network = GraphNetwork(about["graph"], pixels, dropout)
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, 112, 112))  # some settings fail in use alone
+        return network.train()
+    except Exception as error:  # a damaged description fails in many ways
         raise UserError(
             f"{where}: the .json beside it describes no network that can be made ({error!r}); "
             "get both again"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dataset.command_line import UserError
 from dataset.threads import own_cores
-from models.onnx_files import is_onnx, open_onnx
+from models.onnx_files import first_line, is_onnx, open_onnx
 from models.precision import Precision, check_precision
 from models.pretrained import find_model
 
@@ -169,14 +169,26 @@ def _load_onnx(path: Path, backbone: str | None, device: str, precision: Precisi
         raise UserError(f"{path}: is a {name} network, not the {backbone} that was asked for")
     try:
         calibration = json.loads(about.get("calibration", "null"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
 
     step = 512 if network.on_gpu else _ONNX_FACES
     pool = ThreadPoolExecutor(1 if network.on_gpu else own_cores(), thread_name_prefix="score")
 
     def some(faces: npt.NDArray[np.uint8]) -> Scores:
-        return np.asarray(session.run(None, {wants.name: faces})[0], np.float32)
+        try:
+            scores = np.asarray(session.run(None, {wants.name: faces})[0], np.float32)
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            raise UserError(
+                f"{path}: does not run on {len(faces)} faces ({first_line(error)}); make it with "
+                "export_onnx.py"
+            ) from error
+        if scores.shape != (len(faces),):
+            raise UserError(
+                f"{path}: gives {scores.shape} for {len(faces)} faces, not a score for each; make "
+                "it with export_onnx.py"
+            )
+        return scores
 
     def run(faces: npt.NDArray[np.uint8]) -> Callable[[], Scores]:
         parts = [faces[start : start + step] for start in range(0, len(faces), step)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ def read_state(path: str | os.PathLike[str]) -> State:
         raise UserError(f"{path}: holds no state_dict; save the network's state_dict")
     if not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: holds more than tensors; save the network's bare state_dict")
+    if not all(map(_is_plain, content.values())):
+        raise UserError(f"{path}: holds tensors that are not plain numbers; save a bare state_dict")
     state = {str(key): value for key, value in content.items()}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -49,6 +52,10 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 def _load(path: str | os.PathLike[str]) -> Any:
     try:
+        if zipfile.is_zipfile(path):  # torch itself does not look at the sums of the parts
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(damaged)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about pickles; what is wrong is said below
@@ -71,6 +78,11 @@ def _load(path: str | os.PathLike[str]) -> Any:
         ) from error
     except Exception as error:  # damaged bytes end in any of a dozen kinds
         raise UserError(f"{path}: is damaged or not a torch checkpoint; get it again") from error
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta
+    return tensor.layout == torch.strided and not odd
 
 
 def _stand_in() -> type:

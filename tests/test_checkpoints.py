@@ -220,10 +220,24 @@ def test_what_is_no_checkpoint(
             read_state(save(other))
     with pytest.raises(UserError, match="holds more than tensors"):
         read_state(save({"a": torch.zeros(1), "b": 1}))
+    odd = (torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex64))
+    for tensor in (*odd, torch.zeros(2, device="meta")):
+        with pytest.raises(UserError, match="tensors that are not plain numbers"):
+            read_state(save({"a": tensor}))
     with pytest.raises(UserError, match="cannot be read"):
         read_state(tmp_path / "none.pth")
     with pytest.raises(UserError, match="cannot be read"):
         read_state(tmp_path)
+
+
+def test_a_number_that_changed_on_disk_is_noticed(save: Callable[..., Path]) -> None:
+    weights = torch.randn(50, 50)
+    file = save({"a": weights})
+    content = file.read_bytes()
+    inside = content.index(weights.numpy().tobytes()[:64])
+    file.write_bytes(content[:inside] + bytes([content[inside] ^ 64]) + content[inside + 1 :])
+    with pytest.raises(UserError, match="is damaged or not a torch checkpoint"):
+        read_state(file)
 
 
 @pytest.mark.parametrize("new_format", [True, False])

@@ -17,6 +17,7 @@ def test_auto_takes_what_the_gpu_is_fast_at(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert str(choose_compute("cuda:1")) == f"cuda:1 {name}"
     assert choose_compute("cuda:1", "fp32").name == "fp32"

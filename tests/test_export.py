@@ -305,6 +305,30 @@ def test_loading_refuses_what_is_no_quality_model(made: Any, tmp_path: Any) -> N
         load_quality_model(tmp_path / "r.onnx")
 
 
+def test_an_onnx_file_that_gives_no_score_for_each_face_is_named(tmp_path: Path) -> None:
+    """One number for a batch, or a batch that it does not take."""
+    faces = onnx.helper.make_tensor_value_info("faces", onnx.TensorProto.UINT8, ["N", 112, 112, 3])
+    out = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [None])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    floats = onnx.helper.make_node("Cast", ["faces"], ["x"], to=onnx.TensorProto.FLOAT)
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [1], [1])
+    for name, nodes in (
+        ("mean", [onnx.helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)]),
+        ("one", []),
+    ):
+        last = onnx.helper.make_node(
+            "Reshape", [nodes[-1].output[0] if nodes else "x", "shape"], ["scores"]
+        )
+        graph = onnx.helper.make_graph([floats, *nodes, last], "g", [faces], [out], [shape])
+        model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    several = np.zeros((2, 112, 112, 3), np.uint8)
+    with pytest.raises(UserError, match=r"mean\.onnx: gives \(1,\) for 2 faces"):
+        load_quality_model(tmp_path / "mean.onnx", device="cpu")(several)
+    with pytest.raises(UserError, match=r"one\.onnx: does not run on 2 faces"):
+        load_quality_model(tmp_path / "one.onnx", device="cpu")(several)
+
+
 class Hostile:
     def __reduce__(self) -> Any:
         return (os.system, ("touch ran_code",))

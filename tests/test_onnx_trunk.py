@@ -311,9 +311,13 @@ def test_a_checkpoint_without_its_description_is_refused(tmp_path: Path) -> None
     refused("describes no network", graph={**about["graph"], "layers": other})
     ahead = [{**layers[0], "inputs": [5]}, *layers[1:]]
     refused("describes no network", graph={**about["graph"], "layers": ahead})
+    wide = {**layers[0], "settings": {**layers[0]["settings"], "stride": -1}}
+    refused("describes no network", graph={**about["graph"], "layers": [wide, *layers[1:]]})
+    settings = {"num_features": about["graph"]["map"][0], "eps": 1e-5, "momentum": 0.1}
+    more = {"op": "BatchNormalization", "inputs": [len(layers)], "settings": settings}
     refused(
         "does not fit the .json beside it: missing: ",
-        graph={**about["graph"], "layers": [*layers, layers[2]]},
+        graph={**about["graph"], "layers": [*layers, more]},
     )
     save_network(path, start.network, about)
     with pytest.raises(UserError, match="is a onnx:made network, not the MFN that was asked for"):
