@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,14 +35,14 @@ from dataset.command_line import (
 )
 from dataset.containers import split_member
 from dataset.files import make_parent, replacing
-from dataset.images import UnreadableImage, is_image, thumbnail
+from dataset.images import UnreadableImage, thumbnail
 from dataset.inputs import find_images
 from dataset.listed import Faces, ListedFaces
 from dataset.lists import Table
 from dataset.loader import Batch
 from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
-from evaluation.meaning import Meaning
+from evaluation.meaning import Meaning, look_unaligned
 from evaluation.summary import summarise
 from models.backbones import Backbone
 from models.pretrained import DEFAULT_MODEL
@@ -49,7 +50,7 @@ from models.quality import QualityModel, load_quality_model
 
 
 def main(
-    path: Annotated[tuple[str, ...], tyro.conf.Positional],
+    path: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")],
     /,
     model: str = DEFAULT_MODEL,
     backbone: Backbone | None = None,
@@ -109,6 +110,12 @@ def main(
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
         images = faces.searched() if cut_short else len(table)
         summarise(faces, scores, images, left_out, meaning, top, bottom, to=results)
+        plain = isinstance(faces, ListedFaces) and not faces.like_photos
+        if plain and look_unaligned(scores.values, meaning.calibration):
+            note(
+                "most score below 99 % of the calibration faces, as faces that are not aligned do: "
+                "add --align unless they are"
+            )
         if report is not None:
             make_report(report, faces, images, scores, network, meaning)
     if interrupted:
@@ -124,13 +131,17 @@ def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str])
         read: what is read, so far as it names files.
     """
     taken = {os.path.realpath(name): "is read" for name in read if os.path.isfile(name)}
+    starts = {"--out": b"path,score,status", "--report": b"<!doctype html"}
     for flag, target in targets.items():
         if target is None:
             continue
         make_parent(target)
         place = os.path.realpath(target)
-        if place not in taken and os.path.isfile(place) and is_image(place):
-            taken[place] = "is an image"
+        if place not in taken and os.path.isfile(place) and os.path.getsize(place):
+            with suppress(OSError), open(place, "rb") as file:
+                # What it wrote before may go; an image, a container, a model's .json, ... may not.
+                if not file.read(100).lower().startswith(starts[flag]):
+                    taken[place] = "is a file of another kind"
         if place in taken:
             raise UserError(f"{flag} {target}: {taken[place]}; name another file")
         if os.path.isfile(place) or not os.path.exists(place):  # /dev/null may be named twice

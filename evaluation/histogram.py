@@ -107,10 +107,11 @@ def histogram_svg(
         f'to {ticks.max() / scale:.{decimals}f}">'
     ]
     tallest = int(heights.max())
+    counts = []  # above the bars
     for level in _round_levels(tallest):
         y = f"{floor - _PLOT * level / tallest:.1f}"
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="0" y="{float(y) - 3:.1f}">{level:,}</text>')
+        counts.append(f'<text class="count" x="0" y="{float(y) - 3:.1f}">{level:,}</text>')
     for left, low, high, number in zip(edges[:-1], lows, highs, heights, strict=True):
         height = _PLOT * number / tallest
         if number:
@@ -125,6 +126,7 @@ def histogram_svg(
             f'<rect class="hit" {span} y="{top}" height="{_PLOT}" '
             f'data-low="{low}" data-high="{high}"><title>{text}</title></rect>'
         )
+    parts += counts
     parts.append(f'<line class="axis" x1="0" x2="100%" y1="{floor}" y2="{floor}"/>')
     for tick in _axis_labels(int(first), int(edges[-1])):
         anchor = {0.0: "start", 1.0: "end"}.get((tick - first) / (edges[-1] - first), "middle")

@@ -17,6 +17,7 @@ from dataset.scores import NumberColumn
 from evaluation.report_sections import check_calibration
 
 DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
+_FEW = 5  # scores from which their median says something
 
 Scores = npt.NDArray[np.floating[Any]]
 Calibration = Mapping[str, Any]
@@ -82,6 +83,17 @@ class Meaning:
             f"accept {self.accept:g}: threshold {self.threshold:g}; "
             f"{reached} of {scored} scored faces reach it"
         )
+
+
+def look_unaligned(values: Scores, table: Calibration | None) -> bool:
+    """Whether half of some (N,) scores and more lie below 99 % of the calibration faces.
+
+    Photos scored without alignment do; so do faces of a camera that is beyond help.
+    """
+    scored = values[np.isfinite(values)]
+    if table is None or len(scored) < _FEW:
+        return False
+    return bool(np.median(percentiles_of(scored, table)) <= 1)
 
 
 def percentiles_of(scores: Scores, table: Calibration) -> npt.NDArray[np.float64]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from evaluation.histogram import Mark, Ticks, coarser, histogram_svg, ticks_of
 
+_TAIL = 8  # characters of a name that are always shown: names differ at their ends
 FINER = 2  # decimals that the page's script knows beyond those shown, for exact thresholds
 MAX_UNSCORED = 200  # unscored images listed by name; all are counted
 
@@ -82,9 +83,11 @@ def number_text(value: float, decimals: int) -> str:
 
 def lead(model_name: str, kind: str, rows: int, scored: int, shown: int) -> str:
     """What the page shows: how many images, the model, what is missing, whether it is a sample."""
-    words = f"{_count(rows, kind)}, scored by <strong>{html_text(model_name)}</strong>."
+    # A row without a score is an image, also where several faces may be of one.
+    found = scored if kind == "face" else rows
+    words = f"{_count(found, kind)}, scored by <strong>{html_text(model_name)}</strong>."
     if scored < rows:
-        words += f" {_count(rows - scored, kind)} got no score, see the end of the page."
+        words += f" {_count(rows - scored, 'image')} got no score, see the end of the page."
     if scored:
         words += " A higher score is a face that is easier to recognise."
     if shown < scored:
@@ -209,7 +212,8 @@ def face_item(
     if picture is not None and not picture.startswith(b"\xff\xd8"):
         raise ValueError(f"thumbnail: must be JPEG bytes or None, got {picture[:8]!r} for {path!r}")
     tick = int(ticks_of(np.array([score]), decimals + FINER)[0])
-    name, shown = html_text(os.path.basename(path) or path), number_text(score, decimals)
+    base, shown = os.path.basename(path) or path, number_text(score, decimals)
+    name, head, tail = (html_text(text) for text in (base, base[:-_TAIL], base[-_TAIL:]))
     finest = decimals + FINER
     exact = score if abs(score) >= 1e9 else tick / 10**finest  # as the filter has it
     hover = f"{html_text(path)}&#10;score {exact:.{finest}f}"
@@ -223,7 +227,8 @@ def face_item(
             f'<img width="112" height="112" decoding="async" alt="Face {name}" '
             f'src="data:image/jpeg;base64,{data}">'
         )
-    body = f'{image}<b>{shown}</b><span class="name" aria-hidden="true"><bdi>{name}</bdi></span>'
+    caption = f'<span class="name" aria-hidden="true"><bdi>{head}</bdi><bdi>{tail}</bdi></span>'
+    body = f"{image}<b>{shown}</b>{caption}"
     inside = (
         f'<span class="plain" title="{hover}">{body}</span>'
         if url is None

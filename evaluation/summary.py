@@ -46,6 +46,8 @@ def summarise(
         parts = [f"{scores.values[0]:.2f}"]
         parts += [f"{name} {text[0]}" for name, text in meaning.columns(scores.values)]
         print("\t".join(parts), file=to)
+        if (sentence := meaning.sentence(scores.values)) is not None:
+            note(sentence)
     else:
         _summarise_many(names, scores, images, meaning, top, bottom, to)
     failed = sorted(scores.reasons)

@@ -354,12 +354,14 @@ def test_interrupted_it_writes_what_it_has(
 def test_nothing_that_is_read_is_written_over(here: Path) -> None:
     shutil.copy(here / "faces/id0/0.jpg", here / "own.jpg")
     (here / "list.txt").write_text("own.jpg\n")
-    (here / "old.csv").touch()
+    (here / "old.csv").write_text("path,score,status\n")
+    (here / "other.txt").write_text("notes")
     script.check_targets({"--out": "old.csv", "--report": Path("new.html")}, ["list.txt", "small"])
     script.check_targets({"--out": "/dev/null", "--report": Path("/dev/null")}, [])
     for out, report, message in (
         ("./list.txt", None, r"--out \./list\.txt: is read; name another file"),
-        ("x.csv", Path("own.jpg"), r"--report own\.jpg: is an image; name another file"),
+        ("x.csv", Path("own.jpg"), r"--report own\.jpg: is a file of another kind; name another"),
+        ("other.txt", None, r"--out other\.txt: is a file of another kind"),
         ("old.csv", Path("old.csv"), r"--report old\.csv: is written by --out"),
         ("new.csv", Path("new.csv"), r"--report new\.csv: is written by --out"),
     ):

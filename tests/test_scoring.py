@@ -111,6 +111,17 @@ def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any) -> None:
     assert "accept 0.75: threshold 30; 3 of 5" in page and "1,000 faces" in page
     done = run("faces/102.png", "--model", calibrated, *asked[:3], cwd=tmp_path)
     assert done.stdout == "40.00\tpercentile 37.5\taccept 1\n"
+    assert done.stderr == "accept 0.75: threshold 30; 1 of 1 scored faces reach it\n"
+
+
+def test_scores_that_hardly_a_face_has_are_said(tmp_path: Any, calibrated: Any) -> None:
+    for number in range(9):
+        grey(tmp_path / "faces" / f"{number}.png", 0 if number < 5 else 128)
+    done = run("faces", "--model", calibrated, cwd=tmp_path)
+    assert "most score below 99 % of the calibration faces" in done.stderr
+    (tmp_path / "faces/0.png").unlink()
+    done = run("faces", "--model", calibrated, cwd=tmp_path)
+    assert "calibration faces" not in done.stderr
 
 
 def test_without_asking_there_are_no_extra_columns(tmp_path: Any, calibrated: Any) -> None:
