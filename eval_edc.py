@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, run_script
+from dataset.files import make_parent
 from dataset.lists import Identities, Table, read_labelpath, refuse_repeats
 from dataset.loader import batches
 from evaluation import gather
@@ -63,9 +64,10 @@ def main(
         fmr: target false match rates.
         pairs: a verification list (LFW's pairs.txt, `image image 0|1`, or a .bin) instead of all
             pairs.
-        protocol: sets threshold, discard and the area that orders the table, as the papers do.
-        threshold_at: recomputed on what remains, or fixed at no discard, or both.
-        discard: images with their pairs, or pairs by their worse image, or both.
+        protocol: sets threshold, discard and the area that orders the table, as the papers do;
+            sdd-fiqa's where nothing is named.
+        threshold_at: recomputed on what remains (the default), or fixed at no discard, or both.
+        discard: images with their pairs (the default), or pairs by their worse image, or both.
         limit: L of the partial areas.
         max_images_per_id: draw at most so many images of each identity.
         min_images_per_id: leave out identities with fewer images.
@@ -85,6 +87,7 @@ def main(
     check_numbers(fmr, limit, impostor_pairs, bootstrap)
     check_seed(seed)
     at = choose_fmr(fmr, advise_at)
+    check_out_dir(out_dir, [*feats, image_list, *scores, *filter(None, (pairs, exclude))])
     notes = gather.Notes()
     table, identities = read_labelpath(image_list)
     refuse_repeats(table)
@@ -149,6 +152,14 @@ def main(
     plot_curves(out_dir / "edc.png", shown, area)
     write_calibrations(out_dir, report, list(scored))
     return EXIT_SKIPPED if notes.skipped else EXIT_DONE
+
+
+def check_out_dir(out_dir: Path, read: Sequence[Path]) -> None:
+    """Refuses what cannot be written, and what would be written over an input: now, not later."""
+    for name in ("results.md", "results.csv", "results.json", "edc.png", "calibration.json"):
+        make_parent(out_dir / name)
+        if any((out_dir / name).resolve() == path.resolve() for path in read):
+            raise UserError(f"--out-dir {out_dir}: its {name} is read; name another folder")
 
 
 def choose_rules(

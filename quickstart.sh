@@ -76,7 +76,7 @@ chain() {
     stage train $model/net_8epoch.pth $notes/quality_pseudo_labels.txt \
         train.py --img-list $notes/quality_pseudo_labels.txt --checkpoints $q/checkpoints \
         --backbone MFN --epochs 8 --lr 1e-3 --batch-size 32 --val-identities 0.25
-    stage score $q/scores.csv $model/net_8epoch.pth \
+    stage score $q/report.html $model/net_8epoch.pth \
         eval.py $model/held_out.txt --model $model/net_8epoch.pth \
         --out $q/scores.csv --report $q/report.html
     echo "== the identities left out of training"

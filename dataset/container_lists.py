@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset.command_line import UserError
+from dataset.command_line import UserError, is_count
 from dataset.containers import is_container, open_container, split_member
 from dataset.files import replacing
 from dataset.lists import read_table, refuse_repeats
@@ -19,6 +19,7 @@ from dataset.storage import File, UnreadableImage
 
 PAIRS = "pairs.txt"
 
+_MOST_SHARDS = 1_000_000  # that braces may name
 _EXACT = 1 << 24  # float32 counts to here
 
 
@@ -165,7 +166,7 @@ def _listed_records(
     refuse_repeats(listed)
     for line in listed.paths():
         parts = split_member(line)
-        if parts is None or parts[0] != container or not parts[1].isdigit():
+        if parts is None or parts[0] != container or not is_count(parts[1]):
             left_out.trouble("lines that do not name a record of the file", line)
             continue
         try:
@@ -217,8 +218,11 @@ def _braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     first, dots, last = inside.partition("..")
-    if dots and first.isdigit() and last.isdigit():
-        choices = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    choices: Iterable[str]
+    if dots and is_count(first) and is_count(last):
+        if int(last) - int(first) >= _MOST_SHARDS:
+            raise UserError(f"{pattern}: names more than {_MOST_SHARDS:,} files")
+        choices = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
     else:
         choices = inside.split(",")
     for choice in choices:

@@ -8,10 +8,11 @@ of its identity's name, and gets the label that its own embedding earns, not its
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +20,13 @@ import numpy as np
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, note, run_script
 from dataset.degrade import KINDS, TRAINING_KINDS, degrade_by
-from dataset.files import replacing
+from dataset.files import read_json, replacing, write_json
 from dataset.images import UnreadableImage, cv2, read_face
 from dataset.loader import default_workers
 from dataset.scan import LeftOut, walk_images
 from dataset.storage import read_file
 
+SETTINGS = "degraded_copies.json"  # in the out folder
 _AHEAD = 64  # copies under way at once
 _SHOWN = 5
 
@@ -105,19 +107,43 @@ def main(
     if not Path(root).is_dir():
         raise UserError(f"--data-root {data_root}: is no folder; name the folder of faces")
     copies = Copies(share, kinds, strengths, seed, most)
-    made, kept, failures = write_copies(root, out_dir, copies, keep_others)
+    same_settings(out_dir, copies, keep_others)
+    left_out = LeftOut()
+    made, kept, failures = write_copies(root, out_dir, copies, keep_others, left_out)
     print(f"{out_dir}: {made} degraded copies" + (f", {kept} faces kept" if keep_others else ""))
     for line in failures[:_SHOWN]:
         note(f"skipped: {line}")
     if failures:
         note(f"skipped: {len(failures)} faces in all")
-    return EXIT_SKIPPED if failures else EXIT_DONE
+    for line in left_out.lines():
+        note(line)
+    return EXIT_SKIPPED if failures or left_out.troubles else EXIT_DONE
+
+
+def same_settings(out_dir: Path, copies: Copies, keep_others: bool) -> None:
+    """Keeps copies made in two ways out of one folder: `SETTINGS` says how its own were made.
+
+    Raises:
+        UserError: they were made in another way.
+    """
+    wanted = json.loads(json.dumps({**asdict(copies), "keep_others": keep_others}))
+    file = out_dir / SETTINGS
+    if file.exists() and (made := read_json(file)) != wanted:
+        raise UserError(
+            f"{file}: the copies there were made with {json.dumps(made)}; name another --out-dir, "
+            "or remove that one"
+        )
+    write_json(file, wanted)
 
 
 def write_copies(
-    root: str, out_dir: Path, copies: Copies, keep_others: bool = False
+    root: str,
+    out_dir: Path,
+    copies: Copies,
+    keep_others: bool = False,
+    left_out: LeftOut | None = None,
 ) -> tuple[int, int, list[str]]:
-    """Writes the copies, on all cores.
+    """Writes the copies, on all cores; what is no face of the folder goes to `left_out`.
 
     Returns:
         How many there are now, how many other faces were kept, and a line for each face that could
@@ -128,6 +154,7 @@ def write_copies(
     """
     from tqdm import tqdm
 
+    left_out = LeftOut() if left_out is None else left_out
     made = kept = faces = 0
     failures: list[str] = []
     inside = out_dir.resolve()
@@ -147,7 +174,7 @@ def write_copies(
         ThreadPoolExecutor(default_workers()) as pool,
         tqdm(desc="degrade", unit=" faces") as bar,
     ):
-        for path in walk_images(root, LeftOut()):
+        for path in walk_images(root, left_out):
             if inside in Path(path).resolve().parents:
                 continue  # a copy: the out folder may lie below the root
             faces += 1
@@ -174,6 +201,7 @@ def write_copies(
     if not faces:
         own = os.path.realpath(root) == os.path.realpath(out_dir)
         why = "is --out-dir, of which nothing is read" if own else "has no images"
+        why = "; ".join([why, *left_out.lines()])
         raise UserError(f"{root}: {why}")
     return made, kept, failures
 

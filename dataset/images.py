@@ -21,6 +21,7 @@ import cv2 as cv2  # noqa: E402  (the limits above must stand first: others impo
 
 cv2.setNumThreads(0)  # the loaders' workers are the parallelism
 
+_ROWS = 256  # of an image with transparency at a time
 FACE_SIZE = 112  # pixels a side of every network's input
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".jp2"}
@@ -151,14 +152,14 @@ def _over_black(pixels: npt.NDArray[Any]) -> Image:
 
     Without an alpha channel after all, (H, W) or (H, W, 3) BGR, as it is.
     """
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
+    shift = 8 if pixels.dtype == np.uint16 else 0
     if pixels.ndim == 2:
-        return np.repeat(pixels[:, :, None], 3, axis=2).astype(np.uint8)
+        return np.repeat((pixels >> shift).astype(np.uint8)[:, :, None], 3, axis=2)
     if pixels.shape[2] == 3:
-        return np.ascontiguousarray(pixels[:, :, ::-1])
-    alpha = pixels[:, :, -1:].astype(np.uint16)
-    colours = pixels[:, :, :-1]
-    if colours.shape[2] == 1:
-        colours = np.repeat(colours, 3, axis=2)
-    return ((colours[:, :, ::-1].astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+        return np.ascontiguousarray((pixels[:, :, ::-1] >> shift).astype(np.uint8))
+    out = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for start in range(0, len(pixels), _ROWS):  # or products would take several times the image
+        part = pixels[start : start + _ROWS] >> shift
+        alpha = part[:, :, -1:].astype(np.uint16)
+        out[start : start + _ROWS] = (part[:, :, -2::-1].astype(np.uint16) * alpha + 127) // 255
+    return out

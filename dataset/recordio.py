@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.command_line import UserError, note
+from dataset.command_line import UserError, is_count, note
 from dataset.containers import Container, Content
 from dataset.files import replacing
 from dataset.record_format import (
@@ -84,7 +84,7 @@ class RecordFile(Container):
         Raises:
             UnreadableImage: no such record, damaged, or without an image.
         """
-        if not (member.isascii() and member.isdigit()):
+        if not is_count(member):
             raise UnreadableImage(f"{member!r} is no record key, a whole number")
         row = self._row(int(member))
         begin, end = self._bounds[row], self._bounds[row + 1]
@@ -103,7 +103,8 @@ class RecordFile(Container):
         None for every image that is no ordinary record: `read` gives it, or says what is wrong.
         """
         nothing = repeat(None, len(members))
-        if not (joined := "".join(members)).isascii() or not joined.isdigit():
+        joined = "".join(members)
+        if not (joined.isascii() and joined.isdigit()) or len(joined) > 18 * len(members):
             return nothing
         shift = self._first_key
         try:
@@ -200,7 +201,7 @@ class RecordFile(Container):
                 key = keys[-1] + 1 if keys else 0
                 if not self.damages:
                     numbered = numbered and found.number == key
-                elif numbered and found.number > key:
+                elif numbered and key < found.number < 1 << 62:
                     key = found.number  # the scan cannot count what a damage swallowed; ids can
                 keys.append(key)
                 offsets.append(found.offset)

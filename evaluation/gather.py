@@ -105,7 +105,8 @@ def excluded_images(exclude: Path | None, table: Table, notes: Notes) -> Mask:
     if exclude is None:
         return np.zeros(len(table), np.bool_)
     named = read_names(exclude, table)
-    notes.add(f"view: without the {np.count_nonzero(named):,} images of {exclude.name}")
+    count = np.count_nonzero(named)
+    notes.add(f"view: without the {count:,} image{'' if count == 1 else 's'} of {exclude.name}")
     return named
 
 

@@ -101,7 +101,7 @@ def read_features(path: Path, table: Table) -> tuple[npt.NDArray[np.floating], s
         raise UserError(
             f"{path}: holds {features.dtype} {features.shape}; embeddings are floats, (N, D)"
         )
-    origin = check_origin(path, len(features), table.file, table.sha256, len(table))
+    origin = check_origin(path, features.shape, table.file, table.sha256, len(table))
     return features, origin.note or None
 
 
@@ -128,7 +128,7 @@ def open_array(path: Path) -> npt.NDArray[Any]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header is parsed as Python: it raises many kinds
         raise UserError(f"{path}: is not a whole .npy array ({error})") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: holds several arrays (.npz); save the embeddings alone, as .npy")
@@ -145,6 +145,8 @@ def usable_rows(features: npt.NDArray[np.floating]) -> Mask:
 
 
 def _first_line(path: Path) -> str:
+    if path.is_fifo():
+        raise UserError(f"{path}: is a pipe, and is read more than once; name a file")
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.readline().strip()

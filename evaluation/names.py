@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
+from dataset.command_line import UserError, is_count
 from dataset.lists import Table, last_parts
 from dataset.pair_bins import read_pair_bin
 
@@ -64,7 +64,7 @@ def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
     lines = [(number, line.split("\t")) for number, line in read_lines(path)]
     first = lines[0][1]
     header = [*first[0].split(), *first[1:]]
-    if all(field.isdigit() for field in header) and len(first) <= 2:
+    if all(map(is_count, header)) and len(first) <= 2:
         return [_lfw_pair(path, number, line) for number, line in lines[1:]]
     return [_named_pair(path, number, line) for number, line in lines]
 
@@ -123,9 +123,9 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 def _lfw_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
     """`name i j` is one person, `name i other j` two; images are <name>/<name>_%04d."""
-    if len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit():
+    if len(fields) == 3 and is_count(fields[1]) and is_count(fields[2]):
         name, i, other, j = fields[0], fields[1], fields[0], fields[2]
-    elif len(fields) == 4 and fields[1].isdigit() and fields[3].isdigit():
+    elif len(fields) == 4 and is_count(fields[1]) and is_count(fields[3]):
         name, i, other, j = fields
     else:
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
+from dataset.command_line import UserError, is_count
 from dataset.threads import nvidia_driver
 
 Array = Any  # a numpy array or a torch tensor
@@ -147,7 +147,7 @@ def arrays_for(device: str, local_rank: int = 0) -> Arrays:
         UserError: an unknown device, or CUDA where there is none.
     """
     kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not is_count(index))):
         raise UserError(f"--device {device}: is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     if kind == "cpu" or (kind == "auto" and not nvidia_driver()):
         return NumpyArrays()

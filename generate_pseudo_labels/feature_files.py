@@ -255,7 +255,7 @@ def _read_one(file: Path) -> npt.NDArray[np.float64] | str:
         found = np.load(BytesIO(content), allow_pickle=False)
     except FileNotFoundError:
         return MISSING
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged header is parsed as Python: it raises many kinds
         return DAMAGED
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or found.size == 0:
         return DAMAGED

@@ -38,7 +38,7 @@ def main(
         weights: the recogniser that made the list's embeddings: a known name or a file.
         backbone: of a torch checkpoint; found from the file when not given.
         seed: of the choice of faces and of their degradation.
-        device: auto, cpu, cuda or cuda:<number>.
+        device: auto, cpu, cuda or cuda:i.
     """
     check_seed(seed)
     one_blas_thread()

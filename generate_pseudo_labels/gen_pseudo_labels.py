@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, note, run_script
+from dataset.files import make_parent
+from dataset.lists import PSEUDO_LABELS
 from dataset.threads import one_blas_thread, usable_cores
 
 
@@ -67,7 +69,7 @@ def main(
         process_num: threads of each process; 0 takes all cores.
         load_feature: True keeps the .npy files' content in memory; False gathers it in one file
             below score-dst, which stays.
-        device: auto, cpu, cuda or cuda:<number>.
+        device: auto, cpu, cuda or cuda:i.
     """
     one_blas_thread()  # before numpy: what follows imports it
     from generate_pseudo_labels import label_files, label_run, picture
@@ -96,11 +98,15 @@ def main(
         threads = process_num or max(1, usable_cores() // ranks.local_count)
         features = Features(image_list_file, feature_root, image_root, id_key_index, score_dst)
         out_dir, given = open_input(out_dir, features, load_feature == "True", threads, ranks)
+        make_parent(out_dir / PSEUDO_LABELS)  # before hours of work, not after
         found = label_run.find_distances(given, settings, arrays, ranks, threads)
         if found is None:
             return EXIT_DONE
         result = label_run.label(given, settings, found)
-        picture.draw_picture(out_dir / picture.PICTURE, given, found[0], result, seed)
+        try:
+            picture.draw_picture(out_dir / picture.PICTURE, given, found[0], result, seed)
+        except UserError as error:  # a full disk, say: the labels are worth more
+            given.notes.append(str(error))
         label_files.write_labels(out_dir, given, result)
     for line in given.notes:
         note(f"note: {line}")

@@ -12,7 +12,14 @@ import numpy.typing as npt
 from dataset.columns import write_columns
 from dataset.embeddings import EMBEDDINGS, EmbeddingsFile, check_origin
 from dataset.files import replacing, write_json
-from dataset.lists import LABELPATH, PSEUDO_LABELS, Identities, Table, read_labelpath
+from dataset.lists import (
+    LABELPATH,
+    PSEUDO_LABELS,
+    Identities,
+    Table,
+    read_labelpath,
+    refuse_repeats,
+)
 from generate_pseudo_labels.blocks import Groups
 from generate_pseudo_labels.distances import (
     WRONG_WAY_BOUND,
@@ -85,11 +92,10 @@ def read_input(out_dir: Path) -> LabelInput:
         UserError: either is missing or damaged, or they do not belong together.
     """
     table, identities = read_labelpath(out_dir / LABELPATH)
+    refuse_repeats(table)
     table.values.resize(0, refcheck=False)  # the identities hold the same, in half the memory
     source = EmbeddingsFile(out_dir / EMBEDDINGS)
-    origin = check_origin(
-        source.path, source.shape[0], out_dir / LABELPATH, table.sha256, len(table)
-    )
+    origin = check_origin(source.path, source.shape, out_dir / LABELPATH, table.sha256, len(table))
     given = LabelInput(table, identities, source, [origin.note] if origin.note else [])
     for row, _, reason in origin.unreadable:
         given.leave_out(np.array([row]), UNREADABLE + reason)

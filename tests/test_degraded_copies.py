@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset.command_line import UserError
+from dataset.command_line import EXIT_SKIPPED, UserError
 from dataset.degrade import degrade_by
 from dataset.degraded_copies import Copies, main, write_copies
 from dataset.images import cv2, read_face
@@ -83,6 +83,20 @@ def test_a_copy_never_takes_the_place_of_anothers(
     assert np.abs(copy.astype(int) - 200).max() < 5
 
 
+def test_one_folder_has_copies_of_one_kind_and_names_what_it_leaves_out(
+    tmp_path: Path, make_faces: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = make_faces(tmp_path / "faces"), tmp_path / "out"
+    assert main(data_root=str(root), out_dir=out, seed=3) == main(
+        data_root=str(root), out_dir=out, seed=3
+    )
+    with pytest.raises(UserError, match=r'the copies there were made with .*"seed": 3'):
+        main(data_root=str(root), out_dir=out, seed=4)
+    (root / "id0/dead.jpg").symlink_to("nowhere")
+    assert main(data_root=str(root), out_dir=out, seed=3) == EXIT_SKIPPED
+    assert "left out: 1 links to nothing" in capsys.readouterr().err
+
+
 def test_bad_arguments_and_bad_faces(
     tmp_path: Path, make_faces: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,4 +116,4 @@ def test_bad_arguments_and_bad_faces(
     assert "broken.png: is not an image" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no images"):
-        main(data_root=str(tmp_path / "empty"), out_dir=out)
+        main(data_root=str(tmp_path / "empty"), out_dir=out, share=1.0)

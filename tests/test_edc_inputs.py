@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def test_scores_that_cannot_be_read(tmp_path: Path, table: Table) -> None:
         path.write_bytes(text)
         with pytest.raises(UserError, match=r"latin\.csv: is not UTF-8"):
             read_scores(path, table)
+
+
+def test_a_pipe_of_scores_is_refused(tmp_path: Path, table: Table) -> None:
+    os.mkfifo(tmp_path / "scores.csv")
+    with pytest.raises(UserError, match="is a pipe, and is read more than once"):
+        read_scores(tmp_path / "scores.csv", table)
 
 
 def test_features(tmp_path: Path, table: Table) -> None:

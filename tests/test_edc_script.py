@@ -304,6 +304,17 @@ def test_the_label_is_an_oracle(
     assert table[0][4] == "labels" and len(table) == 3
 
 
+def test_nothing_that_is_read_is_written_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine/results.csv").write_bytes((folder / "good.csv").read_bytes())
+    settings = {"scores": (Path("mine/results.csv"),), "out_dir": Path("mine")}
+    with pytest.raises(UserError, match=r"--out-dir mine: its results.csv is read"):
+        call(folder, monkeypatch, **settings)
+    assert (folder / "mine/results.csv").read_bytes() == (folder / "good.csv").read_bytes()
+
+
 def test_the_label_needs_two_people(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (folder / "DATA.labelpath").read_text().splitlines()
     alone = folder / "alone.labelpath"

@@ -147,6 +147,16 @@ def test_transparency_is_laid_over_black(face: Image.Image, kind: Any) -> None:
     assert np.abs(pixels[:, 40:80] - half).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tall_images_with_transparency_are_whole(bits: int) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (600, 5, 4)).astype(np.uint8)
+    stored = pixels if bits == 8 else pixels.astype(np.uint16) * 257
+    content = cv2.imencode(".png", stored)[1].tobytes()
+    wanted = np.round(pixels[:, :, 2::-1] * (pixels[:, :, 3:] / 255))
+    assert np.abs(decode_image(content) - wanted).max() <= 1
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 500), (20_000, 2), (3, 70_000), (5000, 4000)])
 def test_any_shape_becomes_a_face(tmp_path: Path, size: Any) -> None:
     cv2.imwrite(str(tmp_path / "x.png"), np.full((size[1], size[0], 3), (10, 20, 30), np.uint8))

@@ -185,6 +185,16 @@ def by_column(out: Path, f: Floats) -> None:
     np.save(out / "feats_npy" / "Embedding_Features.npy", np.asfortranarray(f))
 
 
+def damaged_header(out: Path, f: Floats) -> None:
+    file = out / "feats_npy" / "Embedding_Features.npy"
+    file.write_bytes(file.read_bytes().replace(b"}", b"{", 1))
+
+
+def listed_twice(out: Path, f: Floats) -> None:
+    lines = (out / "DATA.labelpath").read_text().splitlines(keepends=True)
+    (out / "DATA.labelpath").write_text("".join([*lines[:-1], lines[0]]))
+
+
 def missing(out: Path, f: Floats) -> None:
     (out / "feats_npy" / "Embedding_Features.npy").unlink()
 
@@ -208,6 +218,9 @@ def edited(row: int, value: float) -> Spoil:
 MENDS: dict[str, tuple[Spoil, str]] = {
     "truncated": (truncated, "Embedding_Features.npy: is truncated"),
     "no .npy": (not_npy, "is not a .npy file"),
+    "header": (damaged_header, "is not a .npy file"),
+    "twice": (listed_twice, "is listed twice; list it once"),
+    "other numbers": (lambda out, f: save(out, f, dimension=7), "the .json beside it speaks of 7"),
     "one dimension": (one_dimension, "holds float64 of shape (120,)"),
     "whole numbers": (whole_numbers, "holds int64"),
     "by column": (by_column, "is stored by column"),

@@ -158,6 +158,10 @@ def test_which_tars_a_root_names(tmp_path: Path) -> None:
     assert containers_of(root + "/s-{00,02}.tar") == [shards[0], shards[2]]
     with pytest.raises(UserError, match=r"s-03\.tar: no such file"):
         containers_of(root + "/s-{02..03}.tar")
+    with pytest.raises(UserError, match="names more than 1,000,000 files"):
+        containers_of(root + "/s-{0..9999999999}.tar")
+    with pytest.raises(UserError, match="no such file"):
+        containers_of(root + "/s-{\u00b2..\u00b3}.tar")
     with pytest.raises(UserError, match="only tars are taken several at a time"):
         containers_of(root + "/*")
     (tmp_path / "ann").mkdir()
