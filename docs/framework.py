@@ -74,6 +74,7 @@ def label_step(
         bins = np.linspace(-0.4, 1.0, 57).tolist()
         axis.hist(negative, bins, density=True, color=NEGATIVE, alpha=0.75, label="Neg-Sim")
         axis.hist(similarity[same], bins, density=True, color=POSITIVE, alpha=0.75, label="Pos-Sim")
+        axis.set_ylim(0, 1.25 * axis.get_ylim()[1])  # room for the label
         axis.set_yticks([])
         axis.spines[["left", "top", "right"]].set_visible(False)
         axis.text(0.98, 0.86, f"label {labels[image]:.0f}", transform=axis.transAxes, ha="right")
