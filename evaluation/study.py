@@ -211,8 +211,13 @@ def _cell(
     return Cell(recogniser, scorer, curve, areas(curve, limits), intervals, drawn, reason)
 
 
-def _rank(cell: Cell, area: str) -> float:
-    value = cell.areas[area]
-    if np.isnan(value):
-        return np.inf
-    return -value if area in HIGHER_IS_BETTER else value
+def _rank(cell: Cell, area: str) -> tuple[float, ...]:
+    """Lower is better: by the area; where it is refused or equal, by the others in their order."""
+
+    def rank(name: str) -> float:
+        value = cell.areas[name]
+        if np.isnan(value):
+            return np.inf
+        return -value if name in HIGHER_IS_BETTER else value
+
+    return tuple(map(rank, [area, *cell.areas]))

@@ -196,6 +196,20 @@ def test_unreachable_and_unreliable_cells_say_so(
     assert "fewer than" not in capsys.readouterr().out
 
 
+def test_where_the_area_is_refused_the_next_one_orders(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    for names in (("random", "norm"), ("norm", "random")):
+        call(folder, monkeypatch, fmr=(1e-3,), reference=names, scores=())
+        with open(folder / "out" / "results.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert [line["aoc"] for line in lines] == ["", ""]
+        assert float(lines[0]["pauc_0.2"]) < float(lines[1]["pauc_0.2"])
+        orders.append([line["scorer"] for line in lines])
+    assert orders[0] == orders[1]
+
+
 def test_sharpness_and_ers_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
