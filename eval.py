@@ -75,7 +75,8 @@ def main(
         model: the quality network: a shipped one by name; a checkpoint of train.py or in the
             published format; or an .onnx file of export_onnx.py.
         backbone: its architecture; found from the file when not given.
-        out: the CSV file to write; - for stdout.
+        out: the CSV file to write; - for stdout. Ctrl-C leaves a file that stands there, and writes
+            what is scored so far beside it, as <out>.partial.
         report: also write a page of the faces in order of their scores (an HTML file).
         align: find the largest face in each photo and align it before scoring.
         all_faces: align and score every face of each photo: rows path#1, path#2, ..., the largest
@@ -105,6 +106,9 @@ def main(
         size = batch_size or network.batch_size
         faces = open_faces(table, size, num_workers, align, all_faces)
         scores, interrupted = score(faces, len(table), network)
+        if interrupted and os.path.isfile(out):  # maybe of a run that was not
+            note(f"{out}: stands as it was; {out}.partial has what is scored so far")
+            out += ".partial"
         write(out, faces, scores, meaning)
         results = sys.stderr if out == "-" else sys.stdout
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into

@@ -319,10 +319,14 @@ def test_streams(
     assert "Broken" not in err
 
 
+@pytest.mark.parametrize("file", ["scores.csv", "scores.csv.partial"])
 def test_interrupted_it_writes_what_it_has(
-    here: Path, weights: dict[str, Path], stalled_script: Callable[..., Any]
+    here: Path, weights: dict[str, Path], stalled_script: Callable[..., Any], file: str
 ) -> None:
-    """Ctrl-C while the 6th image keeps it waiting."""
+    """Ctrl-C while the 6th image keeps it waiting; the scores of a run before stay."""
+    before = "path,score,status\nwhole.png,1.0000,ok\n"
+    if file != "scores.csv":
+        (here / "scores.csv").write_text(before)
     (here / "slow.png").symlink_to("faces/id5/1.png")
     paths = [f"faces/id{i}/1.png" for i in range(5)]
     (here / "list.txt").write_text("\n".join([*paths, "slow.png", *paths]))
@@ -341,7 +345,8 @@ def test_interrupted_it_writes_what_it_has(
     assert stalled.process.returncode == EXIT_INTERRUPTED, err
     assert "interrupted: what is scored so far is written" in err
     assert "Traceback" not in err
-    rows = read(here / "scores.csv")
+    rows = read(here / file)
+    assert file == "scores.csv" or (here / "scores.csv").read_text() == before
     assert [row["path"] for row in rows] == [*paths, "slow.png", *paths]
     done = [row for row in rows if row["status"] == "ok"]
     assert 3 <= len(done) <= 5
