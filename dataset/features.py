@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -59,7 +59,8 @@ class FeatureWriter:
         except UserError:  # not ours, or damaged: the work is done again
             return False
         try:
-            stands = EmbeddingsFile(self.features).shape == (self.rows, self.dimension)
+            with closing(EmbeddingsFile(self.features)) as file:
+                stands = file.shape == (self.rows, self.dimension)
         except UserError:  # cut off, or no longer embeddings
             return False
         return stands and self._is_this_work(done) and isinstance(done.get("unreadable"), list)
