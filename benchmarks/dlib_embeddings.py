@@ -37,8 +37,10 @@ def main(*, image_list: Path, weights: Path, out_dir: Path) -> int:
         weights: dlib_face_recognition_resnet_model_v1.dat.
         out_dir: the folder for both files.
     """
-    import dlib
-
+    try:
+        import dlib
+    except ImportError as error:
+        raise UserError("this needs the package dlib: pip install dlib-bin") from error
     if not weights.is_file():
         raise UserError(f"--weights {weights}: no such file")
     network = dlib.face_recognition_model_v1(str(weights))
