@@ -128,7 +128,8 @@ def same_settings(out_dir: Path, copies: Copies, keep_others: bool) -> None:
     """
     wanted = json.loads(json.dumps({**asdict(copies), "keep_others": keep_others}))
     file = out_dir / SETTINGS
-    if file.exists() and (made := read_json(file)) != wanted:
+    copied = file.exists() and len(os.listdir(out_dir)) > 1
+    if copied and (made := read_json(file)) != wanted:
         raise UserError(
             f"{file}: the copies there were made with {json.dumps(made)}; name another --out-dir, "
             "or remove that one"

@@ -48,7 +48,10 @@ def main(*, feats: Path, image_list: Path) -> int:
         falls = leave_one_out(features[usable], identities[usable])
     except ValueError as error:
         raise UserError(f"{image_list}: {error}") from error
-    for which, chosen in (("all", falls == falls), ("whose absence lowers the FNMR", falls > 0)):
+    for which, chosen in (
+        ("all", np.ones(len(falls), np.bool_)),
+        ("whose absence lowers the FNMR", falls > 0),
+    ):
         pair = falls[chosen], w1[usable][chosen]
         if len(pair[0]) > 2:
             print(
@@ -84,7 +87,7 @@ def leave_one_out(
     own_impostors = (~same).sum(axis=1)
     genuine_left = len(genuine) - own_genuine
     impostors_left = len(impostors) - own_impostors
-    if genuine_left.min(initial=1) < 1 or impostors_left.min(initial=1) < 1:
+    if not count or genuine_left.min() < 1 or impostors_left.min() < 1:
         raise ValueError("leaving an image out must leave a genuine and an impostor pair")
     total = _pairs_at_most(genuine, impostors)
     left = np.empty(count)

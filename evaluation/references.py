@@ -54,7 +54,7 @@ def own_labels(path: Path, table: Table, identities: Identities) -> npt.NDArray[
     try:
         found = similarity_distances(InMemory(features), groups, estimator="exact").distances
     except TooFewOutsiders as error:
-        raise UserError(f"{path}: --reference labels: {error}") from error
+        raise UserError(f"{path}: gives no labels: {error}") from error
     labels = np.full(len(table), np.nan)
     labels[groups.rows_of(np.arange(len(groups)))] = found.w1[:, 0]
     return labels

@@ -117,3 +117,7 @@ def test_bad_arguments_and_bad_faces(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no images"):
         main(data_root=str(tmp_path / "empty"), out_dir=out, share=1.0)
+    other = tmp_path / "other"
+    for seed in (0, 1):  # no copy was made: no settings bind the folder
+        with pytest.raises(UserError, match="has no images"):
+            main(data_root=str(tmp_path / "empty"), out_dir=other, seed=seed)

@@ -333,7 +333,7 @@ def test_the_label_needs_two_people(folder: Path, monkeypatch: pytest.MonkeyPatc
     lines = (folder / "DATA.labelpath").read_text().splitlines()
     alone = folder / "alone.labelpath"
     alone.write_text("".join(line.split("\t")[0] + "\t0\n" for line in lines))
-    with pytest.raises(UserError, match="--reference labels: the largest identity leaves 0 images"):
+    with pytest.raises(UserError, match="gives no labels: the largest identity leaves 0 images"):
         call(folder, monkeypatch, reference=("labels",), image_list=alone)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from dataset.command_line import UserError
 from dataset.lists import read_table
-from generate_pseudo_labels import gen_pseudo_labels
+from generate_pseudo_labels import gen_pseudo_labels, picture
 from generate_pseudo_labels.label_files import LabelInput, read_input
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -279,6 +279,19 @@ def test_flags_that_cannot_be_used(here: Path, flags: dict[str, Any], message: s
     with pytest.raises(UserError, match=re.escape(message)):
         gen_pseudo_labels.main(**flags)
     assert not (out / "quality_pseudo_labels.txt").exists()
+
+
+def test_a_picture_that_finds_no_room_costs_no_label(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, *arguments: object) -> None:
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+
+    out, _, _ = make(here)
+    monkeypatch.setattr(picture, "draw_picture", full)
+    assert gen_pseudo_labels.main() == 0
+    assert len((out / "quality_pseudo_labels.txt").read_text().splitlines()) == 120
+    assert "note: annotations/distributions.png: cannot be written" in capsys.readouterr().err
 
 
 def test_many_reasons_are_counted_together(here: Path) -> None:
