@@ -23,30 +23,22 @@ import numpy.typing as npt
 import tyro
 from tqdm import tqdm
 
-from dataset.command_line import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_SKIPPED,
-    EXIT_USAGE,
-    UserError,
-    fail,
-    note,
-    run_script,
-)
-from dataset.containers import split_member
-from dataset.files import make_parent, replacing
-from dataset.images import UnreadableImage, thumbnail
-from dataset.inputs import find_images
+from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE, fail, note, run_script
+from dataset.containers.base import split_member
+from dataset.datalist import LeftOut, table_of
+from dataset.find import find_images
 from dataset.listed import Faces, ListedFaces
 from dataset.lists import Table
 from dataset.loader import Batch
-from dataset.scan import LeftOut, table_of
 from dataset.scores import Scores, write_scores
-from evaluation.meaning import Meaning, look_unaligned
 from evaluation.summary import summarise
 from models.backbones import Backbone
 from models.pretrained import DEFAULT_MODEL
 from models.quality import QualityModel, load_quality_model
+from sdd_fiqa.calibration import Meaning, look_unaligned
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import make_parent, replacing
+from sdd_fiqa.images import thumbnail
 
 
 def main(
@@ -158,7 +150,7 @@ def open_faces(
     """The listed images as faces: as they are, or found and aligned."""
     if not (align or all_faces):
         return ListedFaces(table, batch_size, num_workers)
-    from dataset.photos import PhotoFaces
+    from dataset.faces import PhotoFaces
 
     return PhotoFaces(table, all_faces, batch_size, num_workers)
 
@@ -240,7 +232,7 @@ def make_report(
     meaning: Meaning,
 ) -> None:
     """Writes the report page and prints where it is."""
-    from evaluation.report import write_report
+    from evaluation.report.page import write_report
 
     def file_of(row: int) -> str | None:
         path = faces.photo_path(row)

@@ -17,19 +17,20 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, run_script
-from dataset.files import make_parent
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, run_script
 from dataset.lists import Identities, Table, read_labelpath, refuse_repeats
 from dataset.loader import batches
-from evaluation import gather
-from evaluation.advice import Advice, advise
-from evaluation.areas import FULL_LIMIT
-from evaluation.edc import DiscardRule, Rules, ThresholdRule, Values
-from evaluation.inputs import read_norms, read_scores
-from evaluation.plots import plot_curves
-from evaluation.references import laplacian_variance, own_labels, random_scores
-from evaluation.results import Report, markdown, write_calibration, write_results
-from evaluation.study import PROTOCOLS, Cell, differences, study
+from evaluation.edc import gather
+from evaluation.edc.advice import Advice, advise
+from evaluation.edc.areas import FULL_LIMIT
+from evaluation.edc.curves import DiscardRule, Rules, ThresholdRule, Values
+from evaluation.edc.inputs import read_norms, read_scores
+from evaluation.edc.plots import plot_curves
+from evaluation.edc.references import laplacian_variance, own_labels, random_scores
+from evaluation.edc.results import Report, markdown, write_calibration, write_results
+from evaluation.edc.study import PROTOCOLS, Cell, differences, study
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import make_parent
 
 Reference = Literal["random", "norm", "sharpness", "labels", "ers"]
 MIN_REPLICATES = 20  # below, the ends of a 95 % interval are the extremes

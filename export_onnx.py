@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import EXIT_DONE, UserError, note, run_script
-from dataset.files import replacing, sha256_of
-from dataset.images import UnreadableImage, read_face
-from dataset.inputs import find_images
-from dataset.scan import LeftOut
+from common.cli import EXIT_DONE, note, run_script
+from dataset.datalist import LeftOut
+from dataset.find import find_images
+from dataset.images import read_face
 from evaluation.calibration import held_out_measures
 from models.backbones import Backbone
 from models.checkpoints import load_network
 from models.onnx_export import onnx_bytes
-from models.onnx_files import is_onnx
 from models.onnx_int8 import quantised
 from models.pretrained import find_model
 from models.quality import load_quality_model
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import replacing, sha256_of
+from sdd_fiqa.quality_onnx import is_onnx
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
 MIN_SPEARMAN = 0.999  # of int8, against float32

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-from models.world import World, join_world  # first: how torch's threads wait is set with it
+from common.distributed import World, join_world  # first: how torch's threads wait is set with it
 
 # isort: split
 import numpy as np
@@ -28,28 +28,12 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dataset.command_line import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    StopRequest,
-    UserError,
-    fail,
-    run_script,
-)
-from dataset.files import only_here, write_json
+from common.cli import EXIT_DONE, EXIT_INTERRUPTED, StopRequest, fail, run_script
+from common.cpu import keep_freed_memory
+from common.device import Compute, choose_compute
 from dataset.loader import Batch, batches
-from dataset.training_list import (
-    TrainingList,
-    Unreadable,
-    epoch_flips,
-    epoch_order,
-    read_training_list,
-)
+from models.backbones.layers import add_floor
 from models.checkpoints import read_resume, save_resume
-from models.device import Compute, choose_compute, keep_freed_memory
-from models.epoch_end import check_held_out, finish_epoch
-from models.examples import head_examples, put
-from models.finite import check_finite, check_weights
 from models.networks import (
     FaceModel,
     describe_network,
@@ -57,12 +41,17 @@ from models.networks import (
     parameter_groups,
     quality_head,
 )
-from models.parts import add_floor
-from models.ridge import fit_head
-from models.starts import start_network
-from models.sync_norm import with_shared_statistics
-from models.training_log import Log
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import only_here, write_json
 from train_config import TrainConfig
+from training.closed_form_head import fit_head
+from training.data import TrainingList, Unreadable, epoch_flips, epoch_order, read_training_list
+from training.epoch_end import check_held_out, finish_epoch
+from training.examples import head_examples, put
+from training.finite import check_finite, check_weights
+from training.log import Log
+from training.start import start_network
+from training.sync_norm import with_shared_statistics
 
 
 def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> int:

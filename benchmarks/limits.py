@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from models.device import Compute
+from common.device import Compute
 
 _SIDE = {"cpu": 2048, "cuda": 8192}  # of the products
 _COPIED = {"cpu": 1 << 23, "cuda": 1 << 30}  # bytes: on a CPU a layer's maps are in its caches

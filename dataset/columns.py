@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dataset.files import replacing
 from dataset.lists import Table
+from sdd_fiqa.files import replacing
 
 _TAB, _NEWLINE, _DOT, _MINUS, _ZERO = (np.uint8(ord(sign)) for sign in "\t\n.-0")
 _CELLS = 1 << 22  # characters laid out at a time

@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, note, run_script
-from dataset.degrade import KINDS, TRAINING_KINDS, degrade_by
-from dataset.files import read_json, replacing, write_json
-from dataset.images import UnreadableImage, cv2, read_face
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
+from dataset.datalist import LeftOut, walk_images
+from dataset.degradations.training_kinds import KINDS, TRAINING_KINDS, degrade_by
+from dataset.images import read_face
 from dataset.loader import default_workers
-from dataset.scan import LeftOut, walk_images
-from dataset.storage import read_file
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import read_json, replacing, write_json
+from sdd_fiqa.images import cv2
+from sdd_fiqa.storage import read_file
 
 SETTINGS = "degraded_copies.json"  # in the out folder
 _AHEAD = 64  # copies under way at once
@@ -37,7 +39,7 @@ class Copies:
 
     Attributes:
         share: of the faces that get a copy, in (0, 1].
-        kinds: of `dataset.degrade.KINDS`.
+        kinds: of `dataset.degradations.training_kinds.KINDS`.
         strengths: the least and the most strength, drawn evenly between; of m kinds at once each
             gets 1 / sqrt(m) of it.
         seed: keys every draw together with the face's path below the root.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
-from dataset.files import read_json
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import read_json
 
 EMBEDDINGS = "feats_npy/Embedding_Features.npy"
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
+from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
+from dataset.embedding_writer import FeatureWriter
 from dataset.embeddings import EmbeddingsFile, check_origin
-from dataset.features import FeatureWriter
 from dataset.lists import LABELPATH, read_table
+from sdd_fiqa.errors import UserError
 
 _BLOCK = 8192  # rows at once
 

@@ -1,4 +1,4 @@
-"""The faces to score when every listed image is one face; `dataset.photos` is the other case."""
+"""The faces to score when every listed image is one face; `dataset.faces` is the other case."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dataset.images import FACE_SIZE, Image, read_image
+from dataset.images import read_image
 from dataset.lists import Table
 from dataset.loader import Batch, batches
+from sdd_fiqa.images import FACE_SIZE, Image
 
 
 class Faces(Protocol):

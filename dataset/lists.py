@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
-from dataset.files import OpenFile
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import OpenFile
 
 LABELPATH = "DATA.labelpath"
 LABEL = "DATA.label"

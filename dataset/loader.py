@@ -16,11 +16,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import Stalled
-from dataset.containers import Content, prepare, read_run
-from dataset.images import FACE_SIZE, UnreadableImage, decode_image, read_image, resize_face
+from dataset.containers.base import prepare, read_run
+from dataset.images import read_image
 from dataset.lists import Table
-from dataset.threads import own_cores
+from sdd_fiqa.cores import own_cores
+from sdd_fiqa.errors import Stalled, UnreadableImage
+from sdd_fiqa.images import FACE_SIZE, Content, decode_image, resize_face
 
 _CHUNK = 16  # images a task: large enough that handing it over costs nothing
 _AHEAD = 2  # batches decoded ahead of the one in use
@@ -78,7 +79,7 @@ def batches(
 
     Raises:
         Stalled: a read has not come back for STALL_SECONDS.
-        UserError: the storage is gone (dataset/storage.py).
+        UserError: the storage is gone (sdd_fiqa/storage.py).
     """
     order = np.asarray(rows, np.int64)
     workers = default_workers() if num_workers is None else max(1, num_workers)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, check_seed, note, run_script
-from dataset.files import read_json, replacing, write_json
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
-    from dataset.images import Image
+    from sdd_fiqa.images import Image
 
 MANIFEST = "orl_faces.json"
 IDENTITIES = 40
@@ -103,7 +104,7 @@ def make_faces(out_dir: Path, copies: list[Copy], seed: int) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
-    from dataset.degrade import degrade
+    from dataset.degradations.training_kinds import degrade
 
     by_face: dict[tuple[int, int], list[Copy]] = {}
     for copy in copies:
@@ -162,10 +163,11 @@ def _read_manifest(out_dir: Path, settings: dict[str, int]) -> dict[str, Any] | 
 
 def _aligned(out_dir: Path) -> Iterator[tuple[int, int, Image | None]]:
     """Identity, number and aligned face of all 400; None where no face is found."""
-    from dataset.alignment import FaceAligner
-    from dataset.assets import fetch
-    from dataset.images import UnreadableImage, read_image
-    from dataset.threads import usable_cores
+    from dataset.images import read_image
+    from sdd_fiqa.alignment import FaceAligner
+    from sdd_fiqa.assets import fetch
+    from sdd_fiqa.cores import usable_cores
+    from sdd_fiqa.errors import UnreadableImage
 
     source = fetch("orl")
     aligner = FaceAligner()
@@ -201,7 +203,7 @@ def _path(identity: int, number: int, kind: str = "") -> str:
 
 
 def _write(path: Path, face: Image) -> None:
-    from dataset.images import cv2
+    from sdd_fiqa.images import cv2
 
     if path.is_file():
         return

@@ -12,11 +12,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dataset.command_line import EXIT_DONE, UserError, run_script
-from dataset.degrade import KINDS
+from common.cli import EXIT_DONE, run_script
+from dataset.degradations.training_kinds import KINDS
 from dataset.lists import read_table
 from evaluation.calibration import held_out_measures
-from evaluation.inputs import read_scores
+from evaluation.edc.inputs import read_scores
+from sdd_fiqa.errors import UserError
 
 CLEAN = "clean"
 

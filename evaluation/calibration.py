@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import EXIT_DONE, UserError, run_script
+from common.cli import EXIT_DONE, run_script
 from dataset.embeddings import EmbeddingsFile, check_origin
-from dataset.files import read_json, sha256_of, write_json
 from dataset.lists import read_labelpath
-from evaluation.areas import refusal
-from evaluation.edc import Curve, Rules, evaluate
-from evaluation.inputs import read_scores
-from evaluation.meaning import DECIMALS
-from evaluation.pairs import all_pairs
+from evaluation.edc.areas import refusal
+from evaluation.edc.curves import Curve, Rules, evaluate
+from evaluation.edc.inputs import read_scores
+from evaluation.edc.pairs import all_pairs
 from models.pretrained import PRETRAINED
+from sdd_fiqa.calibration import DECIMALS
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import read_json, sha256_of, write_json
 
 DISCARD_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _FEWEST = 101  # faces: below, percentiles would be made up between them

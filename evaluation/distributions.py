@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset.files import replacing
+from sdd_fiqa.files import replacing
 
 POSITIVE, NEGATIVE, NEUTRAL = "#2a7f9e", "#c8553d", "#5a5a6e"
 _BINS = 80

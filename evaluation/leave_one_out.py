@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import EXIT_DONE, UserError, run_script
+from common.cli import EXIT_DONE, run_script
 from dataset.lists import read_labelpath, refuse_repeats
-from evaluation.inputs import read_features
-from evaluation.pairs import unit_rows
-from evaluation.references import own_labels
+from evaluation.edc.inputs import read_features
+from evaluation.edc.pairs import unit_rows
+from evaluation.edc.references import own_labels
+from sdd_fiqa.errors import UserError
 
 MAX_IMAGES = 10_000  # its impostor similarities are sorted in memory: 4 n^2 bytes or so
 

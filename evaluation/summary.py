@@ -7,10 +7,10 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
-from dataset.command_line import note
-from dataset.scan import LeftOut
+from common.cli import note
+from dataset.datalist import LeftOut
 from dataset.scores import Scores
-from evaluation.meaning import Meaning
+from sdd_fiqa.calibration import Meaning
 
 _NAMED = 5  # images without a score that are named; the CSV file names all
 

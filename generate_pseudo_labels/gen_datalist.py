@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
-from dataset.container_lists import PAIRS, containers_of, identified_members, write_pairs
+from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
+from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
+from dataset.containers.pack import pack_records
+from dataset.datalist import LeftOut, listed_images, walk_images, write_identified, write_lists
 from dataset.lists import LABELPATH
-from dataset.packing import pack_records
-from dataset.scan import LeftOut, listed_images, walk_images, write_identified, write_lists
+from sdd_fiqa.errors import UserError
 
 
 def main(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
-from dataset.threads import one_blas_thread
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
+from common.cpu import one_blas_thread
 
 
 def main(
@@ -42,7 +42,7 @@ def main(
     """
     check_seed(seed)
     one_blas_thread()
-    from generate_pseudo_labels import ers_files
+    from generate_pseudo_labels import ers as ers_files
     from generate_pseudo_labels.label_files import read_input
 
     given = read_input(out_dir)

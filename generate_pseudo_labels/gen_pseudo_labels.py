@@ -16,10 +16,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, note, run_script
-from dataset.files import make_parent
+from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from common.cpu import one_blas_thread
 from dataset.lists import PSEUDO_LABELS
-from dataset.threads import one_blas_thread, usable_cores
+from sdd_fiqa.cores import usable_cores
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import make_parent
 
 
 def main(
@@ -72,10 +74,11 @@ def main(
         device: auto, cpu, cuda or cuda:i.
     """
     one_blas_thread()  # before numpy: what follows imports it
-    from generate_pseudo_labels import label_files, label_run, picture
-    from generate_pseudo_labels.arrays import arrays_for
-    from generate_pseudo_labels.feature_files import Features, open_input
-    from generate_pseudo_labels.ranks import Ranks
+    from common.ranks import Ranks
+    from generate_pseudo_labels import distributions_plot as picture
+    from generate_pseudo_labels import label_files, label_run
+    from generate_pseudo_labels.distance.array_backend import arrays_for
+    from generate_pseudo_labels.npy_folder import Features, open_input
 
     if process_num < 0:
         raise UserError(f"--process-num {process_num}: must be 0 (all cores) or more")

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from dataset.columns import write_columns
 from dataset.embeddings import EMBEDDINGS, EmbeddingsFile, check_origin
-from dataset.files import replacing, write_json
 from dataset.lists import (
     LABELPATH,
     PSEUDO_LABELS,
@@ -20,15 +19,16 @@ from dataset.lists import (
     read_labelpath,
     refuse_repeats,
 )
-from generate_pseudo_labels.blocks import Groups
-from generate_pseudo_labels.distances import (
+from generate_pseudo_labels.distance.blocks import Groups
+from generate_pseudo_labels.distance.embedded_set import Source
+from generate_pseudo_labels.distance.results import (
     WRONG_WAY_BOUND,
     Distances,
     drop_top,
     quality_labels,
     with_level_identities,
 )
-from generate_pseudo_labels.embedded_set import Source
+from sdd_fiqa.files import replacing, write_json
 
 W_DISTANCES = "w_distances.txt"
 UNLABELLED = "unlabelled.txt"

@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
-from generate_pseudo_labels.arrays import Arrays
-from generate_pseudo_labels.blocks import Groups, group_by_identity
-from generate_pseudo_labels.distances import Distances
-from generate_pseudo_labels.embedded_set import UnusableRow
+from common.ranks import Ranks
+from generate_pseudo_labels.distance.array_backend import Arrays
+from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
+from generate_pseudo_labels.distance.embedded_set import UnusableRow
+from generate_pseudo_labels.distance.results import Distances
 from generate_pseudo_labels.label_files import LabelInput, Labelling, label_images, summarise
-from generate_pseudo_labels.ranks import Ranks
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
+from sdd_fiqa.errors import UserError
 
 
 @dataclass(frozen=True)

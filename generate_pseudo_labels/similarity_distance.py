@@ -16,12 +16,12 @@ from typing import Literal
 
 import numpy as np
 
-from generate_pseudo_labels.arrays import Arrays, NumpyArrays
-from generate_pseudo_labels.blocks import Groups, Plan, plan_blocks
-from generate_pseudo_labels.distances import Distances, OnThreads, Progress, run_blocks
-from generate_pseudo_labels.embedded_set import EmbeddedSet, Source
-from generate_pseudo_labels.exact import AddUp, ExactEstimator, draw_pools, mean_embedding
-from generate_pseudo_labels.sampled import SampledEstimator
+from generate_pseudo_labels.distance.array_backend import Arrays, NumpyArrays
+from generate_pseudo_labels.distance.blocks import Groups, Plan, plan_blocks
+from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, Source
+from generate_pseudo_labels.distance.exact import AddUp, ExactEstimator, draw_pools, mean_embedding
+from generate_pseudo_labels.distance.results import Distances, OnThreads, Progress, run_blocks
+from generate_pseudo_labels.distance.sampled import SampledEstimator
 
 _FIRST_PASS = 0.1  # of the exact estimator's work, for the progress
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from generate_pseudo_labels.embedded_set import EmbeddedSet
+from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
 
 Floats = npt.NDArray[np.float32]
 

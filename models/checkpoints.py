@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dataset.command_line import UserError, note
-from dataset.files import read_json, replacing, sha256_of, write_json
+from common.cli import note
+from models.backbones.layer_graph import graph_network, is_graph
 from models.fitting import differences, identify, misfit, skeleton
-from models.graph import graph_network, is_graph
 from models.networks import build_network, restore_floor
-from models.state_files import read_state
+from models.state_dicts import read_state
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import read_json, replacing, sha256_of, write_json
 
 
 def load_network(

@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from dataset.command_line import UserError
 from models.networks import BACKBONES, build_network
-from models.state_files import State
+from models.state_dicts import State
+from sdd_fiqa.errors import UserError
 
 _SHOWN = 3  # keys named in an error before "and N more"
 # Files saved by old releases of torch have no such key; nothing here depends on it.

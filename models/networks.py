@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset.command_line import UserError
-from models.graph import GraphNetwork
-from models.ir50 import R50
-from models.ir_normed import NormedIR
-from models.iresnet import IResNet
-from models.mobilefacenet import MobileFaceNet
-from models.parts import RGB, Pixels, add_floor, floor_of
+from models.backbones.ir import R50
+from models.backbones.ir_normed import NormedIR
+from models.backbones.iresnet import IResNet
+from models.backbones.layer_graph import GraphNetwork
+from models.backbones.layers import RGB, Pixels, add_floor, floor_of
+from models.backbones.mobilefacenet import MobileFaceNet
+from sdd_fiqa.errors import UserError
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "R_50": R50,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset.command_line import UserError
 from models.networks import FaceModel
+from sdd_fiqa.errors import UserError
 
 # Of the operators in use, PRelu with one slope a channel came with opset 7 and MaxPool's strides
 # before that; torch folds the BatchNorms from 9 on.

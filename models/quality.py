@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dataset.command_line import UserError
-from dataset.threads import own_cores
-from models.onnx_files import first_line, is_onnx, open_onnx
-from models.precision import Precision, check_precision
+from common.precision import Precision, check_precision
 from models.pretrained import find_model
+from sdd_fiqa.cores import own_cores
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.quality_onnx import first_line, is_onnx, open_onnx
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ class QualityModel:
         Args:
             faces: (N, 112, 112, 3) or (N, 3, 112, 112), uint8 0..255, RGB (OpenCV reads BGR: pass
                 `bgr[..., ::-1]`); a numpy array or a torch tensor on any device. Aligned to the
-                5-point template (`dataset.alignment`).
+                5-point template (`sdd_fiqa.alignment`).
 
         Returns:
             (N,) float32, on the label scale: 0 is the worst and 100 the best of the training faces;
@@ -129,9 +129,9 @@ def load_quality_model(
 def _load_torch(
     path: Path, backbone: str | None, device: str, precision: Precision
 ) -> QualityModel:
+    from common.device import choose_compute
     from models.checkpoints import load_network
-    from models.device import choose_compute
-    from models.forward import Forward
+    from models.inference import Forward
 
     compute = choose_compute(device, precision)
     name, network, about = load_network(path, recognition=False, backbone=backbone)

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dataset.assets import fetch
-from dataset.command_line import UserError, note
-from dataset.files import read_json, sha256_of
-from dataset.threads import own_cores
-from models.onnx_files import first_line, is_onnx, open_onnx
-from models.precision import Precision
+from common.cli import note
+from common.precision import Precision
+from sdd_fiqa.assets import fetch
+from sdd_fiqa.cores import own_cores
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import read_json, sha256_of
+from sdd_fiqa.quality_onnx import first_line, is_onnx, open_onnx
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from models.device import Compute
+    from common.device import Compute
 
 Faces = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -107,8 +108,8 @@ def load_recogniser(
 def _load_torch(
     weights: str, backbone: str | None, device: str, precision: Precision, probe: Faces | None
 ) -> Recogniser:
+    from common.device import choose_compute
     from models.checkpoints import load_network
-    from models.device import choose_compute
     from models.networks import pixels_of
 
     compute = choose_compute(device, precision)
@@ -127,13 +128,13 @@ def _load_onnx(
     path: Path, name: str, wants: OnnxInput, device: str, precision: Precision, probe: Faces | None
 ) -> Recogniser:
     """Its layers in torch where that is faster, on a GPU or in bf16; else onnxruntime."""
-    from models.device import choose_compute
+    from common.device import choose_compute
 
     compute = choose_compute(device, precision)
     if str(compute) == "cpu fp32":
         return _OnnxRecogniser(path, name, wants, device)
-    from models.onnx_trunk import read_embedder
-    from models.parts import Pixels
+    from models.backbones.layers import Pixels
+    from models.onnx_import import read_embedder
 
     try:
         network, dimension = read_embedder(path)
@@ -159,8 +160,8 @@ class _TorchRecogniser:
         self, network: nn.Module, about: dict[str, Any], compute: Compute, probe: Faces | None
     ) -> None:
         """`probe`: None keeps the precision whatever it does to the embeddings."""
-        from models.device import choose_compute
-        from models.forward import Forward
+        from common.device import choose_compute
+        from models.inference import Forward
 
         # Folded BatchNorms round differently in bf16: faces spoilt beyond recognition, whose
         # embeddings are short, then fell from a cosine of .997 to float32 to .983.
@@ -255,7 +256,7 @@ class _OnnxRecogniser:
 
 def describe_onnx(path: Path) -> OnnxInput:
     """The input of an ONNX file: known by its bytes, by the .json beside it, or assumed."""
-    from dataset.assets import ASSETS
+    from sdd_fiqa.assets import ASSETS
 
     digest = sha256_of(path)
     for name, wants in ONNX_RECOGNISERS.items():

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dataset.command_line import EXIT_DONE, UserError, run_script
-from dataset.files import replacing, sha256_of, write_json
+from common.cli import EXIT_DONE, run_script
 from models.checkpoints import load_network
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import replacing, sha256_of, write_json
 
 
 def main(*, model: Path, out: Path) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dataset.assets import fetch
-from dataset.command_line import UserError
+from sdd_fiqa.assets import fetch
+from sdd_fiqa.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 IDENTITIES, EACH = 6, 4  # of the made-up faces

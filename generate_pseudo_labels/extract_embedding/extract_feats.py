@@ -18,14 +18,15 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from dataset.command_line import EXIT_DONE, EXIT_SKIPPED, UserError, run_script
-from dataset.features import FeatureWriter
-from dataset.files import only_here
+from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
+from common.distributed import World, join_world
+from dataset.embedding_writer import FeatureWriter
 from dataset.lists import LABELPATH, Table, read_table
 from dataset.loader import Batch, batches
 from models.backbones import Backbone
 from models.recognisers import Embeddings, Faces, Recogniser, load_recogniser
-from models.world import World, join_world
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import only_here
 
 PROBED = 8  # faces on which bf16 is compared with float32
 

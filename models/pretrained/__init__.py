@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dataset.command_line import UserError
+from sdd_fiqa.errors import UserError
 
 _FOLDER = Path(__file__).parent
 PRETRAINED = {"small": _FOLDER / "small.pth"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.edc import Rules
+from evaluation.edc.curves import Rules
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from evaluation.report import write_report
+from evaluation.report.page import write_report
 
 HOSTILE = [
     '"><script>alert(1)<\\script>.jpg',

@@ -1,0 +1,140 @@
+"""Images a second out of a folder, a .rec and a tar, beside decoding alone.
+
+    python benchmarks/speed_containers.py
+    python benchmarks/speed_containers.py --faces faces --num-workers 8
+
+The same images go through the loader of every stage, in the list's order and at random. "decoding
+alone" takes their bytes from memory: no storage can be faster. The files were written just before,
+so what is measured is the work of reading, not the disk.
+
+Each round measures all of them one after the other. Printed are the best rate, and the median over
+the rounds of processor time for decoding alone over processor time for reading and decoding: what
+else runs on the machine disturbs that ratio least.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.cli import EXIT_DONE, run_script
+from dataset.containers.base import read_run
+from dataset.containers.rec import RecordWriter
+from dataset.datalist import LeftOut, table_of, walk_images
+from dataset.lists import Table
+from dataset.loader import Contents, batches, default_workers
+from sdd_fiqa.errors import UserError
+
+BATCH = 64
+Source = tuple[Table, Contents]
+
+
+def main(
+    faces: Path | None = None,
+    images: int = 2000,
+    num_workers: int | None = None,
+    rounds: int = 15,
+) -> int:
+    """Measures how fast images come out of a folder, a .rec and a tar.
+
+    Args:
+        faces: a folder of images to take; made-up faces of 112x112 when not given.
+        images: how many.
+        num_workers: decoding threads; by default one a core.
+        rounds: how often each is measured.
+    """
+    workers = num_workers or default_workers()
+    with tempfile.TemporaryDirectory(prefix="containers-") as name:
+        folder = Path(name)
+        contents = real_faces(faces, images) if faces is not None else made_up_faces(images)
+        sources = write_sources(folder, contents)
+        kilobytes = sum(map(len, contents)) / len(contents) / 1000
+        print(f"{len(contents)} images of {kilobytes:.1f} kB, {workers} threads, {rounds} rounds")
+        in_order = np.arange(len(contents))
+        at_random = np.random.default_rng(0).permutation(len(contents))
+        for word, rows in (("in order", in_order), ("at random", at_random)):
+            rates = measure(sources, rows, workers, rounds)
+            for source, (rate, share) in rates.items():
+                print(f"{word:9}  {source:14}  {rate:7.0f} images/s  {share:6.1%}")
+    return EXIT_DONE
+
+
+def made_up_faces(count: int) -> list[bytes]:
+    """JPEGs that cost what face crops cost: 112x112, smooth with some detail."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    contents = []
+    for _ in range(count):
+        coarse = cv2.resize(rng.integers(0, 255, (14, 14, 3), np.uint8), (112, 112))
+        noisy = coarse + rng.normal(0, 6, coarse.shape)
+        pixels = np.clip(noisy, 0, 255).astype(np.uint8)
+        contents.append(cv2.imencode(".jpg", pixels)[1].tobytes())
+    return contents
+
+
+def real_faces(folder: Path, count: int) -> list[bytes]:
+    """The first images below a folder."""
+    contents: list[bytes] = []
+    for path in walk_images(str(folder), LeftOut()):
+        contents.append(Path(path).read_bytes())
+        if len(contents) == count:
+            break
+    if not contents:
+        raise UserError(f"--faces {folder}: holds no image")
+    return contents
+
+
+def write_sources(folder: Path, contents: list[bytes]) -> dict[str, Source]:
+    """Writes the images in each form; {name: (list, what gives the bytes)}."""
+    (folder / "files").mkdir()
+    names = [f"{number:07}.jpg" for number in range(len(contents))]
+    with RecordWriter(folder / "a.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
+        for name, content in zip(names, contents, strict=True):
+            (folder / "files" / name).write_bytes(content)
+            records.add((0.0,), content)
+            tar.add(folder / "files" / name, name)
+    held = dict(zip(names, contents, strict=True))
+    lists = {
+        "folder": [f"{folder}/files/{name}" for name in names],
+        ".rec": [f"{folder}/a.rec#{number}" for number in range(len(names))],
+        "tar": [f"{folder}/a.tar#{name}" for name in names],
+    }
+    sources: dict[str, Source] = {
+        "decoding alone": (
+            table_of(iter(names), folder / "memory.txt"),
+            lambda paths: [held[path] for path in paths],
+        )
+    }
+    for kind, paths in lists.items():
+        sources[kind] = table_of(iter(paths), folder / f"{kind}.txt"), read_run
+    return sources
+
+
+def measure(
+    sources: dict[str, Source], rows: npt.NDArray[np.int64], workers: int, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Of each source: images a second, the best, and its share of decoding alone, the median."""
+    rates, works = np.zeros((rounds, len(sources))), np.zeros((rounds, len(sources)))
+    names = list(sources)
+    for number in range(rounds):
+        for turn in range(len(names)):
+            column = (number + turn) % len(names)
+            table, contents = sources[names[column]]
+            start, worked = time.perf_counter(), time.process_time()
+            for batch in batches(table, rows, BATCH, workers, contents):
+                assert not batch.failures, batch.failures
+            rates[number, column] = len(rows) / (time.perf_counter() - start)
+            works[number, column] = time.process_time() - worked
+    shares = np.median(works[:, :1] / works, axis=0)
+    best = rates.max(axis=0)
+    return {n: (float(b), float(s)) for n, b, s in zip(names, best, shares, strict=True)}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,141 @@
+"""How fast faces are embedded on this device: our way against the plain one.
+
+python benchmarks/speed_extraction.py
+
+"ours" is what extract_feats runs: channels_last and, where the device is fast at it, bf16. "plain"
+is, for R_50 and MFN, the published definition, float32, NCHW, in batches; their weights are random,
+with BatchNorm's statistics taken from the faces, so that signals neither die nor grow. For the
+recognisers known by name (fetched once) it is onnxruntime, a face a run on a thread for each core.
+Decoding is left out; both ways see one set of faces, and the cosine between their embeddings is
+printed. Ours, where it is torch, is put beside what the device allows.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from models.checkpoints import save_network  # first: how torch's threads wait is set with it
+
+# isort: split
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from benchmarks.limits import limit_of
+from common.cli import EXIT_DONE, run_script
+from common.device import choose_compute
+from models.inference import Forward
+from models.networks import FaceModel, build_network
+from models.onnx_import import read_embedder
+from models.recognisers import ONNX_RECOGNISERS, Recogniser, load_recogniser
+from sdd_fiqa.assets import fetch
+
+Array = npt.NDArray[Any]
+Way = Callable[[Array], Array]
+
+
+def main(*, faces: int = 128, batch_size: int = 16, repeats: int = 3, device: str = "auto") -> int:
+    """Measures images per second of both ways, turn by turn.
+
+    Args:
+        faces: made-up faces a pass.
+        batch_size: faces a call of the plain way; ours takes what suits it.
+        repeats: passes; the best counts.
+        device: auto, cpu, cuda or cuda:i.
+    """
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (faces, 14, 14, 3), dtype=np.uint8)
+    images = coarse.repeat(8, axis=1).repeat(8, axis=2)  # (N, 112, 112, 3)
+    for backbone in ("R_50", "MFN"):
+        network = settled_network(backbone, images[:8])
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "recogniser.pth"
+            save_network(weights, network, {})
+            ours = load_recogniser(str(weights), backbone, device, "auto", images[:8])
+        where = choose_compute(device).device
+        plain = partial(plain_way, FaceModel(network).to(where).eval(), where)
+        rate = compare(backbone, plain, ours, images, batch_size, repeats)
+        report_limit(backbone, copy.deepcopy(network), ours, rate)
+    for name in ONNX_RECOGNISERS:
+        ours = load_recogniser(name, None, device, "auto", images[:8])
+        one_by_one = load_recogniser(name, None, "cpu", "fp32")
+        rate = compare(name, one_by_one.embed, ours, images, batch_size, repeats)
+        report_limit(name, read_embedder(fetch(name))[0], ours, rate)
+    return EXIT_DONE
+
+
+def compare(
+    name: str, plain: Way, ours: Recogniser, images: Array, batch_size: int, repeats: int
+) -> float:
+    """Prints the rate of both ways, their ratio, and how far apart they are; returns ours."""
+    ways = {"plain": plain, "ours": ours.embed}
+    rates = dict.fromkeys(ways, 0.0)
+    found = {}
+    for _ in range(repeats + 1):  # the first pass warms up
+        for way, embed in ways.items():
+            size = ours.batch_size if way == "ours" else batch_size
+            found[way], rate = timed(embed, images, size)
+            rates[way] = max(rates[way], rate)
+    cosine = np.sum(unit(found["plain"]) * unit(found["ours"]), axis=1)
+    print(
+        f"{name}: plain {rates['plain']:.1f} images/s, ours {rates['ours']:.1f} images/s "
+        f"({ours.about['precision']}), ratio {rates['ours'] / rates['plain']:.2f}, "
+        f"cosine at least {cosine.min():.5f}"
+    )
+    return rates["ours"]
+
+
+def report_limit(name: str, network: nn.Module, ours: Recogniser, rate: float) -> None:
+    """Prints what our rate comes to beside what the device allows, where ours is torch."""
+    device, *precision = ours.about["precision"].split()
+    if precision[0] not in ("fp32", "bf16"):  # it runs in onnxruntime
+        return
+    fold = precision[0] == "fp32"  # as the recognisers have it
+    forward = Forward(network, choose_compute(device, precision[0]), fold)
+    batch = np.zeros((ours.batch_size, 112, 112, 3), np.uint8)
+    limit = limit_of(lambda: forward.run(batch)(), forward.compute)
+    print(f"{name}: {limit.beside(len(batch) / rate)}")
+
+
+def settled_network(backbone: str, faces: Array) -> nn.Module:
+    """A recognition network of random weights whose BatchNorms know some faces."""
+    torch.manual_seed(0)
+    network = build_network(backbone, recognition=True, dropout=0.0)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.momentum = 1.0
+    with torch.no_grad():
+        FaceModel(network).train()(torch.from_numpy(faces))
+    return network.eval()
+
+
+def plain_way(model: nn.Module, device: torch.device, faces: Array) -> Array:
+    """(B, 112, 112, 3) uint8 -> (B, 512), float32 and NCHW all the way."""
+    with torch.inference_mode():
+        nchw = torch.from_numpy(faces).permute(0, 3, 1, 2).contiguous().to(device)
+        out: Array = model(nchw).cpu().numpy()
+    return out
+
+
+def timed(way: Way, images: Array, batch_size: int) -> tuple[Array, float]:
+    """Embeddings of all images, and images per second."""
+    started = time.perf_counter()
+    parts = [way(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    return np.concatenate(parts), len(images) / (time.perf_counter() - started)
+
+
+def unit(rows: Array) -> Array:
+    """Rows divided by their lengths."""
+    out: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return out
+
+
+if __name__ == "__main__":
+    run_script(main)

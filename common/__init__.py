@@ -1,0 +1,1 @@
+"""What all scripts share: command line, CPU threads, device, process group."""

@@ -1,0 +1,122 @@
+"""What every script shares: one way to read flags, to fail and to leave.
+
+Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2 wrong usage,
+3 done but some inputs were skipped, 130 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from sdd_fiqa.errors import Stalled, UserError
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 1
+EXIT_USAGE = 2
+EXIT_SKIPPED = 3
+EXIT_INTERRUPTED = 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of writing alone
+
+
+def run_script(main: Callable[..., int]) -> None:
+    """Parses the command line into `main`'s arguments, runs it and exits with its exit code.
+
+    Args:
+        main: typed function; its docstring's Args section becomes `--help`. Returns an exit code.
+    """
+    import tyro
+
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us; ours is open to the very end
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if "WORLD_SIZE" not in os.environ:  # torchrun's end when one of them does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # tyro keeps some of the docstring's line breaks, in the middle of a sentence.
+    main.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(main.__doc__ or ""))
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    prog = None if module is None else f"python -m {module.name}"
+    try:
+        code = tyro.cli(main, prog=prog)
+        sys.stdout.flush()
+    except Stalled as error:
+        code = fail(str(error))
+        sys.stdout.flush()
+        os._exit(code)  # an ordinary exit would wait for the thread
+    except UserError as error:
+        code = fail(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be imported
+            raise
+        reason = str(error).partition(". ")[0]
+        code = fail(
+            f"{reason}: use a smaller --batch-size where there is one, a GPU with more memory, or "
+            "--device cpu"
+        )
+    except MemoryError:
+        code = fail("this machine's memory is too small for what was asked; ask for less")
+    except BrokenPipeError:  # `script | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_DONE
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+        code = fail(f"an output cannot be written ({error.strerror})")
+    except KeyboardInterrupt:
+        code = fail("interrupted", EXIT_INTERRUPTED)
+    sys.exit(code)
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError on what no generator of random numbers takes."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed}: must be 0 or more" + (", below 2^63" if seed > 0 else ""))
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number, 0 or more, that 64 bits hold."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
+    """Prints one `error:` line on stderr, below any progress bar, and returns the exit code."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):  # those that an exception left open
+            bar.close()
+    line = " ".join(part.strip() for part in message.splitlines())
+    print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def note(message: str) -> None:
+    """Prints one line on stderr, above any progress bar that is being drawn."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop at the next good moment; a second one stops at once."""
+
+    def __init__(self) -> None:
+        """Takes over both signals."""
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

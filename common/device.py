@@ -1,0 +1,148 @@
+"""One device, one precision, chosen once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.precision import Precision, check_precision
+from sdd_fiqa.errors import UserError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in what precision a network runs.
+
+    Attributes:
+        device: the torch device.
+        dtype: torch.float32, or what autocast uses: torch.bfloat16, or torch.float16 on GPUs that
+            lack bf16.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """The autocast context of this precision (one that does nothing for float32)."""
+        if self.dtype == torch.float32:
+            return torch.autocast(self.device.type, enabled=False)
+        return torch.autocast(self.device.type, self.dtype)
+
+    def put(self, array: npt.NDArray[Any]) -> Tensor:
+        """Copies an array to the device, without waiting for it on a GPU."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+    def fetch(self, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
+        """Begins to copy a tensor of the device to the host.
+
+        Returns:
+            What waits for the copy, and for nothing that the GPU is given after it.
+        """
+        if self.device.type != "cuda":
+            return tensor.numpy
+        copy = tensor.to("cpu", non_blocking=True)  # pinned, so that it is not waited for here
+        arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> npt.NDArray[Any]:
+            arrived.synchronize()
+            found: npt.NDArray[Any] = copy.numpy()
+            return found
+
+        return wait
+
+    @property
+    def name(self) -> str:
+        """`fp32`, `bf16` or `fp16`."""
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return names[self.dtype]
+
+    def __str__(self) -> str:
+        """For people: `cuda:0 bf16`."""
+        return f"{self.device} {self.name}"
+
+
+def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compute:
+    """Resolves `--device` and `--precision`.
+
+    Args:
+        device: auto (the first GPU, or under torchrun this process's GPU; else the CPU), cpu, cuda
+            or cuda:i.
+        precision: auto (bf16 where the device multiplies it faster than float32), fp32, bf16. GPUs
+            without bf16 take fp16 in its place. float32 is whole: no TF32 in convolutions.
+
+    Raises:
+        UserError: not a device of this machine, or no precision.
+    """
+    check_precision(precision)
+    chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # or pinned memory would open the first GPU too
+    if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
+        if chosen.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these
+        return Compute(chosen, torch.float32)
+    if chosen.type == "cuda" and not _has_bf16(chosen):
+        return Compute(chosen, torch.float16)
+    return Compute(chosen, torch.bfloat16)
+
+
+def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Runs `module` on `x` in float32, inside autocast too.
+
+    A score near 80 in bf16 comes in steps of half a point, so heads stay in float32.
+    """
+    if x.is_meta or (x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)):
+        return module(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.float())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<index>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<index>")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index
+        if index >= count:
+            raise UserError(f"--device {name}: this machine shows {count} GPUs to torch; use cpu")
+        return torch.device("cuda", index)
+    return device
+
+
+def _half_is_fast(device: torch.device) -> bool:
+    # Without AVX-512 BF16 or AMX a CPU emulates bf16 and loses; a GPU without tensor cores has
+    # fp16 at a fraction of float32's rate.
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 0)
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return set(line.split())
+    except OSError:
+        pass
+    return set()

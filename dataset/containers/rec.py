@@ -1,0 +1,280 @@
+"""InsightFace data sets, `train.rec` with `train.idx`, read without mxnet.
+
+The .idx names the records: `key TAB offset`. In InsightFace's files record 0 holds no image but two
+labels: images are the keys 1 to label[0] - 1, and the keys from there to label[1] - 1 hold, for
+each identity, the first key of its images and the key after the last. Those numbers are float32,
+so beyond 2**24 they are rounded: identities are taken from the images' own labels.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common.cli import is_count, note
+from dataset.containers.base import Container
+from dataset.containers.rec_format import (
+    HEADER,
+    MAX_PART,
+    WORDS,
+    Damaged,
+    Record,
+    Window,
+    check_end,
+    content_at,
+    frame,
+    parse,
+    plain_images,
+    scan,
+)
+from dataset.containers.rec_index import Keys, index_path, read_index, write_index
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import replacing
+from sdd_fiqa.images import Content
+from sdd_fiqa.storage import File
+
+_RUN = 1 << 20  # bytes read in one go: stays in a core's cache while they are decoded
+
+
+class RecordFile(Container):
+    """A .rec file, read at random or in its order, by any number of threads.
+
+    Attributes:
+        keys: (N,) int64, ascending.
+        offsets: (N,) int64, where each record begins.
+        damages: what was found damaged while the index was rebuilt: {offset: what}.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens it with its .idx; where that is missing, it is rebuilt by one scan.
+
+        The rebuilt one is kept if the scan found no damage.
+
+        Raises:
+            UserError: the .idx is not one, or there is no record in the file.
+            UnreadableImage: the file cannot be read.
+        """
+        self.file = File(path)
+        self.damages: dict[int, str] = {}
+        index = index_path(path)
+        if index.exists():
+            self.keys, self.offsets = read_index(index)
+        else:
+            self.keys, self.offsets = self._rebuild_index(index)
+        bounds = np.append(self.offsets, self.file.size)
+        self.offsets = bounds[:-1]
+        self._bounds = memoryview(bounds.data)  # numpy takes longer to give one number
+        count = len(self.keys)
+        whole = int(self.keys[-1]) - int(self.keys[0]) == count - 1
+        self._first_key = int(self.keys[0]) if whole else None
+
+    def __len__(self) -> int:
+        """The number of records, those that hold no image included."""
+        return len(self.keys)
+
+    def read(self, member: str) -> bytes:
+        """The image of the record named `member`, a key as text.
+
+        Raises:
+            UnreadableImage: no such record, damaged, or without an image.
+        """
+        if not is_count(member):
+            raise UnreadableImage(f"{member!r} is no record key, a whole number")
+        row = self._row(int(member))
+        begin, end = self._bounds[row], self._bounds[row + 1]
+        if 0 < end - begin <= MAX_PART:
+            (image,) = plain_images(self.file.read(begin, end - begin), self._bounds, [row])
+            if image is not None:
+                return image.tobytes()
+        record = self._at(row, self.file.read)  # every other case, and every damage
+        if not record.image:
+            raise UnreadableImage(f"record {record.key} at offset {record.offset} holds no image")
+        return record.image
+
+    def read_run(self, members: Sequence[str]) -> Iterable[Content | None]:
+        """Of images that stand close together in the file, what a single read gives.
+
+        None for every image that is no ordinary record: `read` gives it, or says what is wrong.
+        """
+        nothing = repeat(None, len(members))
+        joined = "".join(members)
+        if not (joined.isascii() and joined.isdigit()) or len(joined) > 18 * len(members):
+            return nothing
+        shift = self._first_key
+        try:
+            if shift is None:
+                rows = [self._row(int(member)) for member in members]
+            else:
+                rows = [int(member) - shift for member in members]
+        except ValueError:  # an empty name, or a key that is not there
+            return nothing
+        first, last = rows[0], rows[-1]
+        if not 0 <= first <= last < min(len(self.keys), first + 2 * len(rows)):
+            return nothing
+        begin, end = self._bounds[first], self._bounds[last + 1]
+        if min(rows) < first or max(rows) > last or not 0 < end - begin <= _RUN:
+            return nothing  # the block would miss some; and a row below 0 counts from the end
+        try:
+            block = self.file.read(begin, end - begin)
+        except UnreadableImage:
+            return nothing
+        return plain_images(block, self._bounds, rows)
+
+    def record(self, key: int) -> Record:
+        """The record of a key.
+
+        Raises:
+            UnreadableImage: no such record, or damaged.
+        """
+        return self._at(self._row(key), self.file.read)
+
+    def records(
+        self, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, Record | Damaged]]:
+        """Keys and records of rows `start` to `stop` in order, the file read in large blocks."""
+        window = Window(self.file)
+        for row in range(start, len(self) if stop is None else min(stop, len(self))):
+            key = int(self.keys[row])
+            try:
+                yield key, self._at(row, window.read)
+            except Damaged as damage:
+                yield key, damage
+
+    def images(self) -> Iterator[tuple[int, Record | Damaged]]:
+        """As `records`, all but those that describe others."""
+        for key, record in self.records():
+            if isinstance(record, Damaged) or record.image:
+                yield key, record
+
+    def announced_images(self) -> int | None:
+        """How many images record 0 announces; None where it is an ordinary record, or damaged."""
+        with suppress(UnreadableImage):
+            first = self.record(0)
+            if not first.image and len(first.labels) > 1:
+                return int(first.labels[0]) - 1
+        return None
+
+    def _row(self, key: int) -> int:
+        if self._first_key is not None:
+            row = key - self._first_key
+            known = 0 <= row < len(self.keys)
+        else:
+            row = int(np.searchsorted(self.keys, key))
+            known = row < len(self.keys) and self.keys[row] == key
+        if not known:
+            raise UnreadableImage(f"the index has no record {key}")
+        return row
+
+    def _at(self, row: int, read: Callable[[int, int], bytes]) -> Record:
+        key, offset, following = int(self.keys[row]), self._bounds[row], self._bounds[row + 1]
+        try:
+            content, end = content_at(read, offset, following, self.file.size)
+            if offset < following < end:
+                raise Damaged("its length reaches into the next record")
+            if end != following:
+                check_end(read, end, self.file.size)
+            return parse(key, offset, content)
+        except Damaged as damage:
+            raise Damaged(f"record {key} at offset {offset}: {damage}") from damage
+
+    def _rebuild_index(self, index: Path) -> tuple[Keys, Keys]:
+        offsets, keys = array("q"), array("q")
+        numbered = True  # do the ids count the records, as InsightFace's do?
+        bar = tqdm(
+            total=self.file.size,
+            desc=f"find the records of {Path(self.file.path).name}",
+            unit="B",
+            unit_scale=True,
+            delay=1,
+        )
+        for found in scan(self.file):
+            place = found.offset if isinstance(found, Record) else found[0]
+            if place - bar.n > 1 << 20:
+                bar.update(place - bar.n)
+            if isinstance(found, Record):
+                key = keys[-1] + 1 if keys else 0
+                if not self.damages:
+                    numbered = numbered and found.number == key
+                elif numbered and key < found.number < 1 << 62:
+                    key = found.number  # the scan cannot count what a damage swallowed; ids can
+                keys.append(key)
+                offsets.append(found.offset)
+            else:
+                self.damages[found[0]] = found[1]
+        bar.close()
+        if not keys:
+            raise UserError(f"{self.file.path}: holds no record; is it an InsightFace .rec file?")
+        arrays = np.array(keys, np.int64), np.array(offsets, np.int64)
+        done = f"{index}: was missing; {len(keys)} records found by one scan"
+        if self.damages:  # an index names records only: no later run would tell of the damage
+            done += "; not kept, as the file is damaged"
+        else:
+            try:
+                write_index(index, *arrays)
+            except UserError:
+                done += " (the folder cannot be written: every process will scan)"
+        note(done)
+        for offset, what in list(self.damages.items())[:5]:
+            note(f"{self.file.path}: offset {offset}: {what}; skipped")
+        return arrays
+
+
+class RecordWriter:
+    """Writes a .rec and its .idx, whole or not at all.
+
+    with RecordWriter("train.rec") as records:
+        records.add((7.0,), image_bytes)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Names the .rec file; the .idx goes beside it."""
+        self.path = Path(path)
+        self.keys, self.offsets = array("q"), array("q")
+        self._size = 0
+
+    def __enter__(self) -> RecordWriter:
+        """Opens a temporary file beside the .rec."""
+        self._replacing = replacing(self.path, "wb")
+        self._file = self._replacing.__enter__()
+        return self
+
+    def add(self, labels: tuple[float, ...], image: bytes = b"", key: int | None = None) -> int:
+        """Adds a record and returns its key: the number of records before it unless given."""
+        key = len(self.keys) if key is None else key
+        label, more = (labels[0], b"") if len(labels) == 1 else (0.0, _floats(labels))
+        flag = 0 if len(labels) == 1 else len(labels)
+        record = frame(HEADER.pack(flag, label, key, 0) + more + image)
+        self._file.write(record)
+        self.keys.append(key)
+        self.offsets.append(self._size)
+        self._size += len(record)
+        return key
+
+    def replace(self, position: int, labels: tuple[float, ...]) -> None:
+        """Writes other labels, as many, into the record added at `position`."""
+        assert len(labels) > 1
+        self._file.seek(self.offsets[position] + WORDS.size + HEADER.size)
+        self._file.write(_floats(labels))
+        self._file.seek(self._size)
+
+    def __exit__(self, *error: object) -> None:
+        """Puts the files in place, the .idx first gone, then written last."""
+        if error[0] is None:
+            with suppress(FileNotFoundError):
+                index_path(self.path).unlink()  # it would name records of the file before
+        self._replacing.__exit__(*error)  # type: ignore[arg-type]
+        if error[0] is None:
+            keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)
+            write_index(index_path(self.path), keys, offsets)
+
+
+def _floats(labels: tuple[float, ...]) -> bytes:
+    return struct.pack(f"<{len(labels)}f", *labels)

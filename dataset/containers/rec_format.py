@@ -1,0 +1,259 @@
+"""The bytes of a .rec file: where its records begin and end, and what is in them.
+
+A .rec file is a row of records, each begun by two little-endian words, the magic number and a word
+whose lower 29 bits are a length and whose upper 3 bits say whether the record is whole (0) or the
+first, a middle or the last part (1, 2, 3) of one whose content held the magic number itself, which
+stands between the parts. Contents are padded to 4 bytes. A content begins with flag (uint32), label
+(float32), id and id2 (uint64); a flag above 0 says how many float32 labels follow in the label's
+stead. After that come the bytes of an image file. (dmlc-core, recordio.h; mxnet, recordio.py.)
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sdd_fiqa.errors import UnreadableImage
+from sdd_fiqa.storage import File
+
+MAGIC = 0xCED7230A
+MARK = struct.pack("<I", MAGIC)
+MAX_PART = (1 << 29) - 1  # the length has 29 bits
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+
+WORDS = struct.Struct("<II")
+HEADER = struct.Struct("<IfQQ")
+_IMAGE = WORDS.size + HEADER.size  # where the image of an ordinary record begins
+_unpack_plain = struct.Struct("<IIIf").unpack_from  # the two words and the header's beginning
+_WINDOW = 1 << 22
+_GUESS = 1 << 16  # read at once where the length is not known yet
+
+
+class Record(NamedTuple):
+    """One record.
+
+    Attributes:
+        key: its name in the .idx.
+        offset: where it begins in the .rec, in bytes.
+        labels: one number (the identity of an image), or several.
+        number: the id that its writer gave it.
+        image: the bytes of an image file; empty in the records that describe the others.
+    """
+
+    key: int
+    offset: int
+    labels: tuple[float, ...]
+    number: int
+    image: bytes
+
+    @property
+    def identity(self) -> int:
+        """The identity: the first label.
+
+        Raises:
+            UnreadableImage: it is not a whole number from 0 on.
+        """
+        label = self.labels[0]
+        if not (label >= 0 and label == math.floor(label)):
+            raise UnreadableImage(
+                f"record {self.key} at offset {self.offset}: its label, {label:g}, is not an "
+                "identity, a whole number from 0 on"
+            )
+        return int(label)
+
+
+class Damaged(UnreadableImage):
+    """A record that breaks the format; the message says which and at what offset."""
+
+
+def scan(file: File) -> Iterator[Record | tuple[int, str]]:
+    """Every record of a .rec in its order, found without an index (keys are -1).
+
+    Where the file is damaged: (offset, what is wrong), then on with the next record there is.
+    """
+    window = Window(file)
+    offset = 0
+    while offset < file.size:
+        try:
+            content, end = content_at(window.read, offset, offset + _GUESS, file.size)
+            check_end(window.read, end, file.size)
+            yield parse(-1, offset, content)
+            offset = end
+        except Damaged as damage:
+            yield offset, str(damage)
+            offset = _next_record(window, offset + 4, file.size)
+
+
+def frame(content: bytes) -> bytes:
+    """The bytes of a record: cut wherever the magic number stands at a multiple of 4.
+
+    Raises:
+        ValueError: a part of 2**29 bytes or more.
+    """
+    parts, start, at = [], 0, content.find(MARK)
+    while at >= 0:
+        if at % 4 == 0:
+            parts.append(content[start:at])
+            start = at + 4
+            at = content.find(MARK, start)
+        else:
+            at = content.find(MARK, at + 1)
+    parts.append(content[start:])
+    framed = []
+    for number, part in enumerate(parts):
+        if len(part) > MAX_PART:
+            raise ValueError(f"a record of {len(content)} bytes is too long for the format")
+        kind = (FIRST if number == 0 else LAST if number == len(parts) - 1 else MIDDLE) * (
+            len(parts) > 1
+        )
+        framed += [WORDS.pack(MAGIC, kind << 29 | len(part)), part, bytes(-len(part) % 4)]
+    return b"".join(framed)
+
+
+class Window:
+    """Reads a file from its beginning to its end in large blocks, in pieces as they are asked."""
+
+    def __init__(self, file: File) -> None:
+        """Reads nothing yet."""
+        self.file, self.start, self.block = file, 0, b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As `File.read`."""
+        at = offset - self.start
+        if at < 0 or at + size > len(self.block):
+            if size > _WINDOW:
+                return self.file.read(offset, size)
+            self.start, self.block, at = offset, self.file.read(offset, _WINDOW), 0
+        return self.block[at : at + size]
+
+
+def plain_images(
+    block: bytes, bounds: Sequence[int], rows: Sequence[int]
+) -> list[npt.NDArray[np.uint8] | None]:
+    """The images of some records, as parts of the block that holds them.
+
+    Most records are whole and have one finite label; None where one is not, or is damaged.
+
+    Args:
+        block: a file's bytes from where the first of these records begins.
+        bounds: where each record of the file begins, and where the last one ends.
+        rows: which records.
+    """
+    content, size = np.frombuffer(block, np.uint8), len(block)
+    first = bounds[rows[0]]
+    images: list[npt.NDArray[np.uint8] | None] = []
+    for row in rows:
+        begin, end = bounds[row] - first, bounds[row + 1] - first
+        image = None
+        if 0 <= begin < end - _IMAGE and end <= size:
+            magic, length, flag, label = _unpack_plain(block, begin)
+            stop = begin + 8 + length  # beyond any end where it is a part of a record
+            if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
+                image = content[begin + _IMAGE : stop]
+        images.append(image)
+    return images
+
+
+def content_at(
+    read: Callable[[int, int], bytes], offset: int, following: int, size: int
+) -> tuple[bytes, int]:
+    """The content of the record at `offset`, its parts put together, and where it ends.
+
+    Args:
+        read: (offset, size) -> bytes.
+        offset: where the record begins.
+        following: a guess of where it ends; a good one saves a read.
+        size: of the file.
+
+    Raises:
+        Damaged: there is no whole record.
+    """
+    if not 0 <= offset <= size - WORDS.size:
+        raise Damaged(f"lies outside the file, which has {size} bytes")
+    guess = following - offset
+    block = read(offset, min(guess if WORDS.size <= guess <= MAX_PART else _GUESS, size - offset))
+    parts: list[bytes] = []
+    at = 0
+    while True:
+        if len(block) < at + WORDS.size:
+            block += read(offset + len(block), max(WORDS.size, at + WORDS.size - len(block)))
+            if len(block) < at + WORDS.size:
+                raise Damaged("is cut off by the end of the file")
+        magic, word = WORDS.unpack_from(block, at)
+        kind, length = word >> 29, word & MAX_PART
+        if magic != MAGIC:
+            raise Damaged(f"no record begins there (magic number {magic:#010x})")
+        if kind not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
+            raise Damaged("is a part of a record whose other parts are missing")
+        begin, end = at + WORDS.size, at + WORDS.size + length
+        if offset + end > size:
+            raise Damaged(f"its length, {length} bytes, goes beyond the end of the file")
+        if end > len(block):
+            block += read(offset + len(block), end + (-length % 4) - len(block))
+        if len(block) < end:
+            raise Damaged("is cut off by the end of the file")
+        parts.append(block[begin:end])
+        at = end + (-length % 4)
+        if kind in (WHOLE, LAST):
+            return MARK.join(parts), min(offset + at, size)
+
+
+def check_end(read: Callable[[int, int], bytes], end: int, size: int) -> None:
+    """Checks that a record which ends at `end` is followed by another, or by the end of the file.
+
+    Raises:
+        Damaged: it is not, so its length must be wrong.
+    """
+    words = read(end, WORDS.size) if end < size else b""
+    if end == size or words.startswith(MARK):
+        return
+    if len(words) == WORDS.size:
+        # Perhaps only the magic number of the next one is damaged: does its length lead on?
+        length = WORDS.unpack(words)[1] & MAX_PART
+        after = end + WORDS.size + length + -length % 4
+        if after == size or (after < size and read(after, len(MARK)) == MARK):
+            return
+    raise Damaged(f"its length leads to {end}, where no record begins")
+
+
+def parse(key: int, offset: int, content: bytes) -> Record:
+    """The record in a content.
+
+    Raises:
+        Damaged: a header or labels that cannot be.
+    """
+    if len(content) < HEADER.size:
+        raise Damaged(f"has {len(content)} bytes, fewer than a header's {HEADER.size}")
+    flag, label, number, _ = HEADER.unpack_from(content)
+    labels, begin = (label,), HEADER.size
+    if flag > 0:
+        begin += 4 * flag
+        if begin > len(content):
+            raise Damaged(f"announces {flag} labels, more than it has bytes for")
+        labels = struct.unpack_from(f"<{flag}f", content, HEADER.size)
+    if not all(map(math.isfinite, labels)):
+        raise Damaged("has a label that is not a finite number")
+    return Record(key, offset, labels, number, content[begin:])
+
+
+def _next_record(window: Window, offset: int, size: int) -> int:
+    """Where the next sound record begins, at a multiple of 4; the file's size if nowhere."""
+    while len(block := window.read(offset, min(_WINDOW, size - offset))) >= len(MARK):
+        at = block.find(MARK)
+        while at >= 0:
+            here = offset + at
+            if here % 4 == 0:
+                with suppress(Damaged):
+                    content, end = content_at(window.file.read, here, here + _GUESS, size)
+                    check_end(window.file.read, end, size)
+                    parse(-1, here, content)
+                    return here
+            at = block.find(MARK, at + 1)
+        offset += len(block) - len(MARK) + 1
+    return size

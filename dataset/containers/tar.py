@@ -1,0 +1,191 @@
+"""WebDataset tars: the files of one sample stand together and share their name up to the first dot.
+
+    000017.cls   000017.jpg        or        n0001/0002.json   n0001/0002.png
+
+What belongs to a sample is decided by the webdataset library, which is needed to list identities
+(`pip install webdataset`). Images are read by their place in the tar, without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from array import array
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dataset.containers.base import Container
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.storage import MAX_BYTES, File
+
+# In the order of preference where a sample has several.
+IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "jp2")
+# Keys of a .json that hold an identity, in the order of preference.
+IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
+_MOST_META = 1 << 20  # bytes of a .cls or a .json
+
+
+class Member(NamedTuple):
+    """A regular file in a tar: its name, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """The image of a sample and whose it is, or (identity None) why that is not known."""
+
+    image: str
+    identity: str | None
+    trouble: str
+
+
+class TarImages(Container):
+    """A tar read at random, by any number of threads: 20 bytes of memory a member."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Reads through the headers of the tar.
+
+        Raises:
+            UnreadableImage: the file cannot be read, or is no tar.
+        """
+        self.file = File(path)
+        keys, offsets, sizes = array("q"), array("q"), array("I")
+        for member in members(self.file):
+            if not isinstance(member, str):
+                keys.append(_key(member.name))
+                offsets.append(member.offset)
+                sizes.append(min(member.size, MAX_BYTES + 1))
+        order = np.argsort(np.array(keys, np.int64), kind="stable")
+        self._keys = np.array(keys, np.int64)[order]
+        self._offsets = np.array(offsets, np.int64)[order]
+        self._sizes = np.array(sizes, np.uint32)[order]
+
+    def read(self, member: str) -> bytes:
+        """The bytes of a member; of several of one name the last, as tar itself has it.
+
+        Raises:
+            UnreadableImage: no such member, or cut off.
+        """
+        key = _key(member)
+        row = int(np.searchsorted(self._keys, key, side="right")) - 1
+        if row < 0 or self._keys[row] != key:
+            raise UnreadableImage(f"the tar has no member {member!r}")
+        offset, size = int(self._offsets[row]), int(self._sizes[row])
+        if size > MAX_BYTES:
+            raise UnreadableImage("is too large for an image")
+        content = self.file.read(offset, size)
+        if len(content) < size:
+            raise UnreadableImage(f"is cut off: the tar ends {size - len(content)} bytes early")
+        return content
+
+
+def members(file: File) -> Iterator[Member | str]:
+    """The regular files of a tar in its order; where it is damaged, what is wrong, and no more.
+
+    Raises:
+        UnreadableImage: it is no tar at all.
+    """
+    seen = 0
+    with file.stream() as stream:
+        try:
+            tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (closed with the stream)
+            while (entry := tar.next()) is not None:
+                seen = tar.offset
+                if entry.isreg() and not entry.issparse():
+                    yield Member(entry.name, entry.offset_data, entry.size)
+                tar.members.clear()  # type: ignore[attr-defined]  # or it would keep one object a member
+            tail = tar.offset
+        except tarfile.TarError as error:
+            if not seen:
+                raise UnreadableImage(
+                    "is no tar that can be read at random (a compressed one must be unpacked)"
+                ) from error
+            yield f"is damaged at offset {seen} ({error})"
+            return
+    # tarfile takes garbage where a header should stand for the end; a tar ends with zeros.
+    if tail < file.size and file.read(tail, tarfile.BLOCKSIZE).strip(b"\0"):
+        yield f"is damaged at offset {tail} (no header there)"
+
+
+def is_image_member(name: str) -> bool:
+    """Whether a member is an image, by its name."""
+    return name.rpartition(".")[2].lower() in IMAGE_KINDS
+
+
+def samples(path: str | os.PathLike[str]) -> Iterator[Sample | str]:
+    """The images of a WebDataset tar and their identities, in its order; damages as sentences.
+
+    Raises:
+        UserError: webdataset is not installed.
+        UnreadableImage: the file cannot be read, or is no tar.
+    """
+    try:
+        from webdataset.tariterators import group_by_keys
+    except ImportError as error:
+        raise UserError(
+            f"{os.fspath(path)}: listing a tar needs webdataset: pip install webdataset"
+        ) from error
+    file = File(path)
+    troubles: list[str] = []
+
+    def refuse(error: Exception) -> bool:
+        troubles.append(f"{error.args[0]}")
+        return True
+
+    def parts() -> Iterator[dict[str, Any]]:
+        for member in members(file):
+            if isinstance(member, str):
+                troubles.append(member)
+                continue
+            kind = member.name.rpartition(".")[2].lower()
+            if kind in IMAGE_KINDS:
+                yield {"fname": member.name, "data": member.name, "__url__": file.path}
+            elif kind in ("cls", "json"):
+                content = file.read(member.offset, min(member.size, _MOST_META))
+                yield {"fname": member.name, "data": content, "__url__": file.path}
+
+    for sample in group_by_keys(parts(), handler=refuse):
+        yield from _sample(sample)
+        yield from troubles
+        troubles.clear()
+    yield from troubles
+
+
+def _sample(sample: dict[str, Any]) -> Iterator[Sample]:
+    kinds = [kind for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
+    if not kinds:
+        return
+    image = sample[min(kinds, key=lambda kind: IMAGE_KINDS.index(kind.rpartition(".")[2]))]
+    if "cls" in sample:
+        text = sample["cls"].decode("utf-8", "replace").strip()
+        identity, trouble = text or None, "samples whose .cls is empty"
+    elif "json" in sample:
+        identity = _json_identity(sample["json"])
+        trouble = f"samples whose .json has no identity (one of {', '.join(IDENTITY_KEYS)})"
+    else:
+        identity, trouble = None, "samples without .cls or .json"
+    yield Sample(image, identity, trouble)
+
+
+def _json_identity(content: bytes) -> str | None:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict):
+        value = next((value[key] for key in IDENTITY_KEYS if key in value), None)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    return str(value).strip() or None
+
+
+def _key(name: str) -> int:
+    """64 bits that stand for a name; among a million names, two agree once in 37 million tars."""
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -1,0 +1,1 @@
+"""Seeded degradations of faces, for training and for tests."""

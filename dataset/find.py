@@ -1,0 +1,114 @@
+"""What a person types as "these faces": files, folders, globs, containers, list files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+
+from dataset.containers.base import is_container, split_member
+from dataset.containers.listing import container_images
+from dataset.datalist import BAD_NAMES, LeftOut, fits_a_line, walk_images
+from dataset.lists import read_table
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.images import IMAGE_SUFFIXES, is_image
+
+
+def find_images(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
+    """The images that some inputs name, in the order typed.
+
+    Args:
+        inputs: image files; folders, searched below; patterns with `*`, `?` or `[`, of images,
+            folders and containers; .rec, .tar and .bin files, and single members of them,
+            `train.rec#17`; list files, one path a line (columns after a TAB are ignored).
+        left_out: takes what is not an image.
+
+    Raises:
+        UserError: an input that does not exist or matches nothing, or no image in all of them.
+    """
+    found = False
+    for path in _each(inputs, left_out):
+        found = True
+        yield path
+    if not found:
+        shown = ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else "")
+        why = "; ".join(left_out.lines()) or "it is empty"
+        raise UserError(f"{shown}: no images found ({why})")
+
+
+def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
+    for name in inputs:
+        if os.path.isdir(name):
+            yield from walk_images(name.rstrip("/") or "/", left_out)
+        elif os.path.isfile(name):
+            yield from _of_file(name, left_out)
+        elif glob.has_magic(name):
+            matches = sorted(glob.glob(name, recursive=True))
+            if not matches:
+                raise UserError(f"{name}: matches no file")
+            walked: set[str] = set()
+            for match in matches:
+                if _lies_in(match.rstrip("/"), walked):  # ** matches what lies in its folders too
+                    continue
+                if os.path.isdir(match):
+                    walked.add(match.rstrip("/"))
+                    yield from walk_images(match.rstrip("/"), left_out)
+                elif is_container(match) or _looks_like_image(match):
+                    yield from _of_file(match, left_out)
+                else:
+                    left_out.other_file(match)
+        elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
+            yield name
+        else:
+            raise UserError(f"{name}: {_why_not(name)}")
+
+
+def _lies_in(path: str, folders: set[str]) -> bool:
+    """Whether a path lies anywhere below one of some folders."""
+    while folders and (path := os.path.dirname(path)):
+        if path in folders:
+            return True
+        if path == "/":
+            break
+    return False
+
+
+def _why_not(name: str) -> str:
+    """Why something is neither a file nor a folder."""
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "no such file or folder"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "is a pipe, a socket or a device; name a file or a folder"
+
+
+def _of_file(name: str, left_out: LeftOut) -> Iterator[str]:
+    if is_container(name):
+        yield from container_images(name, left_out)
+    elif not _looks_like_image(name):
+        if _holds_zero_bytes(name):
+            raise UserError(
+                f"{name}: is neither an image that can be read nor a list of images, which is text"
+            )
+        yield from read_table(name).paths()
+    elif fits_a_line(name):
+        yield name
+    else:
+        left_out.trouble(BAD_NAMES, name)
+
+
+def _holds_zero_bytes(name: str) -> bool:
+    try:
+        with open(name, "rb") as file:
+            return b"\0" in file.read(4096)
+    except OSError:
+        return False  # read_table says why
+
+
+def _looks_like_image(name: str) -> bool:
+    """By its suffix, else by its first bytes."""
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        return True
+    return os.path.isfile(name) and is_image(name)

@@ -1,0 +1,1 @@
+"""Error versus discard: numbers, tables, plots."""

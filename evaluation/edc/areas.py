@@ -1,0 +1,121 @@
+"""Areas under an error-versus-discard curve, under all the names that the literature uses.
+
+| name | definition | who |
+| --- | --- | --- |
+| `aoc` | 1 - (1/g(0)) integral_0^.95 g dphi; a useless score gets .05, a perfect 1 | SDD |
+| `pauc_<L>` | integral_0^L g / (L g(0)); a useless score gets 1 | DifFIQA, FROQ |
+| `pauc_raw_<L>` | 1000 integral_0^L g | papers of 2025 on, L = 0.3 |
+| `auc` | trapezoid over phi = 0, .05, ..., .95 | CR-FIQA's code |
+| `stepwise_<L>` | sum of e_i (min(d_{i+1}, L) - d_i) | Schlett et al. |
+| `best_line_<L>`, `best_<L>` | of a perfect score: see `theoretical_best` | Schlett et al. |
+
+The integrals are trapezoids between the shares really discarded, up to the last that does not pass
+the limit, whose value is carried on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.edc.curves import Curve, Rules, Values
+
+FULL_LIMIT = 0.95
+LIMITS = (0.2, 0.3)
+FEW_ERRORS = 30  # a cell with fewer at phi = 0 is marked
+HIGHER_IS_BETTER = frozenset({"aoc"})
+
+
+def areas(curve: Curve, limits: Sequence[float] = LIMITS) -> dict[str, float]:
+    """Every area of one curve; NaN where it covers a point that cannot be had (see `refusal`).
+
+    With a fixed threshold, `stepwise` runs over every level of the score, else over the grid.
+    """
+    found = {name: float(value) for name, value in grid_areas(curve, curve.fnmr, limits).items()}
+    for limit in limits:
+        shares, values = curve.steps
+        found[f"stepwise_{limit:g}"] = float(_dot(values, step_widths(shares, limit)))
+        if curve.rules == Rules("fixed", "pairs"):
+            line, best = theoretical_best(float(curve.fnmr[0]), limit)
+            found[f"best_line_{limit:g}"], found[f"best_{limit:g}"] = line, best
+    return found
+
+
+def grid_areas(
+    curve: Curve, fnmr: npt.NDArray[np.float64], limits: Sequence[float] = LIMITS
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The areas of other FNMR on a curve's points: fnmr (..., S), each area (...).
+
+    All are sums over the points with fixed weights, which is what makes a bootstrap cheap.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        start = np.where(fnmr[..., 0] > 0, fnmr[..., 0], np.nan)
+    found = {"aoc": 1 - _dot(fnmr, quadrature(curve.shares, FULL_LIMIT)) / start}
+    for limit in limits:
+        part = _dot(fnmr, quadrature(curve.shares, limit))
+        found[f"pauc_{limit:g}"] = part / (limit * start)
+        found[f"pauc_raw_{limit:g}"] = 1000 * part
+    coarse = quadrature(curve.shares[curve.coarse], FULL_LIMIT)
+    found["auc"] = _dot(fnmr[..., curve.coarse], coarse)
+    for limit in limits:
+        found[f"stepwise_{limit:g}"] = _dot(fnmr, step_widths(curve.shares, limit))
+    return found
+
+
+def refusal(curve: Curve, limit: float = FULL_LIMIT) -> str | None:
+    """Why an area up to `limit` cannot be had, in words; None where it can."""
+    pairs = curve.impostors
+    if np.isnan(curve.fnmr[0]):
+        return (
+            f"FMR {curve.fmr:g} cannot be shown with {int(pairs[0]):,} impostor pairs"
+            f" (smallest: {1 / int(pairs[0]):.1e})"
+        )
+    refused = np.flatnonzero(np.isnan(curve.fnmr))
+    if len(refused) and curve.shares[refused[0]] <= limit:
+        at = int(refused[0])
+        return (
+            f"FMR {curve.fmr:g} cannot be shown once {float(curve.shares[at]):.2f} is discarded"
+            f" ({int(pairs[at]):,} impostor pairs are left); largest phi that can be had:"
+            f" {float(curve.shares[at - 1]):.2f}"
+        )
+    return None
+
+
+def theoretical_best(start: float, limit: float) -> tuple[float, float]:
+    """The area of a perfect score, for a fixed threshold and pairs discarded; e0 = g(0).
+
+    Returns:
+        As Schlett et al. draw it, a line that falls by what is discarded,
+        e0^2/2 - max(0, e0 - L)^2/2; and by the definition of g, whose denominator shrinks,
+        integral_0^a (e0 - phi)/(1 - phi) dphi = a + (1 - e0) ln(1 - a), a = min(e0, L).
+    """
+    line = start**2 / 2 - max(0.0, start - limit) ** 2 / 2
+    end = min(start, limit)
+    return line, end + ((1 - start) * float(np.log1p(-end)) if end < 1 else 0.0)
+
+
+def quadrature(shares: Values, limit: float) -> Values:
+    """(S,) weights of the trapezoid up to `limit`: the integral is their sum with the values."""
+    weights = np.zeros(len(shares))
+    count = int(np.searchsorted(shares, limit + 1e-12, side="right"))
+    inside = shares[:count]
+    half = np.diff(inside) / 2
+    weights[: count - 1] += half
+    weights[1:count] += half
+    weights[count - 1] += limit - inside[-1]
+    return weights
+
+
+def step_widths(shares: Values, limit: float) -> Values:
+    """(S,) how far each value holds: until the next share or the limit."""
+    ends = np.minimum(np.append(shares[1:], limit), limit)
+    widths: Values = np.maximum(ends - shares, 0.0)
+    return widths
+
+
+def _dot(values: npt.NDArray[np.float64], weights: Values) -> npt.NDArray[np.float64]:
+    """Sum of weighted values; points of no weight may be NaN."""
+    used = weights != 0
+    return np.asarray(values[..., used] @ weights[used], np.float64)

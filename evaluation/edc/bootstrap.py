@@ -1,0 +1,102 @@
+"""How sure a number is: the bootstrap over identities.
+
+Pairs that share a person are not independent: one person can own most genuine pairs of a set, and
+one bad photo fails against all its mates. So identities are drawn, not pairs (the subsets bootstrap
+of Bolle, Ratha and Pankanti, "Error analysis of pattern recognition systems: the subsets
+bootstrap", 2004): C identities with replacement, identity c comes w_c times, and each of its
+genuine pairs counts w_c times. (Copies of one person are not compared with each other.)
+
+An impostor pair would count w_a w_b times. The decision thresholds are held at their values on the
+whole set instead, and so are the score cuts and the shares they discard; what varies is the FNMR:
+
+    g_b(phi) = sum_c w_c errors_c(phi) / sum_c w_c genuine_c(phi)
+
+The threshold rests on many more pairs than the errors do, so what is held moves little:
+docs/evaluation.md compares the interval with one where everything moves. The draws depend on the
+seed and on the number of identities only, so scorers, recognisers and protocols on one set are
+paired: the difference of two areas has its own interval.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.edc.curves import Curve, failing
+from evaluation.edc.pairs import PairSource
+
+LEVEL = 0.95
+_REPLICATES = 64
+_PAIRS = 1 << 16
+
+Values = npt.NDArray[np.float64]
+
+
+def resampled(source: PairSource, curve: Curve, replicates: int, seed: int = 0) -> Values:
+    """(replicates, S) the FNMR of each point of a curve, on redrawn identities.
+
+    NaN where the curve is; where no genuine pair was drawn, the last value is carried.
+    """
+    identities = int(source.identities.max()) + 1
+    errors = _errors_by_identity(source, curve, identities)
+    genuine = _genuine_by_identity(source, curve, identities)
+    drawn = np.empty((replicates, len(curve.cuts)))
+    for start in range(0, replicates, _REPLICATES):
+        stop = min(start + _REPLICATES, replicates)
+        weights = draws(identities, start, stop, seed)
+        left = weights @ genuine
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn[start:stop] = np.where(left > 0, (weights @ errors) / left, np.nan)
+    for point in range(1, drawn.shape[1]):
+        empty = np.isnan(drawn[:, point])
+        drawn[empty, point] = drawn[empty, point - 1]
+    drawn[:, np.isnan(curve.fnmr)] = np.nan
+    return drawn
+
+
+def draws(identities: int, start: int, stop: int, seed: int) -> Values:
+    """(stop - start, identities) how often each identity is drawn, in replicates start to stop."""
+    weights = np.empty((stop - start, identities))
+    for row, replicate in enumerate(range(start, stop)):
+        generator = np.random.default_rng((seed, replicate))
+        drawn = generator.integers(identities, size=identities)
+        weights[row] = np.bincount(drawn, minlength=identities)
+    return weights
+
+
+def interval(values: Values) -> tuple[float, float]:
+    """The middle 95 % of replicates; (NaN, NaN) where fewer than 90 % of them have a value.
+
+    A replicate without an error at phi = 0 has no relative area.
+    """
+    known = values[np.isfinite(values)]
+    if len(known) < 0.9 * len(values) or len(known) < 2:
+        return np.nan, np.nan
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _errors_by_identity(source: PairSource, curve: Curve, identities: int) -> Values:
+    """(C, S) genuine pairs of each identity that fail at each point."""
+    highest = float(np.nanmax(curve.thresholds, initial=-2.0))
+    similarity, worse, identity = failing(source, curve.levels, highest)
+    counts = np.zeros((identities, len(curve.cuts)))
+    for start in range(0, len(worse), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        fails = (worse[part, None] >= curve.cuts) & (similarity[part, None] < curve.thresholds)
+        np.add.at(counts, identity[part], fails)
+    return counts
+
+
+def _genuine_by_identity(source: PairSource, curve: Curve, identities: int) -> Values:
+    """(C, S) genuine pairs of each identity that each point keeps."""
+    pairs, points = source.genuine, len(curve.cuts)
+    counts = np.zeros(identities * (points + 1))
+    survived = np.searchsorted(curve.cuts, curve.levels.of_image, side="right")
+    for start in range(0, len(pairs.first), _PAIRS):
+        first, second = pairs.first[start : start + _PAIRS], pairs.second[start : start + _PAIRS]
+        last = np.minimum(survived[first], survived[second])
+        place = source.identities[first].astype(np.int64) * (points + 1) + last
+        counts += np.bincount(place, minlength=len(counts))
+    by_last = counts.reshape(identities, points + 1)
+    return np.asarray(np.cumsum(by_last[:, ::-1], axis=1)[:, ::-1][:, 1:], np.float64)

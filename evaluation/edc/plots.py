@@ -1,0 +1,121 @@
+"""The figure of an evaluation: error versus discard, a panel for each FMR, readable in print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evaluation.edc.areas import FULL_LIMIT
+from evaluation.edc.curves import Rules, Values
+from evaluation.edc.results import show, title
+from evaluation.edc.study import Cell
+from sdd_fiqa.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart by the colour-blind; the dashes tell them apart in grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (5, 1, 1, 1)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (9, 1.5)),
+    (0, (1, 3)),
+)
+_CEILING = 1.6  # of g(phi)/g(0): above it a score is worse than useless, and would flatten the rest
+
+
+def plot_curves(path: Path, cells: Sequence[Cell], area: str) -> None:
+    """Writes a PNG: g(phi)/g(0), a row of panels for each recogniser and pair of rules.
+
+    Lines keep their colour and dashes in every panel; bands are the bootstrap's middle 95 %; each
+    legend is ordered by `area`, best first, and says its value.
+    """
+    from matplotlib.figure import Figure
+
+    rows = list(dict.fromkeys((cell.recogniser, cell.curve.rules) for cell in cells))
+    fmrs = list(dict.fromkeys(cell.curve.fmr for cell in cells))
+    scorers = sorted({cell.scorer for cell in cells})
+    legend_lines = len(scorers) + 1
+    height = 2.6 + 0.17 * legend_lines
+    figure = Figure(figsize=(3.6 * len(fmrs) + 0.4, height * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(fmrs), squeeze=False)
+    for cell_row, (recogniser, rules) in enumerate(rows):
+        for column, fmr in enumerate(fmrs):
+            group = [
+                cell
+                for cell in cells
+                if (cell.recogniser, cell.curve.rules, cell.curve.fmr) == (recogniser, rules, fmr)
+            ]
+            _panel(panels[cell_row, column], group, area, scorers, first=column == 0)
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=160)
+
+
+def line_style(number: int) -> tuple[str, Any]:
+    """Colour and dashes of a scorer; no two of the first 49 are alike."""
+    turn = number // len(_COLOURS)
+    return _COLOURS[number % len(_COLOURS)], _DASHES[(number + turn) % len(_DASHES)]
+
+
+def _panel(
+    axes: Axes, group: Sequence[Cell], area: str, scorers: Sequence[str], *, first: bool
+) -> None:
+    rules, fmr = group[0].curve.rules, group[0].curve.fmr
+    ceiling = 1.05
+    for cell in group:
+        start = float(cell.curve.fnmr[0])
+        if not start > 0:
+            continue
+        shares, values = cell.curve.shares, cell.curve.fnmr / start
+        colour, dashes = line_style(scorers.index(cell.scorer))
+        label = f"{show(area, cell.areas[area])}  {cell.scorer}"
+        # What the area takes beyond the last level of a coarse score: its value there.
+        ends = np.append(shares, FULL_LIMIT), np.append(values, values[-1])
+        axes.plot(*ends, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+        if cell.replicates is not None:
+            low, high = _band(cell.replicates)
+            axes.fill_between(shares, low, high, color=colour, alpha=0.13, lw=0)
+        ceiling = max(ceiling, min(float(np.nanmax(values)) * 1.03, _CEILING))
+    start = float(group[0].curve.fnmr[0])
+    if rules == Rules("fixed", "pairs") and 0 < start < 1:
+        shares = np.linspace(0, 0.95, 200)
+        perfect = np.maximum(start - shares, 0) / (1 - shares) / start
+        axes.plot(shares, perfect, color="0.6", linewidth=0.8, label="a perfect score")
+    axes.set_xlim(0, FULL_LIMIT)
+    axes.set_ylim(0, ceiling)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_title(f"{group[0].recogniser}, FMR {fmr:g}", fontsize=9)
+    axes.set_xlabel(f"share of {rules.discard} discarded", fontsize=8)
+    if first:
+        axes.set_ylabel(f"FNMR / FNMR at 0\nthreshold {rules.threshold}", fontsize=8)
+    if axes.lines:
+        axes.legend(
+            title=f"{title(area)}, FNMR at 0: {start:.2%}",
+            title_fontsize=7.5,
+            fontsize=7.5,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            frameon=False,
+            handlelength=3,
+            borderpad=0,
+        )
+    else:
+        axes.text(0.5, 0.5, "no error, or FMR out of reach", ha="center", fontsize=8)
+
+
+def _band(replicates: Values) -> tuple[Values, Values]:
+    """The middle 95 % of g_b(phi)/g_b(0); replicates without an error at 0 have no ratio."""
+    ratios = replicates[replicates[:, 0] > 0]
+    ratios = ratios / ratios[:, :1]
+    if len(ratios) < 2:
+        return np.full(replicates.shape[1], np.nan), np.full(replicates.shape[1], np.nan)
+    low, high = np.quantile(ratios, [0.025, 0.975], axis=0)
+    return low, high

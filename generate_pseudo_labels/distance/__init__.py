@@ -1,0 +1,1 @@
+"""The mathematics of the labels: distances between similarity distributions."""

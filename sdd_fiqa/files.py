@@ -1,0 +1,151 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from sdd_fiqa.errors import UserError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a temporary file beside `path` that takes its place when the block ends well.
+
+    Text is UTF-8 with Unix line ends. When the block raises, the temporary file goes and whatever
+    stood at `path` before stays. Missing folders are made. What is no ordinary file (/dev/null, a
+    pipe) is written to as it is.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    make_parent(path)
+    special = os.path.exists(path) and not os.path.isfile(path)  # /dev/null, a pipe
+    target = Path(path) if special else Path(os.path.realpath(path))  # a link stays a link
+    temporary = target if special else _beside(target)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+        if not special:
+            os.replace(temporary, target)
+    except RuntimeError as error:  # torch.save's, which tells of a full disk in its own way
+        if not isinstance(error.__context__, OSError):
+            raise
+        reason = error.__context__.strerror or error.__context__
+        raise UserError(f"{path}: cannot be written ({reason})") from error
+    except OSError as error:
+        if error.filename not in (None, str(temporary), str(target)):
+            raise  # another file's trouble, from inside the block
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if not special:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    """A temporary name in the same folder, no longer than file systems take."""
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    return target.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
+def make_parent(path: str | os.PathLike[str]) -> None:
+    """Makes the folder that `path` is to be written in; a check before long work.
+
+    Raises:
+        UserError: it cannot be made, cannot be written, or `path` itself is a folder.
+    """
+    target = Path(path)
+    if os.path.isdir(target):
+        raise UserError(f"{target}: is a folder; name a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.lstat(target)  # says that a name is too long
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    if os.path.exists(target) and not os.path.isfile(target):
+        return  # /dev/null, a pipe
+    folder = os.path.dirname(os.path.realpath(target))  # `replacing` writes beside the file
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{target}: cannot be written (no permission in {folder})")
+
+
+class OpenFile:
+    """A file kept open for `os.pread`, until nobody holds this object any more.
+
+    Attributes:
+        number: its descriptor.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keeps the file of an open descriptor, which may be closed then."""
+        self.number = os.dup(number)
+
+    def __del__(self) -> None:
+        """Closes it."""
+        os.close(self.number)
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, which is made, until the block ends or this process does.
+
+    Nothing is left in it. Where a file system has no locks, nobody is kept out.
+
+    Raises:
+        UserError: another run is at work there, or it cannot be made.
+    """
+    make_parent(folder / "lock")
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(
+            f"{folder}: another run is at work there; wait for its end, or name another folder"
+        ) from error
+    except OSError:
+        pass  # no locks there
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes `content` as indented JSON, whole or not at all."""
+    with replacing(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: missing, or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); make it again") from error
+
+
+def sha256_of(path: str | os.PathLike[str], block: int = 1 << 22) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(block):
+            digest.update(chunk)
+    return digest.hexdigest()

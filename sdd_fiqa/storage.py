@@ -1,0 +1,249 @@
+"""Bytes from storage that may be slow, far away or failing: retried, then reported, never a hang.
+
+A read that fails for a reason that may pass is tried again after a pause, a few times; then the
+image counts as unreadable. Reads that fail one after the other, whatever the image, mean that the
+storage is gone, and end the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+from sdd_fiqa.errors import UnreadableImage, UserError
+
+# Reasons that may pass. EIO and ETIMEDOUT are what a network file system says when its server does
+# not answer in time, ESTALE when the server was restarted, the network group when the way to it is
+# down; EMFILE, ENFILE, ENOMEM, ENOBUFS and EAGAIN when this machine is short of something. All
+# others (no such file, no permission, a folder, ...) would fail the same way again. EINTR needs no
+# mention: Python itself repeats an interrupted call.
+TRANSIENT = frozenset(
+    {
+        errno.EIO,
+        errno.ETIMEDOUT,
+        errno.ESTALE,
+        getattr(errno, "EREMOTEIO", errno.EIO),  # of Linux alone
+        errno.ECONNRESET,
+        errno.ECONNREFUSED,
+        errno.ECONNABORTED,
+        errno.ENOTCONN,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENETRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOBUFS,
+    }
+)
+PAUSES = (0.1, 0.3, 0.9, 1.7)  # seconds before the second, third, ... try: 3 s in all
+MAX_BYTES = 1 << 30  # one image; a file larger than this is something else
+MOST_OPEN = 256  # containers held open at a time; a process may have 1,024 files by default
+GONE_AFTER = 64  # reads given up in a row, none succeeding between them
+
+_Result = TypeVar("_Result")
+_lock = threading.Lock()
+_given_up = 0  # in a row
+_open_files: OrderedDict[int, File] = OrderedDict()
+
+
+def retried(
+    action: Callable[[], _Result],
+    what: str | os.PathLike[str],
+    failure: OSError | None = None,
+) -> _Result:
+    """Runs `action`, again after a pause where it fails for a reason that may pass.
+
+    Args:
+        action: reads something.
+        what: the file, for the message when the storage is gone.
+        failure: of the first try, where the caller has made that.
+
+    Raises:
+        UnreadableImage: it failed for a lasting reason, or at every try.
+        UserError: the last `GONE_AFTER` reads failed at every try.
+    """
+    global _given_up
+    for pause in (*PAUSES, None):
+        try:
+            if failure is not None:
+                raise failure
+            result = action()
+        except OSError as error:
+            failure = None
+            reason = error.strerror or str(error)
+            if error.errno not in TRANSIENT:
+                raise UnreadableImage(reason) from error
+            if pause is not None:
+                time.sleep(pause)
+                continue
+            with _lock:
+                _given_up += 1
+                gone = _given_up >= GONE_AFTER
+            if gone:
+                raise UserError(
+                    f"{os.fspath(what)}: {reason}, as the {GONE_AFTER} reads before it, each tried "
+                    f"{len(PAUSES) + 1} times; is the storage there? then run the same command"
+                ) from error
+            tries = f"{len(PAUSES) + 1} tries in {sum(PAUSES):.0f} s"
+            raise UnreadableImage(f"{reason} ({tries})") from error
+        if _given_up:
+            with _lock:
+                _given_up = 0
+        return result
+    raise AssertionError("the last try returns or raises")
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        UnreadableImage: missing, no file (a folder, a pipe), larger than MAX_BYTES, or unreadable.
+        UserError: as `retried`.
+    """
+
+    def read() -> bytes:
+        descriptor, size = _open_regular(path)
+        with open(descriptor, "rb", buffering=0) as file:
+            if size > MAX_BYTES:
+                raise UnreadableImage(f"has {size} bytes, too many for an image")
+            content = file.read(size + 1)  # most often the only read
+            while more := file.read(1 << 20):  # grew since, or a file system that gives no size
+                content += more
+                if len(content) > MAX_BYTES:
+                    raise UnreadableImage(f"has more than {MAX_BYTES} bytes, too many")
+            return content
+
+    return retried(read, path)
+
+
+class File:
+    """A large file read at many places by many threads, each read on its own.
+
+    Its descriptor may be closed behind its back when many others are open, and is opened again at
+    the next read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens the file.
+
+        Raises:
+            UnreadableImage: as `read_file`.
+            UserError: as `retried`.
+        """
+        self.path = os.fspath(path)
+        self._handle: _Handle | None = None
+        self._seen: tuple[int, int] | None = None
+        self.size = retried(self._open, path).size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer only where the file ends.
+
+        Raises:
+            UnreadableImage: the storage fails, or the file has been replaced since it was opened.
+            UserError: as `retried`.
+        """
+        # A reference of our own keeps the descriptor open until we are done with it.
+        handle = self._handle
+        failure = None
+        if handle is not None:
+            try:
+                content = os.pread(handle.descriptor, size, offset)
+                if len(content) == size and not _given_up:  # nearly always
+                    return content
+            except OSError as error:
+                failure = error
+        return retried(lambda: self._read(offset, size), self.path, failure)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        handle = self._handle or self._open()
+        parts = []
+        try:
+            while size > 0 and (part := os.pread(handle.descriptor, size, offset)):
+                parts.append(part)
+                offset, size = offset + len(part), size - len(part)
+        except OSError:
+            self._handle = None  # to be opened again: what it stands for may be stale
+            raise
+        return b"".join(parts)
+
+    def stream(self, buffer: int = 1 << 20) -> io.BufferedReader:
+        """A seekable stream over the file, with the same care for failing reads."""
+        return io.BufferedReader(_Stream(self), buffer)
+
+    def _open(self) -> _Handle:
+        handle = _Handle(self.path)
+        seen = (handle.size, handle.changed)
+        if self._seen not in (None, seen):
+            raise UnreadableImage("the file has changed since it was opened; run again")
+        self._seen = seen
+        with _lock:
+            self._handle = handle
+            _open_files[id(self)] = self
+            _open_files.move_to_end(id(self))
+            while len(_open_files) > MOST_OPEN:
+                _open_files.popitem(last=False)[1]._handle = None
+        return handle
+
+
+class _Handle:
+    """A descriptor that is closed when the last thread using it lets go of it."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        self.descriptor, self.size = _open_regular(path)
+        self.changed = os.fstat(self.descriptor).st_mtime_ns
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, file: File) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._file.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        content = self._file.read(self._at, len(buffer))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def _open_regular(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Descriptor and size of a regular file; opening a pipe would wait for somebody to write."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadableImage(os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage("is not a file but a pipe, a socket or a device")
+        return descriptor, status.st_size
+    except BaseException:
+        os.close(descriptor)
+        raise

@@ -1,0 +1,159 @@
+"""Sets of pairs: every way they were pickled, and pickles that want more than bytes."""
+
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dataset.containers.pair_bin import identities_of, read_pair_bin
+from sdd_fiqa.errors import UnreadableImage, UserError
+
+A, B, C, D = b"image a" * 50, b"image b", b"\xff\xd8 image c \x00\xe9", b"d"
+IMAGES = [A, B, A, C, C, D]  # pairs (A, B), (A, C), (C, D)
+SAME = [True, False, True]
+
+# A pair file as Python 2 wrote it: protocol 2, bytes as (SHORT_)BINSTRING.
+PYTHON_2 = (
+    b"\x80\x02]q\x00("
+    + b"".join(b"U" + bytes([len(image)]) + image for image in (B, C, C, D))
+    + b"e]q\x01(\x88\x89e\x86q\x02."
+)
+
+
+def save(folder: Path, value: Any, protocol: int = 4) -> Path:
+    path = folder / "set.bin"
+    path.write_bytes(value if isinstance(value, bytes) else pickle.dumps(value, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda: (IMAGES, SAME),
+        lambda: [IMAGES, [1, 0, 1]],
+        lambda: ([np.frombuffer(image, np.uint8) for image in IMAGES], np.array(SAME)),
+        lambda: ([np.frombuffer(image, np.uint8).copy() for image in IMAGES], [*np.array(SAME)]),
+        lambda: (np.array(IMAGES, object), np.array(SAME, np.int64)),
+        lambda: ([bytearray(image) for image in IMAGES], tuple(SAME)),
+    ],
+)
+def test_every_way_to_pickle_pairs(tmp_path: Path, form: Any, protocol: int) -> None:
+    value = form()
+    if protocol < 5 and isinstance(value[0][0], bytearray):
+        value = ([bytes(image) for image in value[0]], value[1])
+    pairs = read_pair_bin(save(tmp_path, value, protocol))
+    assert list(pairs.images) == [A, B, C, D]
+    assert pairs.entries.tolist() == [0, 1, 3, 5]
+    assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [
+        (0, 1),
+        (0, 2),
+        (2, 3),
+    ]
+    assert pairs.same.tolist() == SAME
+    assert [pairs.read(str(entry)) for entry in range(6)] == IMAGES
+
+
+def test_as_python_2_wrote_it(tmp_path: Path) -> None:
+    pairs = read_pair_bin(save(tmp_path, PYTHON_2))
+    assert list(pairs.images) == [B, C, D]
+    assert pairs.same.tolist() == [True, False]
+
+
+def test_names_and_identities(tmp_path: Path) -> None:
+    pairs = read_pair_bin(save(tmp_path, (IMAGES, SAME)))
+    bin_path = str(tmp_path / "set.bin")
+    assert list(pairs.named_pairs()) == [
+        (f"{bin_path}#0", f"{bin_path}#1", True),
+        (f"{bin_path}#0", f"{bin_path}#3", False),
+        (f"{bin_path}#3", f"{bin_path}#5", True),
+    ]
+    assert identities_of(pairs).tolist() == [0, 0, 1, 1]
+    contradicting = read_pair_bin(save(tmp_path, ([A, B, B, C, A, C], [1, 1, 0])))
+    with pytest.raises(UserError, match="pair 2 is said to show two persons"):
+        identities_of(contradicting)
+
+
+@pytest.mark.parametrize("member", ["6", "-1", "x", "\u0661"])
+def test_no_such_entry(tmp_path: Path, member: str) -> None:
+    with pytest.raises(UnreadableImage, match="go from 0 to 5"):
+        read_pair_bin(save(tmp_path, (IMAGES, SAME))).read(member)
+
+
+class Calls:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *values: Any) -> None:
+        self.call = function, values
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "function",
+    [os.mkdir, eval, getattr, np.load, np.frombuffer, type(np.arange(0).flat), io.open, map],
+    ids=str,
+)
+def test_nothing_that_a_pickle_names_is_run(tmp_path: Path, function: Any, protocol: int) -> None:
+    target = tmp_path / "made"
+    path = save(tmp_path, (IMAGES, Calls(function, str(target))), protocol)
+    with pytest.raises(UserError, match=r"its pickle names \w+\.\w+.* should not be trusted"):
+        read_pair_bin(path)
+    assert not target.exists()
+
+
+def test_a_real_unpickler_would_have_run_it(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    pickle.loads(pickle.dumps((IMAGES, Calls(os.mkdir, str(target)))))
+    assert target.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no pickle",
+        pickle.dumps((IMAGES, SAME))[:-20],
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.",  # claims 2**63 bytes
+        b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00abc.",  # a bytearray of 2**40
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # object number 2**31 of none
+        b"\x80\x02cnumpy\ndtype\n}b.",  # a state for a name
+        b"\x80\x02cnumpy\ndtype\nN\x86R.",
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00utf8\x86R.",
+    ],
+)
+def test_a_damaged_pickle_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = save(tmp_path, content) if content else tmp_path / "set.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"set\.bin: is (not a pickled set|a pickle of something)"):
+        read_pair_bin(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": 1}, "something else than"),
+        ((IMAGES, SAME, 1), "something else than"),
+        ((IMAGES, SAME[:2]), "6 images for 2 pairs"),
+        (([], []), "0 images for 0 pairs"),
+        ((IMAGES, [1, 0, 2]), "pair 2 is marked neither"),
+        ((IMAGES, [1, 0, "x"]), "pair 2 is marked neither"),
+        (([*IMAGES[:5], "text"], SAME), "entry 5 is no image file's bytes"),
+        (([*IMAGES[:5], np.arange(3.0)], SAME), "entry 5 is no image file's bytes"),
+        ((IMAGES, np.array(SAME, np.float64)), "6 images for 0 pairs"),
+    ],
+)
+def test_other_contents(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pair_bin(save(tmp_path, value))
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.bin: cannot be read \(No such file"):
+        read_pair_bin(tmp_path / "none.bin")

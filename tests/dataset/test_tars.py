@@ -1,0 +1,177 @@
+"""WebDataset tars: identities as the library groups them, images by their place."""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dataset.containers.base import read_bytes
+from dataset.containers.listing import containers_of, identified_members
+from dataset.containers.tar import Sample, TarImages, members, samples
+from dataset.datalist import LeftOut
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.storage import File
+
+LONG = "a" * 120 + "/" + "b" * 150 + ".jpg"  # more than an old header holds
+
+
+def tar_of(path: Path, files: list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            entry.mtime = 1.5  # a fraction: a header of its own in the pax format
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+FILES = [
+    ("000.cls", b"7\n"),
+    ("000.jpg", b"image 0"),
+    ("d/001.png", b"image 1"),
+    ("d/001.json", json.dumps({"identity": "ann", "width": 3}).encode()),
+    ("002.txt", b"no image"),
+    ("003.JPG", b"image 3"),
+    ("003.cls", b"7"),
+    (LONG, b"image 4"),
+    (LONG.replace(".jpg", ".json"), b"12"),
+]
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_members_are_read_by_their_place(tmp_path: Path, kind: int) -> None:
+    path = tar_of(tmp_path / "a.tar", FILES, kind)
+    tar = TarImages(path)
+    for name, content in reversed(FILES):
+        assert tar.read(name) == content
+        assert read_bytes(f"{path}#{name}") == content
+    with pytest.raises(UnreadableImage, match=r"no member '004\.jpg'"):
+        tar.read("004.jpg")
+
+
+def test_folders_links_and_sparse_files_are_no_images(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        folder, link = tarfile.TarInfo("d"), tarfile.TarInfo("link.jpg")
+        folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(folder)
+        tar.addfile(link)
+    assert list(members(File(tmp_path / "a.tar"))) == []
+
+
+def test_the_last_of_two_members_of_a_name(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", [("a.jpg", b"old"), ("b.jpg", b"b"), ("a.jpg", b"new")])
+    assert TarImages(path).read("a.jpg") == b"new"
+
+
+def test_identities_from_cls_and_json(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    path = tar_of(tmp_path / "a.tar", FILES)
+    found = [s for s in samples(path) if isinstance(s, Sample)]
+    assert [(s.image, s.identity) for s in found] == [
+        ("000.jpg", "7"),
+        ("d/001.png", "ann"),
+        ("003.JPG", "7"),
+        (LONG, "12"),
+    ]
+
+
+def test_the_library_finds_the_same_samples(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    path = str(tmp_path / "a.tar")
+    with webdataset.TarWriter(path) as writer:
+        for n in range(20):
+            writer.write({"__key__": f"k{n:03}", "jpg": b"image %d" % n, "cls": n // 3})
+    theirs = [(s["jpg"], s["cls"]) for s in webdataset.WebDataset(path, shardshuffle=False)]
+    ours = [s for s in samples(path) if isinstance(s, Sample)]
+    tar = TarImages(path)
+    assert [(tar.read(s.image), s.identity.encode()) for s in ours if s.identity] == theirs
+    assert len(theirs) == 20
+
+
+def test_samples_without_an_identity_are_reported(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    files = [
+        ("0.jpg", b"no identity file"),
+        ("1.cls", b" "),
+        ("1.jpg", b"empty"),
+        ("2.json", b'{"caption": "x"}'),
+        ("2.jpg", b"no key"),
+        ("3.json", b"[" * 100_000),
+        ("3.jpg", b"not JSON"),
+        ("4.json", b"true"),
+        ("4.jpg", b"no number"),
+        ("5.cls", b"1"),
+        ("5.jpg", b"good"),
+        ("5.jpg", b"again"),
+        ("6\t.cls", b"1"),
+        ("6\t.jpg", b"a TAB"),
+    ]
+    path = tar_of(tmp_path / "a.tar", files)
+    left_out = LeftOut()
+    assert list(identified_members([str(path)], None, left_out)) == [(f"{path}#5.jpg", "1")]
+    assert left_out.troubles["samples without .cls or .json"] == 1
+    assert left_out.troubles["samples whose .cls is empty"] == 1
+    assert sum(n for kind, n in left_out.troubles.items() if "whose .json" in kind) == 3
+    assert sum(n for kind, n in left_out.troubles.items() if "TAB" in kind) == 1
+    assert "duplicate file name" in left_out.examples["damaged places"][0]
+
+
+@pytest.mark.parametrize("cut", ["in data", "in a header"])
+def test_a_damaged_tar_keeps_what_stands_before(tmp_path: Path, cut: str) -> None:
+    path = tar_of(
+        tmp_path / "a.tar", [(f"{n}.jpg", b"x" * 600) for n in range(5)], tarfile.GNU_FORMAT
+    )
+    content = bytearray(path.read_bytes())
+    place = 3 * (512 + 1024)
+    if cut == "in data":
+        del content[place + 700 :]
+    else:
+        content[place : place + 512] = b"?" * 512
+    path.write_bytes(content)
+    found = list(members(File(path)))
+    assert [m.name for m in found if not isinstance(m, str)][:3] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert isinstance(found[-1], str)
+    assert "is damaged at offset" in found[-1]
+    assert TarImages(path).read("2.jpg") == b"x" * 600
+
+
+def test_what_is_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"something else " * 100)
+    with pytest.raises(UnreadableImage, match="no tar that can be read at random"):
+        TarImages(tmp_path / "a.tar")
+    with pytest.raises(UserError, match="unpack it"):
+        containers_of("a.tar.gz")
+
+
+def test_which_tars_a_root_names(tmp_path: Path) -> None:
+    for name in ("s-00.tar", "s-01.tar", "s-02.tar", "other.rec"):
+        (tmp_path / name).touch()
+    root = str(tmp_path)
+    assert containers_of(f"{root}/s-01.tar") == [f"{root}/s-01.tar"]
+    shards = [f"{root}/s-0{n}.tar" for n in range(3)]
+    assert containers_of(root) == shards
+    assert containers_of(f"{root}/s-*.tar") == shards
+    assert containers_of(root + "/s-{00..01}.tar") == shards[:2]
+    assert containers_of(root + "/s-{00,02}.tar") == [shards[0], shards[2]]
+    with pytest.raises(UserError, match=r"s-03\.tar: no such file"):
+        containers_of(root + "/s-{02..03}.tar")
+    with pytest.raises(UserError, match="names more than 1,000,000 files"):
+        containers_of(root + "/s-{0..9999999999}.tar")
+    with pytest.raises(UserError, match="no such file"):
+        containers_of(root + "/s-{\u00b2..\u00b3}.tar")
+    with pytest.raises(UserError, match="only tars are taken several at a time"):
+        containers_of(root + "/*")
+    (tmp_path / "ann").mkdir()
+    assert containers_of(root) == []  # identity folders: a folder of faces
+
+
+def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    monkeypatch.setitem(sys.modules, "webdataset.tariterators", None)
+    path = tar_of(tmp_path / "a.tar", FILES)
+    with pytest.raises(UserError, match="pip install webdataset"):
+        list(samples(path))
+    assert TarImages(path).read("000.jpg") == b"image 0"

@@ -1,0 +1,148 @@
+"""Every script: its help, its import, wrong usage, and errors of one line."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common import cli as command_line
+from common.cli import EXIT_DONE, EXIT_USAGE, EXIT_USER_ERROR
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in (ROOT, ROOT / "generate_pseudo_labels")
+    for path in folder.rglob("*.py")
+    if not {".venv", "tests", "benchmarks", "docs", "build"} & set(path.relative_to(ROOT).parts)
+    and 'if __name__ == "__main__"' in path.read_text()
+    and (folder != ROOT or path.parent == ROOT)
+)
+
+
+def test_the_scripts_are_found() -> None:
+    assert {"eval.py", "train.py"} < set(SCRIPTS)
+    assert {
+        f"generate_pseudo_labels/{name}.py" for name in ("gen_datalist", "gen_pseudo_labels")
+    } < (set(SCRIPTS))
+
+
+def flags_of(script: str) -> list[str]:
+    """From the source of main(): its arguments, or the fields of the settings it takes."""
+    tree = ast.parse((ROOT / script).read_text())
+    main = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    names = [argument.arg for argument in [*main.args.args, *main.args.kwonlyargs]]
+    if names == ["config"]:
+        config = ast.parse((ROOT / "train_config.py").read_text())
+        fields = next(n for n in config.body if isinstance(n, ast.ClassDef)).body
+        names = [n.target.id for n in fields if isinstance(n, ast.AnnAssign)]  # type: ignore[union-attr]
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag(script: str, run_script: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_script(script, "--help", cwd=tmp_path, env={"COLUMNS": "200"})
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert done.stderr == ""
+    flags = flags_of(script)
+    assert flags
+    for flag in flags:
+        assert re.search(rf"{flag}\b", done.stdout), flag
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_does_nothing(tmp_path: Path) -> None:
+    """No file, no output, and no torch where only a script's main() needs it."""
+    modules = [script.removesuffix(".py").replace("/", ".") for script in SCRIPTS]
+    code = (
+        "import importlib, sys\n"
+        "sys.argv = ['x', '--no-such-flag']\n"
+        "for name in sys.argv_modules: importlib.import_module(name)\n"
+    ).replace("sys.argv_modules", repr(modules))
+    env = {"PYTHONPATH": str(ROOT), "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "message"),
+    [
+        ("generate_pseudo_labels/gen_datalist.py", [], EXIT_USAGE, "--data-root"),
+        ("generate_pseudo_labels/gen_datalist.py", ["--nothing"], EXIT_USAGE, "--nothing"),
+        ("eval.py", ["x", "--precision", "fp8"], EXIT_USAGE, "--precision"),
+        ("eval.py", [], EXIT_USAGE, ""),
+        ("train.py", ["--epochs", "many"], EXIT_USAGE, "--epochs"),
+        (
+            "generate_pseudo_labels/gen_datalist.py",
+            ["--data-root", "no  where"],
+            EXIT_USER_ERROR,
+            "error: --data-root no  where: does not exist; name the folder of identity folders",
+        ),
+        ("eval.py", ["none.jpg"], EXIT_USER_ERROR, "error: none.jpg: no such file or folder\n"),
+        (
+            "generate_pseudo_labels/extract_embedding/extract_feats.py",
+            ["--weights", "sface"],
+            EXIT_USER_ERROR,
+            "error: annotations/DATA.labelpath: does not exist; run gen_datalist.py first\n",
+        ),
+        ("train.py", ["--epochs", "0"], EXIT_USER_ERROR, "error: train_config: epochs must be 1 "),
+        (
+            "train.py",
+            [],
+            EXIT_USER_ERROR,
+            "error: annotations/quality_pseudo_labels.txt: does not exist; run gen_pseudo_labels.",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_wrong_usage_is_two(
+    script: str,
+    arguments: list[str],
+    code: int,
+    message: str,
+    run_script: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    done = run_script(script, *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    if code == EXIT_USER_ERROR:
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_who_leaves_is_no_error(tmp_path: Path, start_script: Callable[..., Any]) -> None:
+    """`--help | head -0`."""
+    process = start_script("generate_pseudo_labels/gen_datalist.py", "--help", cwd=tmp_path)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == EXIT_DONE
+
+
+def test_a_full_gpu_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB"
+        )
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as left:
+        command_line.run_script(main)
+    assert left.value.code == EXIT_USER_ERROR
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory: use a smaller --batch-size where there is one, a GPU with more "
+        "memory, or --device cpu\n"
+    )

@@ -1,0 +1,111 @@
+"""Where a training starts: random weights, a checkpoint, or an ONNX recogniser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from models.backbones.layer_graph import GraphNetwork, graph_network, is_graph
+from models.backbones.layers import Pixels
+from models.checkpoints import read_about
+from models.fitting import Loaded, copy_fitting, differences, find_trunk
+from models.networks import HEAD, build_network, restore_floor
+from models.pretrained import PRETRAINED
+from models.recognisers import ONNX_RECOGNISERS, describe_onnx
+from models.state_dicts import read_state
+from sdd_fiqa.assets import fetch
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.quality_onnx import is_onnx
+
+
+@dataclass(frozen=True)
+class Start:
+    """A quality network ready to train.
+
+    Attributes:
+        backbone: its name, for people and for the .json beside its checkpoints.
+        network: itself.
+        text: what was loaded and what is new.
+    """
+
+    backbone: str
+    network: nn.Module
+    text: str
+
+
+def start_network(weights: str | None, backbone: str | None = None, dropout: float = 0.5) -> Start:
+    """Makes a quality network and fills its trunk.
+
+    Args:
+        weights: a checkpoint with a recognition head (or a quality head: that is taken over too),
+            an .onnx recogniser, a name in ONNX_RECOGNISERS (fetched once) or in PRETRAINED, or
+            None: random.
+        backbone: a name in BACKBONES; None takes what the checkpoint holds, R_50 without one.
+        dropout: share of the head's inputs dropped while training.
+
+    Raises:
+        UserError: unreadable, fits no network known here, or not the backbone asked for.
+    """
+    if weights is None:
+        name = backbone or "R_50"
+        return Start(name, build_network(name, dropout=dropout), "random weights")
+    weights = str(PRETRAINED.get(weights, weights))
+    if weights not in ONNX_RECOGNISERS and not Path(weights).is_file():
+        names = ", ".join([*ONNX_RECOGNISERS, *PRETRAINED])
+        raise UserError(f"--finetuning-model {weights}: no such file, and no known name ({names})")
+    if weights in ONNX_RECOGNISERS or is_onnx(weights):
+        start = _from_onnx(weights, dropout)
+    else:
+        start = _from_checkpoint(weights, backbone, dropout)
+    if backbone not in (None, start.backbone):
+        raise UserError(
+            f"--finetuning-model {weights}: is a {start.backbone} network, not {backbone}; leave "
+            "--backbone out"
+        )
+    return start
+
+
+def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
+    state = read_state(path)
+    has_head = any(key.startswith(HEAD) for key in state)
+    about = read_about(path) if has_head else {}  # of a recogniser nothing is needed
+    network: nn.Module
+    if is_graph(state):
+        network = graph_network(about, path, dropout)
+        name = str(about["architecture"])
+        trunk = {k: v for k, v in network.state_dict().items() if not k.startswith(HEAD)}
+        given = {k: v for k, v in state.items() if not k.startswith(HEAD)}
+        if unlike := differences(trunk, given):
+            raise UserError(f"{path}: does not fit the .json beside it: {unlike}")
+    else:
+        name = find_trunk(state, path, backbone)
+        network = build_network(name, dropout=dropout)
+    loaded = copy_fitting(network, state)
+    restore_floor(network, about, path)
+    return Start(name, network, f"{path} ({name}): {loaded}")
+
+
+def _from_onnx(weights: str, dropout: float) -> Start:
+    from models.onnx_import import read_trunk
+
+    known = weights in ONNX_RECOGNISERS
+    path = fetch(weights) if known else Path(weights)
+    wants = ONNX_RECOGNISERS[weights] if known else describe_onnx(path)
+    trunk = read_trunk(path)
+    network = GraphNetwork(trunk.graph, Pixels(wants.colour, wants.mean, wants.scale), dropout)
+    network.trunk.load_state_dict(trunk.state)
+    keys = [f"trunk.{key}" for key in trunk.state]
+    new = [key for key in network.state_dict() if key.startswith(HEAD)]
+    name = f"onnx:{weights if known else path.stem}"
+    layers = trunk.graph["layers"]
+    shape = " x ".join(str(side) for side in trunk.graph["map"])
+    norms = sum(layer["op"] == "BatchNormalization" for layer in layers)
+    folded = "" if norms else ", BatchNorm folded away: trains without"
+    return Start(
+        name,
+        network,
+        f"{weights} ({name}, {len(layers)} layers up to a map of {shape}{folded}): "
+        f"{Loaded(keys, new, trunk.unused)}",
+    )
