@@ -25,17 +25,17 @@ from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE, fail, note, run_script
 from dataset.containers.base import split_member
-from dataset.datalist import LeftOut, table_of
+from dataset.datalist import Skipped, table_of
 from dataset.find import find_images
 from dataset.listed import Faces, ListedFaces
-from dataset.lists import Table
+from dataset.lists import ImageList
 from dataset.loader import Batch
 from dataset.scores import Scores, write_scores
 from evaluation.summary import summarise
 from models.backbones import Backbone
 from models.pretrained import DEFAULT_MODEL
 from models.quality import QualityModel, load_quality_model
-from sdd_fiqa.calibration import Meaning, look_unaligned
+from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
 from sdd_fiqa.images import thumbnail
@@ -91,10 +91,10 @@ def main(
             raise UserError(f"--{name} {value}: must be {least} or more")
     check_targets({"--out": None if out == "-" else out, "--report": report}, [*path, model])
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
-        left_out = LeftOut()
-        table = table_of(find_images(path, left_out), Path(folder) / "images.txt")
+        skipped = Skipped()
+        table = table_of(find_images(path, skipped), Path(folder) / "images.txt")
         network = load_quality_model(model, backbone, device, precision)
-        meaning = Meaning.of(network.calibration, network.name, percentile, accept)
+        meaning = ScoreInterpretation.of(network.calibration, network.name, percentile, accept)
         size = batch_size or network.batch_size
         faces = open_faces(table, size, num_workers, align, all_faces)
         scores, interrupted = score(faces, len(table), network)
@@ -105,9 +105,9 @@ def main(
         results = sys.stderr if out == "-" else sys.stdout
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
         images = faces.searched() if cut_short else len(table)
-        summarise(faces, scores, images, left_out, meaning, top, bottom, to=results)
+        summarise(faces, scores, images, skipped, meaning, top, bottom, to=results)
         plain = isinstance(faces, ListedFaces) and not faces.like_photos
-        if plain and look_unaligned(scores.values, meaning.calibration):
+        if plain and seem_unaligned(scores.values, meaning.calibration):
             note(
                 "most score below 99 % of the calibration faces, as faces that are not aligned do: "
                 "add --align unless they are"
@@ -116,7 +116,7 @@ def main(
             make_report(report, faces, images, scores, network, meaning)
     if interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_SKIPPED if scores.reasons or left_out.troubles else EXIT_DONE
+    return EXIT_SKIPPED if scores.reasons or skipped.problems else EXIT_DONE
 
 
 def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str]) -> None:
@@ -145,7 +145,7 @@ def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str])
 
 
 def open_faces(
-    table: Table, batch_size: int, num_workers: int | None, align: bool, all_faces: bool
+    table: ImageList, batch_size: int, num_workers: int | None, align: bool, all_faces: bool
 ) -> Faces:
     """The listed images as faces: as they are, or found and aligned."""
     if not (align or all_faces):
@@ -206,7 +206,7 @@ def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, boo
     return scores, interrupted
 
 
-def write(out: str, faces: Faces, scores: Scores, meaning: Meaning) -> None:
+def write(out: str, faces: Faces, scores: Scores, meaning: ScoreInterpretation) -> None:
     """Writes the CSV file, or stdout where `out` is -."""
     columns = [*meaning.columns(scores.values), *faces.columns()]
     if out == "-":
@@ -229,7 +229,7 @@ def make_report(
     images: int,
     scores: Scores,
     network: QualityModel,
-    meaning: Meaning,
+    meaning: ScoreInterpretation,
 ) -> None:
     """Writes the report page and prints where it is."""
     from evaluation.report.page import write_report

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, run_script
-from dataset.lists import Identities, Table, read_labelpath, refuse_repeats
+from dataset.lists import Identities, ImageList, read_labelpath, refuse_repeats
 from dataset.loader import batches
 from evaluation.edc import gather
 from evaluation.edc.advice import Advice, advise
@@ -214,7 +214,7 @@ def choose_fmr(fmrs: Sequence[float], advise_at: float | None) -> float:
 
 def reference_scores(
     references: Sequence[Reference],
-    table: Table,
+    table: ImageList,
     identities: Identities,
     feats: Mapping[str, Path],
     seed: int,
@@ -257,7 +257,7 @@ def is_label(scorer: str, made: Mapping[str, Values]) -> bool:
     return scorer in made and scorer.startswith("labels")
 
 
-def sharpness(table: Table) -> Values:
+def sharpness(table: ImageList) -> Values:
     """(N,) variance of the Laplacian of every image of the list; NaN where it cannot be read."""
     found = np.full(len(table), np.nan)
     for batch in batches(table, np.arange(len(table)), 256):

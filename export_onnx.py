@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.cli import EXIT_DONE, note, run_script
-from dataset.datalist import LeftOut
+from dataset.datalist import Skipped
 from dataset.find import find_images
 from dataset.images import read_face
 from evaluation.calibration import held_out_measures
@@ -119,7 +119,7 @@ def in_int8(content: bytes, inputs: str) -> tuple[bytes, str]:
 
 def read_faces(inputs: str) -> npt.NDArray[np.uint8]:
     """Up to MOST_FACES readable faces, evenly spaced over what `inputs` names: (N, 112, 112, 3)."""
-    paths = list(find_images([inputs], LeftOut()))
+    paths = list(find_images([inputs], Skipped()))
     faces = []
     for row in np.linspace(0, len(paths) - 1, min(len(paths), MOST_FACES)).astype(int).tolist():
         with suppress(UnreadableImage):

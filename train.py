@@ -19,7 +19,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-from common.distributed import World, join_world  # first: how torch's threads wait is set with it
+from common.distributed import (  # first: how torch's threads wait is set with it
+    ProcessGroup,
+    join_process_group,
+)
 
 # isort: split
 import numpy as np
@@ -42,7 +45,7 @@ from models.networks import (
     quality_head,
 )
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import only_here, write_json
+from sdd_fiqa.files import lock_folder, write_json
 from train_config import TrainConfig
 from training.closed_form_head import fit_head
 from training.data import TrainingList, Unreadable, epoch_flips, epoch_order, read_training_list
@@ -63,11 +66,11 @@ def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> int:
     for rule, holds in config.rules().items():
         if not holds:
             raise UserError(f"train_config: {rule}; got {getattr(config, rule.split()[0])}")
-    with join_world(config.device) as world, ExitStack() as alone:
+    with join_process_group(config.device) as world, ExitStack() as alone:
         return train(config, world, alone)
 
 
-def train(config: TrainConfig, world: World, alone: ExitStack) -> int:
+def train(config: TrainConfig, world: ProcessGroup, alone: ExitStack) -> int:
     """The whole of it: the data, the network, the loop. Returns an exit code.
 
     `alone` keeps other trainings out of the folder until this one ends.
@@ -117,7 +120,7 @@ def train(config: TrainConfig, world: World, alone: ExitStack) -> int:
 
     folder = config.checkpoints / config.checkpoints_name
     if world.first:
-        alone.enter_context(only_here(folder))
+        alone.enter_context(lock_folder(folder))
     key = {**config.key(), "labels": data.table.sha256, "images a step": step_size}
     key["people held out"] = data.split_key()
     state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf}
@@ -288,7 +291,7 @@ def describe(
     data.write_held_out(folder / "held_out.txt")
 
 
-def _stopped(world: World) -> int:
+def _stopped(world: ProcessGroup) -> int:
     if world.first:
         fail("stopped and saved; the same command goes on from here")
     return EXIT_INTERRUPTED

@@ -25,13 +25,13 @@ import numpy.typing as npt
 from common.cli import EXIT_DONE, run_script
 from dataset.containers.base import read_run
 from dataset.containers.rec import RecordWriter
-from dataset.datalist import LeftOut, table_of, walk_images
-from dataset.lists import Table
+from dataset.datalist import Skipped, table_of, walk_images
+from dataset.lists import ImageList
 from dataset.loader import Contents, batches, default_workers
 from sdd_fiqa.errors import UserError
 
 BATCH = 64
-Source = tuple[Table, Contents]
+Source = tuple[ImageList, Contents]
 
 
 def main(
@@ -81,7 +81,7 @@ def made_up_faces(count: int) -> list[bytes]:
 def real_faces(folder: Path, count: int) -> list[bytes]:
     """The first images below a folder."""
     contents: list[bytes] = []
-    for path in walk_images(str(folder), LeftOut()):
+    for path in walk_images(str(folder), Skipped()):
         contents.append(Path(path).read_bytes())
         if len(contents) == count:
             break

@@ -25,11 +25,11 @@ import numpy as np
 
 import eval as scoring
 from common.cli import EXIT_DONE, note, run_script
-from dataset.datalist import LeftOut, table_of
+from dataset.datalist import Skipped, table_of
 from dataset.find import find_images
 from dataset.images import read_face
 from dataset.listed import ListedFaces
-from dataset.lists import Table
+from dataset.lists import ImageList
 from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError
 
@@ -58,7 +58,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = images or make_faces(folder / "faces", count)
-        paths = islice(find_images([str(source)], LeftOut()), count)
+        paths = islice(find_images([str(source)], Skipped()), count)
         table = table_of(paths, folder / "list.txt")
         for backbone in GOALS:
             checkpoint = make_models(folder, backbone)
@@ -73,7 +73,7 @@ def main(
 
 
 def rates(
-    checkpoint: Path, table: Table, repeats: int, published_count: int, device: str
+    checkpoint: Path, table: ImageList, repeats: int, published_count: int, device: str
 ) -> dict[str, float]:
     """Images per second of each way, the best of all rounds."""
     ours = load_quality_model(checkpoint, device=device)
@@ -98,7 +98,9 @@ def rates(
     return best
 
 
-def published_way(checkpoint: Path, table: Table, count: int, device: str) -> Callable[[], None]:
+def published_way(
+    checkpoint: Path, table: ImageList, count: int, device: str
+) -> Callable[[], None]:
     """The published eval.py's steps, for `count` images instead of one."""
     import torch
     from PIL import Image
@@ -127,7 +129,7 @@ def published_way(checkpoint: Path, table: Table, count: int, device: str) -> Ca
     return run
 
 
-def run_pipeline(table: Table, model: QualityModel) -> None:
+def run_pipeline(table: ImageList, model: QualityModel) -> None:
     """What eval.py does between its arguments and its files."""
     scores, _ = scoring.score(ListedFaces(table, model.batch_size), len(table), model)
     if scores.reasons:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.limits import limit_of, wait_for
 from common.cli import EXIT_DONE, run_script
 from common.device import Compute, choose_compute
-from dataset.lists import Table, read_table
+from dataset.lists import ImageList, read_table
 from dataset.loader import batches
 from models.backbones.prelu import PReLU
 from models.networks import FaceModel, build_network
@@ -121,7 +121,7 @@ class Plain:
         self.network, self.compute = network.to(compute.device).train(), compute
         self.optimiser = torch.optim.Adam(network.parameters(), 1e-4, (0.9, 0.99), 1e-6)
 
-    def epoch(self, table: Table, batch_size: int) -> None:
+    def epoch(self, table: ImageList, batch_size: int) -> None:
         """One pass, the next batch read by one worker meanwhile."""
         paths = list(table.paths())
         parts = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
@@ -150,13 +150,13 @@ def read_with_pil(paths: list[str]) -> Tensor:
     return (stacked / 255 - 0.5) / 0.5
 
 
-def loaded(table: Table, batch_size: int, compute: Compute) -> Iterator[Tensor]:
+def loaded(table: ImageList, batch_size: int, compute: Compute) -> Iterator[Tensor]:
     """The images through our loader, on the device."""
     for batch in batches(table, np.arange(len(table)), batch_size):
         yield compute.put(batch.faces)
 
 
-def make_images(folder: Path, count: int) -> Table:
+def make_images(folder: Path, count: int) -> ImageList:
     """Made-up JPEGs of 112x112 and their list."""
     rng = np.random.default_rng(0)
     for number in range(count):

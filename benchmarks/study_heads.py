@@ -37,7 +37,7 @@ import torch
 from tqdm import tqdm
 
 from common.cli import EXIT_DONE, run_script
-from dataset.lists import Table, join, read_labelpath, read_table
+from dataset.lists import ImageList, join, read_labelpath, read_table
 from dataset.loader import batches
 from evaluation.by_kind import CLEAN, kind_of
 from evaluation.calibration import held_out_measures
@@ -112,12 +112,12 @@ def main(
     return EXIT_DONE
 
 
-def people_of(table: Table) -> npt.NDArray[np.str_]:
+def people_of(table: ImageList) -> npt.NDArray[np.str_]:
     """(N,) whom each face shows: the name of its folder."""
     return np.array([path.split("/")[-2] for path in table.paths()])
 
 
-def trunk_features(start: str, table: Table, folder: Path) -> Floats:
+def trunk_features(start: str, table: ImageList, folder: Path) -> Floats:
     """What a head sees of each face on a trunk's last map: (N, D) float32.
 
     Kept in a file named after the trunk, how many values they are, and the list's sha256.
@@ -162,7 +162,7 @@ class Variant:
         return Variant(name, Path(path), tuple(c.strip() for c in choices.split(",") if c))
 
     def sees(
-        self, table: Table, identities: npt.NDArray[Any], kinds: list[frozenset[str]]
+        self, table: ImageList, identities: npt.NDArray[Any], kinds: list[frozenset[str]]
     ) -> tuple[Floats, Floats]:
         """Of each face of the list: its label, and its weight; 0 where it is not learned from."""
         given = read_table(self.labels, "label")
@@ -199,7 +199,7 @@ def fit(features: Floats, labels: Floats, weights: Floats) -> Callable[[Floats],
     return lambda x: np.asarray(FLOOR * np.logaddexp(0, (x @ slope + level) / FLOOR), np.float32)
 
 
-def write(path: Path, table: Table, scores: Floats) -> None:
+def write(path: Path, table: ImageList, scores: Floats) -> None:
     """Writes a scores.csv."""
     with replacing(path) as file:
         rows = csv.writer(file)

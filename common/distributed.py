@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process's place among `size` processes; `rank` 0 reports and writes."""
 
     rank: int
@@ -77,7 +77,7 @@ class World:
 
 
 @contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_process_group(device: str) -> Iterator[ProcessGroup]:
     """Joins the process group that torchrun describes; a world of one without torchrun.
 
     Args:
@@ -88,7 +88,7 @@ def join_world(device: str) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(0, 1)
+        yield ProcessGroup(0, 1)
         return
     import torch.distributed as dist
 
@@ -105,7 +105,7 @@ def join_world(device: str) -> Iterator[World]:
         timeout=timedelta(days=1),
         device_id=chosen if on_gpu else None,  # else nccl guesses at a barrier
     )
-    yield World(dist.get_rank(), size)
+    yield ProcessGroup(dist.get_rank(), size)
     # Not after an error: nccl waits in here for processes that wait for this one, and what was
     # wrong would never be said.
     dist.destroy_process_group()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dataset.lists import Table
+from dataset.lists import ImageList
 from sdd_fiqa.files import replacing
 
 _TAB, _NEWLINE, _DOT, _MINUS, _ZERO = (np.uint8(ord(sign)) for sign in "\t\n.-0")
@@ -20,7 +20,7 @@ Characters = npt.NDArray[np.uint8]
 
 def write_columns(
     path: str | os.PathLike[str],
-    table: Table,
+    table: ImageList,
     rows: npt.NDArray[np.intp],
     columns: Sequence[tuple[npt.NDArray[np.floating], int]],
 ) -> None:
@@ -52,7 +52,7 @@ def write_columns(
             start = stop
 
 
-def _paths(table: Table, rows: npt.NDArray[np.intp]) -> Characters:
+def _paths(table: ImageList, rows: npt.NDArray[np.intp]) -> Characters:
     """(n, width) the paths of ascending records, filled up with NUL."""
     handle = table.source.number
     begins, sizes = table.starts[rows], table.path_sizes[rows]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dataset.lists import LABEL, LABELPATH, Table, read_table, refuse_repeats
+from dataset.lists import LABEL, LABELPATH, ImageList, read_table, refuse_repeats
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 from sdd_fiqa.images import IMAGE_SUFFIXES
@@ -23,47 +23,47 @@ _SHOWN = 5  # names given of each trouble
 
 
 @dataclass
-class LeftOut:
+class Skipped:
     """What a search did not take, counted by kind.
 
     Attributes:
-        kinds: {".txt files": 3, "hidden files": 1, ...}; nothing wrong with these.
-        troubles: {"folders that cannot be read": 2, ...}; these the user should look at.
+        expected: {".txt files": 3, "hidden files": 1, ...}; nothing wrong with these.
+        problems: {"folders that cannot be read": 2, ...}; these the user should look at.
         examples: the first few paths of each trouble.
     """
 
-    kinds: Counter[str] = field(default_factory=Counter)
-    troubles: Counter[str] = field(default_factory=Counter)
+    expected: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def other_file(self, name: str) -> None:
         """Counts one file that is no image, by its suffix."""
         suffix = os.path.splitext(name)[1].lower()
-        self.kinds[f"{suffix} files" if suffix else "files without a suffix"] += 1
+        self.expected[f"{suffix} files" if suffix else "files without a suffix"] += 1
 
-    def trouble(self, kind: str, path: str) -> None:
+    def problem(self, kind: str, path: str) -> None:
         """Notes one path that should have been taken."""
-        self.troubles[kind] += 1
+        self.problems[kind] += 1
         shown = self.examples.setdefault(kind, [])
         if len(shown) < _SHOWN:
             shown.append(path)
 
     def lines(self) -> list[str]:
         """For people, a line a kind."""
-        lines = [f"left out: {count} {kind}" for kind, count in sorted(self.kinds.items())]
-        for kind, count in sorted(self.troubles.items()):
+        lines = [f"left out: {count} {kind}" for kind, count in sorted(self.expected.items())]
+        for kind, count in sorted(self.problems.items()):
             more = ", ..." if count > _SHOWN else ""
             shown = ", ".join(map(ascii, self.examples[kind]))
             lines.append(f"left out: {count} {kind}: {shown}{more}")
         return lines
 
 
-def walk_images(root: str, left_out: LeftOut) -> Iterator[str]:
+def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
     """The images below `root`: `root/...`, files before folders, names in code-point order.
 
     Links to folders are followed, but not back into a folder that is being walked. Hidden files
     and folders, other kinds of files, dead links, unreadable folders and names that a list cannot
-    hold go to `left_out`.
+    hold go to `skipped`.
     """
     above: list[tuple[int, int]] = []  # folders being walked, to see a link that leads back
     # An explicit stack: (folder, or None when a folder is done with).
@@ -77,10 +77,10 @@ def walk_images(root: str, left_out: LeftOut) -> Iterator[str]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             status = os.stat(folder)
         except OSError:
-            left_out.trouble("folders that cannot be read", folder)
+            skipped.problem("folders that cannot be read", folder)
             continue
         if (status.st_dev, status.st_ino) in above:
-            left_out.kinds["links that lead back to a folder above them"] += 1
+            skipped.expected["links that lead back to a folder above them"] += 1
             continue
         above.append((status.st_dev, status.st_ino))
         stack.append(None)
@@ -88,17 +88,17 @@ def walk_images(root: str, left_out: LeftOut) -> Iterator[str]:
         for entry in entries:
             path = f"{folder}/{entry.name}"
             if entry.name.startswith("."):
-                left_out.kinds["hidden folders" if _is_folder(entry) else "hidden files"] += 1
+                skipped.expected["hidden folders" if _is_folder(entry) else "hidden files"] += 1
             elif _is_folder(entry):
                 folders.append(path)
             elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                left_out.other_file(entry.name)
+                skipped.other_file(entry.name)
             elif not _is_file(entry):
-                left_out.trouble("links to nothing, and other things that are no file", path)
+                skipped.problem("links to nothing, and other things that are no file", path)
             elif fits_a_line(path):
                 yield path
             else:
-                left_out.trouble(BAD_NAMES, path)
+                skipped.problem(BAD_NAMES, path)
         stack.extend(reversed(folders))
 
 
@@ -129,7 +129,7 @@ class ListCounts:
 
     images: int
     identities: int
-    left_out: LeftOut
+    skipped: Skipped
 
 
 def write_lists(
@@ -138,7 +138,7 @@ def write_lists(
     out_dir: Path,
     id_key_index: int,
     min_images_per_id: int,
-    left_out: LeftOut,
+    skipped: Skipped,
 ) -> ListCounts:
     """Writes DATA.label and DATA.labelpath for images below `root`.
 
@@ -151,14 +151,14 @@ def write_lists(
         id_key_index: which part of the path below the root is the identity (-2: the folder of the
             image; 0: the first part).
         min_images_per_id: identities with fewer images are left out.
-        left_out: takes what is left out here too.
+        skipped: takes what is left out here too.
 
     Raises:
         UserError: nothing is left to list; says whether the folder is empty, has no identity
             folders, or has too few images an identity.
     """
-    identified = _identified(images, root, id_key_index, left_out)
-    return write_identified(identified, root, out_dir, min_images_per_id, left_out)
+    identified = _identified(images, root, id_key_index, skipped)
+    return write_identified(identified, root, out_dir, min_images_per_id, skipped)
 
 
 def write_identified(
@@ -166,7 +166,7 @@ def write_identified(
     root: str,
     out_dir: Path,
     min_images_per_id: int,
-    left_out: LeftOut,
+    skipped: Skipped,
 ) -> ListCounts:
     """As `write_lists`, for pairs of a path, which begins with `root`, and an identity's name."""
     numbers: dict[str, int] = {}
@@ -184,7 +184,7 @@ def write_identified(
                 file.write(f"{path}\t{number}\n")
                 listed += 1
         if not listed:
-            raise UserError(_nothing(root, left_out))
+            raise UserError(_nothing(root, skipped))
         counts = np.array(per_identity, np.int64)
         kept = counts >= min_images_per_id
         small = int((~kept).sum())
@@ -195,19 +195,19 @@ def write_identified(
             )
         if small:
             kind = f"identities with fewer than {min_images_per_id} images"
-            left_out.kinds[kind] += small
+            skipped.expected[kind] += small
         _finish(draft, root, out_dir, kept)
-        return ListCounts(int(counts[kept].sum()), int(kept.sum()), left_out)
+        return ListCounts(int(counts[kept].sum()), int(kept.sum()), skipped)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
-def listed_images(image_list: Path, root: str, left_out: LeftOut) -> Iterator[str]:
+def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str]:
     """The images that a list names, as `root/...`, in its order.
 
     A line is a path below `root`, or begins with `root/` already; columns after a TAB are ignored.
-    Names that are no file go to `left_out`.
+    Names that are no file go to `skipped`.
     """
     listed = read_table(image_list)
     refuse_repeats(listed)
@@ -216,11 +216,11 @@ def listed_images(image_list: Path, root: str, left_out: LeftOut) -> Iterator[st
         if os.path.isfile(path):
             yield path
         else:
-            left_out.trouble("listed files that do not exist", path)
+            skipped.problem("listed files that do not exist", path)
 
 
 def _identified(
-    images: Iterator[str], root: str, id_key_index: int, left_out: LeftOut
+    images: Iterator[str], root: str, id_key_index: int, skipped: Skipped
 ) -> Iterator[tuple[str, str]]:
     """Images with the part of their path below `root` that names their identity."""
     for path in images:
@@ -229,7 +229,7 @@ def _identified(
         if -len(parts) <= position < -1:
             yield path, parts[position]
         else:
-            left_out.kinds["images outside an identity folder"] += 1
+            skipped.expected["images outside an identity folder"] += 1
 
 
 def _finish(draft: Path, root: str, out_dir: Path, kept: npt.NDArray[np.bool_]) -> None:
@@ -249,18 +249,18 @@ def _finish(draft: Path, root: str, out_dir: Path, kept: npt.NDArray[np.bool_]) 
                 label.write(f"{below}\n")
 
 
-def _nothing(root: str, left_out: LeftOut) -> str:
-    outside = left_out.kinds["images outside an identity folder"]
+def _nothing(root: str, skipped: Skipped) -> str:
+    outside = skipped.expected["images outside an identity folder"]
     if outside:
         return (
             f"{root}: has {outside} images but none in an identity folder; put each person's "
             "images into a folder of their own, or set --id-key-index"
         )
-    found = "; ".join(left_out.lines()) or "it is empty"
+    found = "; ".join(skipped.lines()) or "it is empty"
     return f"{root}: no images found ({found}); expected {root}/<identity>/<image>"
 
 
-def table_of(paths: Iterator[str], file: Path) -> Table:
+def table_of(paths: Iterator[str], file: Path) -> ImageList:
     """Writes paths to a list file and opens it as a table; None of them is kept in memory."""
     with replacing(file) as lines:
         for path in paths:

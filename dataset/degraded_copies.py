@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
-from dataset.datalist import LeftOut, walk_images
+from dataset.datalist import Skipped, walk_images
 from dataset.degradations.training_kinds import KINDS, TRAINING_KINDS, degrade_by
 from dataset.images import read_face
 from dataset.loader import default_workers
@@ -110,16 +110,16 @@ def main(
         raise UserError(f"--data-root {data_root}: is no folder; name the folder of faces")
     copies = Copies(share, kinds, strengths, seed, most)
     same_settings(out_dir, copies, keep_others)
-    left_out = LeftOut()
-    made, kept, failures = write_copies(root, out_dir, copies, keep_others, left_out)
+    skipped = Skipped()
+    made, kept, failures = write_copies(root, out_dir, copies, keep_others, skipped)
     print(f"{out_dir}: {made} degraded copies" + (f", {kept} faces kept" if keep_others else ""))
     for line in failures[:_SHOWN]:
         note(f"skipped: {line}")
     if failures:
         note(f"skipped: {len(failures)} faces in all")
-    for line in left_out.lines():
+    for line in skipped.lines():
         note(line)
-    return EXIT_SKIPPED if failures or left_out.troubles else EXIT_DONE
+    return EXIT_SKIPPED if failures or skipped.problems else EXIT_DONE
 
 
 def same_settings(out_dir: Path, copies: Copies, keep_others: bool) -> None:
@@ -144,9 +144,9 @@ def write_copies(
     out_dir: Path,
     copies: Copies,
     keep_others: bool = False,
-    left_out: LeftOut | None = None,
+    skipped: Skipped | None = None,
 ) -> tuple[int, int, list[str]]:
-    """Writes the copies, on all cores; what is no face of the folder goes to `left_out`.
+    """Writes the copies, on all cores; what is no face of the folder goes to `skipped`.
 
     Returns:
         How many there are now, how many other faces were kept, and a line for each face that could
@@ -157,7 +157,7 @@ def write_copies(
     """
     from tqdm import tqdm
 
-    left_out = LeftOut() if left_out is None else left_out
+    skipped = Skipped() if skipped is None else skipped
     made = kept = faces = 0
     failures: list[str] = []
     inside = out_dir.resolve()
@@ -177,7 +177,7 @@ def write_copies(
         ThreadPoolExecutor(default_workers()) as pool,
         tqdm(desc="degrade", unit=" faces") as bar,
     ):
-        for path in walk_images(root, left_out):
+        for path in walk_images(root, skipped):
             if inside in Path(path).resolve().parents:
                 continue  # a copy: the out folder may lie below the root
             faces += 1
@@ -204,7 +204,7 @@ def write_copies(
     if not faces:
         own = os.path.realpath(root) == os.path.realpath(out_dir)
         why = "is --out-dir, of which nothing is read" if own else "has no images"
-        why = "; ".join([why, *left_out.lines()])
+        why = "; ".join([why, *skipped.lines()])
         raise UserError(f"{root}: {why}")
     return made, kept, failures
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.embeddings import EmbeddingsFile
-from dataset.lists import Table
+from dataset.lists import ImageList
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, write_json
 
@@ -176,7 +176,7 @@ class FeatureWriter:
             with suppress(OSError):  # a line that found no room is tried again, and said already
                 self._journal.close()
 
-    def finish(self, table: Table) -> list[dict[str, Any]]:
+    def finish(self, table: ImageList) -> list[dict[str, Any]]:
         """Gives the parts their final names and writes the .json; one process does this.
 
         Args:

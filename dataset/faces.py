@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers.base import prepare
+from dataset.containers.base import open_ahead
 from dataset.images import read_image
-from dataset.lists import Table
-from dataset.loader import Batch, awaited, default_workers
+from dataset.lists import ImageList
+from dataset.loader import Batch, default_workers, result_or_stall
 from dataset.scores import NumberColumn
 from sdd_fiqa.alignment import Face, FaceAligner, align
 from sdd_fiqa.errors import Stalled, UnreadableImage, UserError
@@ -53,7 +53,7 @@ class PhotoFaces:
 
     def __init__(
         self,
-        photos: Table,
+        photos: ImageList,
         all_faces: bool,
         batch_size: int,
         num_workers: int | None = None,
@@ -150,7 +150,7 @@ class PhotoFaces:
         """The photos in order, a bounded number of them ahead."""
         ahead: deque[tuple[int, Future[list[_Photo]]]] = deque()
         if len(self.photos):
-            prepare(self.photos.path(0))
+            open_ahead(self.photos.path(0))
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="detect")
         ended = True  # no thread hangs in a read
         try:
@@ -169,7 +169,7 @@ class PhotoFaces:
             pool.shutdown(wait=ended, cancel_futures=True)
 
     def _found(self, first: int, search: Future[list[_Photo]]) -> list[_Photo]:
-        return awaited(search, self.photos, first, _CHUNK)
+        return result_or_stall(search, self.photos, first, _CHUNK)
 
     def _search(self, rows: range, paths: list[str]) -> list[_Photo]:
         most = None if self.all_faces else 1

@@ -8,40 +8,40 @@ from collections.abc import Iterator, Sequence
 
 from dataset.containers.base import is_container, split_member
 from dataset.containers.listing import container_images
-from dataset.datalist import BAD_NAMES, LeftOut, fits_a_line, walk_images
+from dataset.datalist import BAD_NAMES, Skipped, fits_a_line, walk_images
 from dataset.lists import read_table
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import IMAGE_SUFFIXES, is_image
 
 
-def find_images(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
+def find_images(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
     """The images that some inputs name, in the order typed.
 
     Args:
         inputs: image files; folders, searched below; patterns with `*`, `?` or `[`, of images,
             folders and containers; .rec, .tar and .bin files, and single members of them,
             `train.rec#17`; list files, one path a line (columns after a TAB are ignored).
-        left_out: takes what is not an image.
+        skipped: takes what is not an image.
 
     Raises:
         UserError: an input that does not exist or matches nothing, or no image in all of them.
     """
     found = False
-    for path in _each(inputs, left_out):
+    for path in _each(inputs, skipped):
         found = True
         yield path
     if not found:
         shown = ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else "")
-        why = "; ".join(left_out.lines()) or "it is empty"
+        why = "; ".join(skipped.lines()) or "it is empty"
         raise UserError(f"{shown}: no images found ({why})")
 
 
-def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
+def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
     for name in inputs:
         if os.path.isdir(name):
-            yield from walk_images(name.rstrip("/") or "/", left_out)
+            yield from walk_images(name.rstrip("/") or "/", skipped)
         elif os.path.isfile(name):
-            yield from _of_file(name, left_out)
+            yield from _of_file(name, skipped)
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
@@ -52,11 +52,11 @@ def _each(inputs: Sequence[str], left_out: LeftOut) -> Iterator[str]:
                     continue
                 if os.path.isdir(match):
                     walked.add(match.rstrip("/"))
-                    yield from walk_images(match.rstrip("/"), left_out)
+                    yield from walk_images(match.rstrip("/"), skipped)
                 elif is_container(match) or _looks_like_image(match):
-                    yield from _of_file(match, left_out)
+                    yield from _of_file(match, skipped)
                 else:
-                    left_out.other_file(match)
+                    skipped.other_file(match)
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
             yield name
         else:
@@ -84,9 +84,9 @@ def _why_not(name: str) -> str:
     return "is a pipe, a socket or a device; name a file or a folder"
 
 
-def _of_file(name: str, left_out: LeftOut) -> Iterator[str]:
+def _of_file(name: str, skipped: Skipped) -> Iterator[str]:
     if is_container(name):
-        yield from container_images(name, left_out)
+        yield from container_images(name, skipped)
     elif not _looks_like_image(name):
         if _holds_zero_bytes(name):
             raise UserError(
@@ -96,7 +96,7 @@ def _of_file(name: str, left_out: LeftOut) -> Iterator[str]:
     elif fits_a_line(name):
         yield name
     else:
-        left_out.trouble(BAD_NAMES, name)
+        skipped.problem(BAD_NAMES, name)
 
 
 def _holds_zero_bytes(name: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.images import read_image
-from dataset.lists import Table
+from dataset.lists import ImageList
 from dataset.loader import Batch, batches
 from sdd_fiqa.images import FACE_SIZE, Image
 
@@ -50,7 +50,7 @@ class ListedFaces:
 
     def __init__(
         self,
-        table: Table,
+        table: ImageList,
         batch_size: int,
         num_workers: int | None = None,
     ) -> None:

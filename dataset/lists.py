@@ -36,7 +36,7 @@ Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Table:
+class ImageList:
     """A text file of N records, its paths left on disk.
 
     Attributes:
@@ -88,7 +88,7 @@ class Table:
             size, start = int(self.path_sizes[row]), int(self.starts[row])
             yield os.pread(self.source.number, size, start).decode("utf-8")
 
-    def subset(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Table:
+    def subset(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> ImageList:
         """The same file, some of its records, in rising order."""
         values = self.values[rows] if len(self.values) else self.values
         return replace(
@@ -96,8 +96,8 @@ class Table:
         )
 
 
-def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
-    """Reads a list file into a `Table`.
+def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageList:
+    """Reads a list file into a `ImageList`.
 
     Args:
         path: the file.
@@ -148,7 +148,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
         raise UserError(f"{file_path}: cannot be read ({error.strerror or error})") from error
     if rows == 0:
         raise UserError(f"{file_path}: is empty; it must hold one `<path>` a line")
-    return Table(
+    return ImageList(
         file_path,
         np.concatenate(starts),
         np.concatenate(sizes),
@@ -158,7 +158,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> Table:
     )
 
 
-def read_labelpath(path: str | os.PathLike[str]) -> tuple[Table, Identities]:
+def read_labelpath(path: str | os.PathLike[str]) -> tuple[ImageList, Identities]:
     """Reads DATA.labelpath: the table and its (N,) int32 identity indices (any integers)."""
     table = read_table(path, "identity index")
     whole = (np.abs(table.values) < 2**31) & (np.round(table.values) == table.values)
@@ -246,12 +246,12 @@ def last_parts(path: str, count: int = 2) -> str:
     return "/".join(path.rsplit("/", count)[-count:])
 
 
-def refuse_repeats(table: Table) -> None:
+def refuse_repeats(table: ImageList) -> None:
     """Raises UserError on a path listed twice: an image would be its own mate."""
     _join_keys(np.empty(0, np.int64), table, whole=True)
 
 
-def join(left: Table, right: Table) -> npt.NDArray[np.int64]:
+def join(left: ImageList, right: ImageList) -> npt.NDArray[np.int64]:
     """For every record of `left`, the row of `right` with the same path, or -1.
 
     Where no path at all matches, the last two parts of the paths are compared instead, if those
@@ -268,7 +268,9 @@ def join(left: Table, right: Table) -> npt.NDArray[np.int64]:
     return rows
 
 
-def _join_keys(keys: npt.NDArray[np.int64], right: Table, *, whole: bool) -> npt.NDArray[np.int64]:
+def _join_keys(
+    keys: npt.NDArray[np.int64], right: ImageList, *, whole: bool
+) -> npt.NDArray[np.int64]:
     raw = right.raw_paths()
     others = _keys(raw if whole else (_last_two(path) for path in raw), len(right))
     if not len(others):

@@ -16,9 +16,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers.base import prepare, read_run
+from dataset.containers.base import open_ahead, read_run
 from dataset.images import read_image
-from dataset.lists import Table
+from dataset.lists import ImageList
 from sdd_fiqa.cores import own_cores
 from sdd_fiqa.errors import Stalled, UnreadableImage
 from sdd_fiqa.images import FACE_SIZE, Content, decode_image, resize_face
@@ -62,7 +62,7 @@ def default_workers() -> int:
 
 
 def batches(
-    table: Table,
+    table: ImageList,
     rows: Sequence[int] | npt.NDArray[np.int64],
     batch_size: int,
     num_workers: int | None = None,
@@ -85,7 +85,7 @@ def batches(
     workers = default_workers() if num_workers is None else max(1, num_workers)
     waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
     if len(order):
-        prepare(table.path(int(order[0])))
+        open_ahead(table.path(int(order[0])))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     ended = True  # no thread hangs in a read
     try:
@@ -104,7 +104,7 @@ def batches(
 
 def _begin(
     pool: ThreadPoolExecutor,
-    table: Table,
+    table: ImageList,
     rows: npt.NDArray[np.int64],
     contents: Contents,
 ) -> tuple[Batch, list[Future[None]]]:
@@ -118,13 +118,13 @@ def _begin(
     return batch, futures
 
 
-def _finish(table: Table, batch: Batch, futures: list[Future[None]]) -> Batch:
+def _finish(table: ImageList, batch: Batch, futures: list[Future[None]]) -> Batch:
     for chunk, future in enumerate(futures):
-        awaited(future, table, int(batch.rows[chunk * _CHUNK]), _CHUNK)
+        result_or_stall(future, table, int(batch.rows[chunk * _CHUNK]), _CHUNK)
     return batch
 
 
-def awaited(future: Future[_Result], table: Table, first: int, images: int) -> _Result:
+def result_or_stall(future: Future[_Result], table: ImageList, first: int, images: int) -> _Result:
     """The result of a task that reads `images` records of a table, from `first` on.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Protocol, TextIO
 import numpy as np
 
 from common.cli import note
-from dataset.datalist import LeftOut
+from dataset.datalist import Skipped
 from dataset.scores import Scores
-from sdd_fiqa.calibration import Meaning
+from sdd_fiqa.calibration import ScoreInterpretation
 
 _NAMED = 5  # images without a score that are named; the CSV file names all
 
@@ -23,8 +23,8 @@ def summarise(
     names: _Names,
     scores: Scores,
     images: int,
-    left_out: LeftOut,
-    meaning: Meaning,
+    skipped: Skipped,
+    meaning: ScoreInterpretation,
     top: int,
     bottom: int,
     to: TextIO,
@@ -35,7 +35,7 @@ def summarise(
         names: of the rows.
         scores: of the rows.
         images: how many were looked at; fewer than rows where photos have several faces.
-        left_out: what the search for images did not take.
+        skipped: what the search for images did not take.
         meaning: of the scores.
         top: how many of the best to print.
         bottom: how many of the worst.
@@ -55,7 +55,7 @@ def summarise(
         note(f"not scored: {path}: {scores.reasons[row]}")
     if len(failed) > _NAMED:
         note(f"not scored: {len(failed)} images in all; the status column says why")
-    for text in left_out.lines():
+    for text in skipped.lines():
         note(text)
 
 
@@ -63,7 +63,7 @@ def _summarise_many(
     names: _Names,
     scores: Scores,
     images: int,
-    meaning: Meaning,
+    meaning: ScoreInterpretation,
     top: int,
     bottom: int,
     to: TextIO,

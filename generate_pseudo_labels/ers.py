@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.columns import write_columns
-from dataset.datalist import LeftOut
+from dataset.datalist import Skipped
 from dataset.embeddings import EMBEDDINGS, EmbeddingsFile
 from dataset.find import find_images
 from dataset.images import read_face
@@ -105,11 +105,11 @@ def write_scores(out_dir: Path, given: LabelInput, centre: Floats, about: str) -
         raise _unusable(given, error) from error
     write_columns(out_dir / ERS_SCORES, given.table, rows, [(scores, 6)])
     low, middle, high = np.percentile(scores, (5, 50, 95))
-    left_out = len(given.table) - len(rows)
+    skipped = len(given.table) - len(rows)
     return (
         f"{len(rows)} images scored against {about}: {out_dir / ERS_SCORES}\n"
         f"scores: median {middle:.3f}, 90 % between {low:.3f} and {high:.3f}"
-        + (f"; {left_out} unreadable images have none" if left_out else "")
+        + (f"; {skipped} unreadable images have none" if skipped else "")
     )
 
 
@@ -156,7 +156,7 @@ def _embed(
 
 def _images_of(folder: Path) -> Iterator[Image]:
     found = 0
-    for path in find_images([str(folder)], LeftOut()):
+    for path in find_images([str(folder)], Skipped()):
         try:
             face = read_face(path)
         except UnreadableImage as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
 from dataset.containers.pack import pack_records
-from dataset.datalist import LeftOut, listed_images, walk_images, write_identified, write_lists
+from dataset.datalist import Skipped, listed_images, walk_images, write_identified, write_lists
 from dataset.lists import LABELPATH
 from sdd_fiqa.errors import UserError
 
@@ -44,23 +44,23 @@ def main(
     """
     containers = containers_of(data_root)
     root = check(data_root, containers, id_key_index, min_images_per_id, to_rec)
-    left_out = LeftOut()
+    skipped = Skipped()
     if containers:
-        members = identified_members(containers, image_list_file, left_out)
-        counts = write_identified(members, root, out_dir, min_images_per_id, left_out)
+        members = identified_members(containers, image_list_file, skipped)
+        counts = write_identified(members, root, out_dir, min_images_per_id, skipped)
     else:
         if image_list_file is None:
-            images = walk_images(root, left_out)
+            images = walk_images(root, skipped)
         else:
-            images = listed_images(image_list_file, root, left_out)
-        counts = write_lists(images, root, out_dir, id_key_index, min_images_per_id, left_out)
+            images = listed_images(image_list_file, root, skipped)
+        counts = write_lists(images, root, out_dir, id_key_index, min_images_per_id, skipped)
     print(f"{out_dir / LABELPATH}: {counts.images} images of {counts.identities} identities")
     if root.endswith(".bin"):
         print(f"{out_dir / PAIRS}: {write_pairs(root, out_dir / PAIRS)} pairs")
     if to_rec is not None:
-        print(f"{to_rec}: {pack_records(out_dir / LABELPATH, to_rec, left_out)} images")
-    print(*left_out.lines(), sep="\n", end="\n" if left_out.lines() else "")
-    return EXIT_SKIPPED if left_out.troubles else EXIT_DONE
+        print(f"{to_rec}: {pack_records(out_dir / LABELPATH, to_rec, skipped)} images")
+    print(*skipped.lines(), sep="\n", end="\n" if skipped.lines() else "")
+    return EXIT_SKIPPED if skipped.problems else EXIT_DONE
 
 
 def check(

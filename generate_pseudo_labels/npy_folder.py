@@ -22,7 +22,7 @@ from dataset.embeddings import EMBEDDINGS
 from dataset.lists import (
     LABELPATH,
     Identities,
-    Table,
+    ImageList,
     read_labelpath,
     read_table,
     refuse_repeats,
@@ -51,7 +51,7 @@ class FeatureFolder:
 
     root: Path
     image_root: Path | None
-    table: Table
+    table: ImageList
 
     def file_of(self, row: int, path: str) -> Path:
         """The .npy of one record.
@@ -170,7 +170,7 @@ def _gather(
     return read_input(target)
 
 
-def write_identities(listed: Table, id_key_index: int, target: Path) -> None:
+def write_identities(listed: ImageList, id_key_index: int, target: Path) -> None:
     """Writes DATA.labelpath: identities are numbered as they first appear.
 
     Raises:

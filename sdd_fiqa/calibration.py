@@ -25,7 +25,7 @@ Calibration = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Meaning:
+class ScoreInterpretation:
     """What was asked of the calibration.
 
     Attributes:
@@ -39,7 +39,9 @@ class Meaning:
     accept: float | None
 
     @classmethod
-    def of(cls, calibration: object, model: str, percentile: bool, accept: float | None) -> Meaning:
+    def of(
+        cls, calibration: object, model: str, percentile: bool, accept: float | None
+    ) -> ScoreInterpretation:
         """Checks it before anything is scored.
 
         Raises:
@@ -86,7 +88,7 @@ class Meaning:
         )
 
 
-def look_unaligned(values: Scores, table: Calibration | None) -> bool:
+def seem_unaligned(values: Scores, table: Calibration | None) -> bool:
     """Whether half of some (N,) scores and more lie below 99 % of the calibration faces.
 
     Photos scored without alignment do; so do faces of a camera that is beyond help.

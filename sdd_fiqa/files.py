@@ -96,7 +96,7 @@ class OpenFile:
 
 
 @contextmanager
-def only_here(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder, which is made, until the block ends or this process does.
 
     Nothing is left in it. Where a file system has no locks, nobody is kept out.

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.device import Compute
-from common.distributed import World
+from common.distributed import ProcessGroup
 from models.backbones.layers import FLOOR, floor_of
 from models.networks import FaceModel
 
@@ -80,7 +80,7 @@ def fit_head(
     model: nn.Module,
     examples: Iterable[tuple[Tensor, Tensor, Tensor]],
     compute: Compute,
-    world: World,
+    world: ProcessGroup,
 ) -> None:
     """Gives a quality network a head fitted to the labels on its trunk's last map.
 

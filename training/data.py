@@ -13,12 +13,12 @@ import numpy.typing as npt
 from common.cli import note
 from dataset.columns import write_columns
 from dataset.embeddings import EmbeddingsFile, check_origin
-from dataset.lists import LABELPATH, Table, join, read_labelpath, read_table
+from dataset.lists import LABELPATH, ImageList, join, read_labelpath, read_table
 from dataset.loader import Batch
 from sdd_fiqa.errors import UserError
 
 if TYPE_CHECKING:
-    from common.distributed import World
+    from common.distributed import ProcessGroup
 
 Rows = npt.NDArray[np.int64]
 
@@ -41,7 +41,7 @@ class TrainingList:
         most: images of one identity that an epoch draws, at the most; 0 draws all.
     """
 
-    table: Table
+    table: ImageList
     identities: Rows
     train: Rows
     held_out: Rows
@@ -183,7 +183,7 @@ def epoch_flips(count: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
     return np.random.default_rng([seed, _FLIP, epoch]).random(count) < 0.5
 
 
-def _identities(table: Table, id_key_index: int) -> tuple[Rows, Rows | None]:
+def _identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]:
     beside = table.file.parent / LABELPATH
     if beside.exists():
         listed, numbers = read_labelpath(beside)
@@ -242,7 +242,7 @@ class Unreadable:
                 "--batch-size"
             )
 
-    def together(self, world: World) -> int:
+    def together(self, world: ProcessGroup) -> int:
         """How many images of this epoch no process could read; every process must ask.
 
         Raises:

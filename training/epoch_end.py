@@ -14,7 +14,7 @@ from torch import nn
 
 from common.cli import note
 from common.device import Compute
-from common.distributed import World
+from common.distributed import ProcessGroup
 from dataset.loader import batches
 from evaluation.calibration import calibration, held_out_curve, held_out_measures
 from evaluation.edc.areas import areas
@@ -33,7 +33,7 @@ def validate(
     unreadable: Unreadable,
     model: nn.Module,
     compute: Compute,
-    world: World,
+    world: ProcessGroup,
 ) -> npt.NDArray[np.float32]:
     """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it.
 
@@ -66,7 +66,7 @@ def validate(
     return out
 
 
-def check_held_out(config: TrainConfig, data: TrainingList, world: World) -> None:
+def check_held_out(config: TrainConfig, data: TrainingList, world: ProcessGroup) -> None:
     """Refuses before training what an epoch's end would: embeddings that do not serve, few pairs.
 
     Raises:
@@ -97,7 +97,7 @@ def finish_epoch(
     network: nn.Module,
     architecture: dict[str, Any],
     compute: Compute,
-    world: World,
+    world: ProcessGroup,
     folder: Path,
     state: dict[str, Any],
     steps: int,

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.device import Compute
-from common.distributed import World
+from common.distributed import ProcessGroup
 from dataset.loader import Batch, batches
 from train_config import TrainConfig
 from training.data import TrainingList, Unreadable, drawn_shares, epoch_flips
@@ -29,7 +29,11 @@ def put(
 
 
 def head_examples(
-    config: TrainConfig, data: TrainingList, compute: Compute, world: World, unreadable: Unreadable
+    config: TrainConfig,
+    data: TrainingList,
+    compute: Compute,
+    world: ProcessGroup,
+    unreadable: Unreadable,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """This process's part of what a head is fitted to: faces, labels and (B,) weights."""
     flips = epoch_flips(len(data.table), config.seed, 0) & config.flip

@@ -8,14 +8,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.distributed import World
+from common.distributed import ProcessGroup
 from sdd_fiqa.files import make_parent, replacing
 
 
 class Log:
     """stats.jsonl, TensorBoard events and the progress bar; only the first process writes."""
 
-    def __init__(self, folder: Path, world: World, epochs: int, step: int) -> None:
+    def __init__(self, folder: Path, world: ProcessGroup, epochs: int, step: int) -> None:
         """Opens the log of a training that has done so many epochs and steps; later lines go."""
         self._on = world.first
         if not self._on:

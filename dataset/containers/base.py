@@ -120,7 +120,7 @@ def open_container(path: str) -> Container:
     return container
 
 
-def prepare(path: str) -> None:
+def open_ahead(path: str) -> None:
     """Opens the container that a listed path names, if it names one.
 
     A large one without an index takes minutes; a reader's patience must not be spent on that.

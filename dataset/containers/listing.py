@@ -12,7 +12,7 @@ from dataset.containers.base import is_container, open_container, split_member
 from dataset.containers.pair_bin import PairBin, identities_of, read_pair_bin
 from dataset.containers.rec import RecordFile
 from dataset.containers.rec_format import Damaged
-from dataset.datalist import BAD_NAMES, LeftOut, fits_a_line
+from dataset.datalist import BAD_NAMES, Skipped, fits_a_line
 from dataset.lists import read_table, refuse_repeats
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
@@ -59,7 +59,7 @@ def containers_of(data_root: str) -> list[str]:
     return shards
 
 
-def container_images(container: str, left_out: LeftOut) -> Iterator[str]:
+def container_images(container: str, skipped: Skipped) -> Iterator[str]:
     """The paths of the images in a container, in its order, without a look at identities.
 
     Damaged records are among them, so that whoever reads them reports them.
@@ -71,11 +71,11 @@ def container_images(container: str, left_out: LeftOut) -> Iterator[str]:
         if container.endswith(".rec"):
             records = open_container(container)
             assert isinstance(records, RecordFile)
-            _note_damages(container, records, left_out)
+            _note_damages(container, records, skipped)
             for key, _ in records.images():
                 yield f"{container}#{key}"
         elif container.endswith(".tar"):
-            yield from _tar_images(container, left_out)
+            yield from _tar_images(container, skipped)
         else:
             pairs = read_pair_bin(container)
             yield from map(pairs.image_path, range(len(pairs.images)))
@@ -84,14 +84,14 @@ def container_images(container: str, left_out: LeftOut) -> Iterator[str]:
 
 
 def identified_members(
-    containers: list[str], image_list: Path | None, left_out: LeftOut
+    containers: list[str], image_list: Path | None, skipped: Skipped
 ) -> Iterator[tuple[str, str]]:
     """The images of containers of one kind as (path, identity), in order.
 
     Args:
         containers: as `containers_of` gives them.
         image_list: of a .rec, only these: lines of its `<file>.rec#<key>`.
-        left_out: takes damaged records and samples without an identity.
+        skipped: takes damaged records and samples without an identity.
 
     Raises:
         UserError: a container that cannot be opened or holds no image.
@@ -100,11 +100,11 @@ def identified_members(
         empty = True
         try:
             if image_list is not None:
-                found = _listed_records(container, image_list, left_out)
+                found = _listed_records(container, image_list, skipped)
             elif container.endswith(".rec"):
-                found = _records(container, left_out)
+                found = _records(container, skipped)
             elif container.endswith(".tar"):
-                found = _samples(container, left_out)
+                found = _samples(container, skipped)
             else:
                 found = _paired(container)
             for pair in found:
@@ -113,7 +113,7 @@ def identified_members(
         except UnreadableImage as error:
             raise UserError(f"{container}: cannot be read ({error})") from error
         if empty:
-            why = "; ".join(left_out.lines()) or "it holds none"
+            why = "; ".join(skipped.lines()) or "it holds none"
             raise UserError(f"{container}: no image with an identity found ({why})")
 
 
@@ -126,36 +126,36 @@ def write_pairs(container: str, path: Path) -> int:
     return len(pairs.same)
 
 
-def _records(container: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
+def _records(container: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
     records = open_container(container)
     assert isinstance(records, RecordFile)
-    _note_damages(container, records, left_out)
+    _note_damages(container, records, skipped)
     images = 0
     for key, record in records.images():
         images += 1
         if isinstance(record, Damaged):
-            left_out.trouble("damaged records", f"{container}: {record}")
+            skipped.problem("damaged records", f"{container}: {record}")
             continue
         try:
             yield f"{container}#{key}", str(record.identity)
         except UnreadableImage as error:
-            left_out.trouble("records without an identity", f"{container}: {error}")
+            skipped.problem("records without an identity", f"{container}: {error}")
     announced = records.announced_images()
     if announced is not None and announced < _EXACT and announced != images:
-        left_out.trouble(
+        skipped.problem(
             "files whose first record announces another number of images",
             f"{container}: {announced} announced, {images} found",
         )
 
 
-def _note_damages(container: str, records: RecordFile, left_out: LeftOut) -> None:
+def _note_damages(container: str, records: RecordFile, skipped: Skipped) -> None:
     """What the scan for a missing index found damaged, and the index therefore does not name."""
     for offset, what in records.damages.items():
-        left_out.trouble("damaged places", f"{container}: offset {offset}: {what}")
+        skipped.problem("damaged places", f"{container}: offset {offset}: {what}")
 
 
 def _listed_records(
-    container: str, image_list: Path, left_out: LeftOut
+    container: str, image_list: Path, skipped: Skipped
 ) -> Iterator[tuple[str, str]]:
     if not container.endswith(".rec"):
         raise UserError(
@@ -168,26 +168,26 @@ def _listed_records(
     for line in listed.paths():
         parts = split_member(line)
         if parts is None or parts[0] != container or not is_count(parts[1]):
-            left_out.trouble("lines that do not name a record of the file", line)
+            skipped.problem("lines that do not name a record of the file", line)
             continue
         try:
             yield line, str(records.record(int(parts[1])).identity)
         except UnreadableImage as error:
-            left_out.trouble("damaged records", f"{container}: {error}")
+            skipped.problem("damaged records", f"{container}: {error}")
 
 
-def _samples(container: str, left_out: LeftOut) -> Iterator[tuple[str, str]]:
+def _samples(container: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
     from dataset.containers.tar import samples
 
     for sample in samples(container):
         if isinstance(sample, str):
-            left_out.trouble("damaged places", f"{container}: {sample}")
+            skipped.problem("damaged places", f"{container}: {sample}")
             continue
         path = f"{container}#{sample.image}"
         if not fits_a_line(path):
-            left_out.trouble(BAD_NAMES, path)
+            skipped.problem(BAD_NAMES, path)
         elif sample.identity is None:
-            left_out.trouble(sample.trouble, path)
+            skipped.problem(sample.trouble, path)
         else:
             yield path, sample.identity
 
@@ -198,17 +198,17 @@ def _paired(container: str) -> Iterator[tuple[str, str]]:
         yield pairs.image_path(image), str(identity)
 
 
-def _tar_images(container: str, left_out: LeftOut) -> Iterator[str]:
+def _tar_images(container: str, skipped: Skipped) -> Iterator[str]:
     from dataset.containers.tar import is_image_member, members
 
     for member in members(File(container)):
         if isinstance(member, str):
-            left_out.trouble("damaged places", f"{container}: {member}")
+            skipped.problem("damaged places", f"{container}: {member}")
         elif is_image_member(member.name):
             if fits_a_line(path := f"{container}#{member.name}"):
                 yield path
             else:
-                left_out.trouble(BAD_NAMES, path)
+                skipped.problem(BAD_NAMES, path)
 
 
 def _braces(pattern: str) -> Iterator[str]:

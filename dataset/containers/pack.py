@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 from dataset.containers.base import close_container, read_bytes
 from dataset.containers.rec import RecordWriter
-from dataset.datalist import LeftOut
+from dataset.datalist import Skipped
 from dataset.lists import read_labelpath
 from sdd_fiqa.errors import UnreadableImage, UserError
 
 _MOST_IDENTITIES = 1 << 24  # labels are float32
 
 
-def pack_records(labelpath: Path, target: Path, left_out: LeftOut) -> int:
+def pack_records(labelpath: Path, target: Path, skipped: Skipped) -> int:
     """Writes the images of a list, as they are, into a .rec with its .idx.
 
     As InsightFace lays it out: record 0 announces the others; images follow from key 1, those of
@@ -26,7 +26,7 @@ def pack_records(labelpath: Path, target: Path, left_out: LeftOut) -> int:
     Args:
         labelpath: the list, `<path> TAB <identity index>`.
         target: the .rec; replaced whole.
-        left_out: takes images that cannot be read.
+        skipped: takes images that cannot be read.
 
     Returns:
         How many images were packed.
@@ -52,10 +52,10 @@ def pack_records(labelpath: Path, target: Path, left_out: LeftOut) -> int:
             try:
                 content = read_bytes(path)
             except UnreadableImage as error:
-                left_out.trouble("images that cannot be packed", f"{path}: {error}")
+                skipped.problem("images that cannot be packed", f"{path}: {error}")
                 continue
             if not content:
-                left_out.trouble("images that cannot be packed", f"{path}: is empty (0 bytes)")
+                skipped.problem("images that cannot be packed", f"{path}: is empty (0 bytes)")
                 continue
             key = records.add((float(identities[row]),), content)
             if identities[row] != before:

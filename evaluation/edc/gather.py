@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.lists import Identities, Table
+from dataset.lists import Identities, ImageList
 from evaluation.edc.inputs import read_features, read_scores, usable_rows
 from evaluation.edc.pairs import PairSource, Rows, all_pairs, listed_pairs, sampled_pairs
 from evaluation.edc.study import choose_images
@@ -57,7 +57,7 @@ class Notes:
         return any(line.startswith(LEFT_OUT) for line in self.lines)
 
 
-def load_features(paths: Sequence[Path], table: Table, notes: Notes) -> Features:
+def load_features(paths: Sequence[Path], table: ImageList, notes: Notes) -> Features:
     """The embeddings of each recogniser, by name, mapped from disk."""
     names = unique_names(paths, recogniser_name)
     features: Features = {}
@@ -68,7 +68,7 @@ def load_features(paths: Sequence[Path], table: Table, notes: Notes) -> Features
     return features
 
 
-def load_scores(paths: Sequence[Path], table: Table, notes: Notes) -> ScoreTable:
+def load_scores(paths: Sequence[Path], table: ImageList, notes: Notes) -> ScoreTable:
     """The scores of each file, by its name; NaN where an image has none."""
     loaded: ScoreTable = {}
     for name, path in zip(unique_names(paths, lambda path: path.stem), paths, strict=True):
@@ -83,7 +83,7 @@ def load_scores(paths: Sequence[Path], table: Table, notes: Notes) -> ScoreTable
 
 
 def usable_images(
-    table: Table,
+    table: ImageList,
     features: Mapping[str, npt.NDArray[np.floating]],
     scores: Mapping[str, npt.NDArray[np.float64]],
     notes: Notes,
@@ -100,7 +100,7 @@ def usable_images(
     return usable
 
 
-def excluded_images(exclude: Path | None, table: Table, notes: Notes) -> Mask:
+def excluded_images(exclude: Path | None, table: ImageList, notes: Notes) -> Mask:
     """(N,) the images that a file names to be left out."""
     if exclude is None:
         return np.zeros(len(table), np.bool_)
@@ -145,7 +145,7 @@ def select_images(
 
 
 def select_pairs(
-    path: Path, table: Table, usable: Mask, excluded: Mask, notes: Notes
+    path: Path, table: ImageList, usable: Mask, excluded: Mask, notes: Notes
 ) -> tuple[PairList, Mask]:
     """The pairs of a verification list whose images are usable, and (N,) these images.
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.embeddings import check_origin
-from dataset.lists import Table, join, read_table
+from dataset.lists import ImageList, join, read_table
 from sdd_fiqa.errors import UserError
 
 Values = npt.NDArray[np.float64]
@@ -43,7 +43,7 @@ class Scores:
     strangers: int
 
 
-def read_scores(path: Path, table: Table) -> Scores:
+def read_scores(path: Path, table: ImageList) -> Scores:
     """Reads `path,score[,...]` (RFC 4180, one header line), `path TAB score` or `path score`.
 
     Joined by path, as dataset.lists.join does.
@@ -86,7 +86,7 @@ def read_scores(path: Path, table: Table) -> Scores:
     return Scores(values, missing, empty, len(scored) - int(np.count_nonzero(found)))
 
 
-def read_features(path: Path, table: Table) -> tuple[npt.NDArray[np.floating], str | None]:
+def read_features(path: Path, table: ImageList) -> tuple[npt.NDArray[np.floating], str | None]:
     """Opens (N, D) embeddings, row i = line i of the list, without reading them.
 
     Returns:
@@ -105,7 +105,7 @@ def read_features(path: Path, table: Table) -> tuple[npt.NDArray[np.floating], s
     return features, origin.note or None
 
 
-def read_norms(features: Path, table: Table) -> Values:
+def read_norms(features: Path, table: ImageList) -> Values:
     """The norms before normalisation, from Embedding_Norms.npy beside the embeddings: (N,)."""
     path = features.with_name("Embedding_Norms.npy")
     if not path.exists():

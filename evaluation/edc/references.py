@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.lists import Identities, Table
+from dataset.lists import Identities, ImageList
 from evaluation.edc.inputs import read_features, usable_rows
 from sdd_fiqa.errors import UserError
 
@@ -32,7 +32,7 @@ def random_scores(count: int, seed: int) -> npt.NDArray[np.float64]:
     return np.random.default_rng((seed, 0x5EED)).random(count)
 
 
-def own_labels(path: Path, table: Table, identities: Identities) -> npt.NDArray[np.float64]:
+def own_labels(path: Path, table: ImageList, identities: Identities) -> npt.NDArray[np.float64]:
     """(N,) exact W1(P_i, N_i), what the labels are made of: an oracle, since it sees identities.
 
     NaN for images without a mate, and for those without an embedding.

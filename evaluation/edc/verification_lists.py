@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from common.cli import is_count
 from dataset.containers.pair_bin import read_pair_bin
-from dataset.lists import Table, last_parts
+from dataset.lists import ImageList, last_parts
 from sdd_fiqa.errors import UserError
 
 Rows = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
-def read_names(path: Path, table: Table) -> Mask:
+def read_names(path: Path, table: ImageList) -> Mask:
     """(N,) True for the images that a text file names, one a line, as `rows_of_names` reads them.
 
     Raises:
@@ -34,7 +34,7 @@ def read_names(path: Path, table: Table) -> Mask:
     return named
 
 
-def read_pairs(path: Path, table: Table) -> tuple[Rows, Rows, Mask, int]:
+def read_pairs(path: Path, table: ImageList) -> tuple[Rows, Rows, Mask, int]:
     """Reads a verification list: LFW's pairs.txt, lines `a b 0|1`, or a .bin with its images.
 
     Returns:
@@ -70,7 +70,7 @@ def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
     return [_named_pair(path, number, line) for number, line in lines]
 
 
-def rows_of_names(names: Iterable[str], table: Table) -> dict[str, int]:
+def rows_of_names(names: Iterable[str], table: ImageList) -> dict[str, int]:
     """The rows of images named in one of five ways; names that fit no row are left out.
 
     A name is the path, its last two parts, these without suffix, the file's name, or that without

@@ -34,7 +34,7 @@ MAX_FACES = 2000
 
 
 class PathTable(Protocol):
-    """What a list that stays on disk offers (dataset.lists.Table does)."""
+    """What a list that stays on disk offers (dataset.lists.ImageList does)."""
 
     def path(self, row: int) -> str:
         """The path of one record."""

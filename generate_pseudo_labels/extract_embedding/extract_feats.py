@@ -19,14 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
-from common.distributed import World, join_world
+from common.distributed import ProcessGroup, join_process_group
 from dataset.embedding_writer import FeatureWriter
-from dataset.lists import LABELPATH, Table, read_table
+from dataset.lists import LABELPATH, ImageList, read_table
 from dataset.loader import Batch, batches
 from models.backbones import Backbone
 from models.recognisers import Embeddings, Faces, Recogniser, load_recogniser
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import only_here
+from sdd_fiqa.files import lock_folder
 
 PROBED = 8  # faces on which bf16 is compared with float32
 
@@ -58,10 +58,10 @@ def main(
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be 1 or more")
     table = read_table(out_dir / LABELPATH)
-    with join_world(device) as world:
+    with join_process_group(device) as world:
         recogniser = load_recogniser(weights, backbone, device, precision, first_faces(table))
         writer = open_writer(table, recogniser, flip, out_dir)
-        with only_here(writer.folder) if world.first else nullcontext():
+        with lock_folder(writer.folder) if world.first else nullcontext():
             if world.any(world.first and writer.is_done()):
                 unreadable = writer.unreadable()
             else:
@@ -80,13 +80,15 @@ def main(
     return EXIT_SKIPPED if unreadable else EXIT_DONE
 
 
-def first_faces(table: Table) -> Faces:
+def first_faces(table: ImageList) -> Faces:
     """The first faces of a list that can be read, (B, 112, 112, 3): the same in all processes."""
     batch = next(batches(table, np.arange(min(PROBED, len(table))), PROBED))
     return batch.faces[batch.readable]
 
 
-def open_writer(table: Table, recogniser: Recogniser, flip: bool, out_dir: Path) -> FeatureWriter:
+def open_writer(
+    table: ImageList, recogniser: Recogniser, flip: bool, out_dir: Path
+) -> FeatureWriter:
     """Describes this work: two runs with equal descriptions are the same work."""
     about = {
         "list": {"path": str(table.file), "sha256": table.sha256, "rows": len(table)},
@@ -97,10 +99,10 @@ def open_writer(table: Table, recogniser: Recogniser, flip: bool, out_dir: Path)
 
 
 def run(
-    table: Table,
+    table: ImageList,
     recogniser: Recogniser,
     writer: FeatureWriter,
-    world: World,
+    world: ProcessGroup,
     batch_size: int | None,
     num_workers: int | None,
     flip: bool,

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from common.distributed import join_world
+from common.distributed import join_process_group
 from common.ranks import Ranks
 from sdd_fiqa.errors import UserError
 
@@ -37,20 +37,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def test_each_process_takes_its_gpu_before_it_joins(calls: Calls) -> None:
-    with join_world("auto") as world:
+    with join_process_group("auto") as world:
         assert (world.rank, world.size) == (3, 4)
     assert calls == [("device", "cuda:3"), ("nccl", torch.device("cuda", 3)), ("left", None)]
 
 
 def test_after_an_error_nobody_is_waited_for(calls: Calls) -> None:
-    with pytest.raises(UserError, match="mine alone"), join_world("cpu"):
+    with pytest.raises(UserError, match="mine alone"), join_process_group("cpu"):
         raise UserError("mine alone")
     assert calls == [("gloo", None)]
 
 
 def test_one_gpu_for_several_processes_is_refused(calls: Calls) -> None:
     message = "--device cuda:0: every process needs a GPU of its own; use cuda"
-    with pytest.raises(UserError, match=message), join_world("cuda:0"):
+    with pytest.raises(UserError, match=message), join_process_group("cuda:0"):
         pass
     assert calls == [("device", "cuda:0")]
 

@@ -19,12 +19,12 @@ from sdd_fiqa.errors import UnreadableImage  # isort: skip
 from dataset.images import read_image  # isort: skip
 import cv2
 
-from common.distributed import World
+from common.distributed import ProcessGroup
 from dataset.containers.base import close_container, read_bytes, read_run, split_member
 from dataset.containers.pack import pack_records
 from dataset.containers.rec import RecordFile, RecordWriter
 from dataset.containers.rec_index import index_path, read_index
-from dataset.datalist import LeftOut
+from dataset.datalist import Skipped
 from dataset.lists import read_labelpath, read_table
 from dataset.loader import batches
 from evaluation.edc.verification_lists import read_pairs
@@ -204,17 +204,17 @@ def test_images_that_cannot_be_packed_are_left_out(faces: Path, tmp_path: Path) 
     (tmp_path / "list.txt").write_text(
         f"{faces}/faces/p0/0.jpg\t1\nnone.jpg\t1\n{faces}/faces/p1/1.jpg\t0\n"
     )
-    left_out = LeftOut()
-    assert pack_records(tmp_path / "list.txt", tmp_path / "a.rec", left_out) == 2
-    assert left_out.troubles == {"images that cannot be packed": 1}
+    skipped = Skipped()
+    assert pack_records(tmp_path / "list.txt", tmp_path / "a.rec", skipped) == 2
+    assert skipped.problems == {"images that cannot be packed": 1}
     records = RecordFile(tmp_path / "a.rec")
     assert [records.read("1"), records.read("2")] == [face(EACH + 1), face(0)]  # by identity
     (tmp_path / "none.txt").write_text("none.jpg\t1\n")
     with pytest.raises(UserError, match="none of its 1 images can be read"):
-        pack_records(tmp_path / "none.txt", tmp_path / "a.rec", LeftOut())
+        pack_records(tmp_path / "none.txt", tmp_path / "a.rec", Skipped())
     (tmp_path / "many.txt").write_text(f"{faces}/faces/p0/0.jpg\t16777216\n")
     with pytest.raises(UserError, match="identities must be 0 to 16777215"):
-        pack_records(tmp_path / "many.txt", tmp_path / "a.rec", LeftOut())
+        pack_records(tmp_path / "many.txt", tmp_path / "a.rec", Skipped())
     assert len(RecordFile(tmp_path / "a.rec")) == 5  # what stood there still does
 
 
@@ -227,7 +227,7 @@ def test_ranks_and_workers_read_every_record_once(faces: Path, size: int, worker
     table = read_table(listed)
     rows: list[int] = []
     for rank in range(size):
-        share = World(rank, size).share(len(table))
+        share = ProcessGroup(rank, size).share(len(table))
         for batch in batches(table, share, 3, workers):
             assert not batch.failures
             rows += batch.rows.tolist()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from dataset.embedding_writer import FEATURES, NORMS, FeatureWriter
-from dataset.lists import Table, read_table
+from dataset.lists import ImageList, read_table
 from sdd_fiqa.errors import UserError
 
 ROWS, DIMENSION, BATCH = 23, 5, 4
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Table:
+def table(tmp_path: Path) -> ImageList:
     (tmp_path / "list").write_text("".join(f"faces/a/{row}.jpg\n" for row in range(ROWS)))
     return read_table(tmp_path / "list")
 
@@ -38,7 +38,7 @@ def embeddings() -> npt.NDArray[np.float32]:
 
 def run(
     folder: Path,
-    table: Table,
+    table: ImageList,
     *,
     about: dict[str, Any] = ABOUT,
     batch: int = BATCH,
@@ -79,13 +79,13 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def whole(tmp_path: Path, table: Table) -> dict[str, Any]:
+def whole(tmp_path: Path, table: ImageList) -> dict[str, Any]:
     run(tmp_path / "whole", table)
     return results(tmp_path / "whole")
 
 
 def test_what_an_uninterrupted_run_leaves(
-    tmp_path: Path, table: Table, whole: dict[str, Any]
+    tmp_path: Path, table: ImageList, whole: dict[str, Any]
 ) -> None:
     features, norms = np.load(tmp_path / "whole" / FEATURES), np.load(tmp_path / "whole" / NORMS)
     assert (features.dtype, features.shape) == (np.float16, (ROWS, DIMENSION))
@@ -112,7 +112,7 @@ def test_what_an_uninterrupted_run_leaves(
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 5])
 def test_resumed_is_uninterrupted(
-    tmp_path: Path, table: Table, whole: dict[str, Any], ranks: int, stop_after: int
+    tmp_path: Path, table: ImageList, whole: dict[str, Any], ranks: int, stop_after: int
 ) -> None:
     folder = tmp_path / "feats"
     with pytest.raises(Killed):
@@ -125,7 +125,7 @@ def test_resumed_is_uninterrupted(
 
 @pytest.mark.parametrize("cut", [1, 3, 20])
 def test_a_torn_journal_costs_one_batch(
-    tmp_path: Path, table: Table, whole: dict[str, Any], cut: int
+    tmp_path: Path, table: ImageList, whole: dict[str, Any], cut: int
 ) -> None:
     folder = tmp_path / "feats"
     with pytest.raises(Killed):
@@ -138,7 +138,7 @@ def test_a_torn_journal_costs_one_batch(
 
 
 def test_another_batch_size_goes_on_too(
-    tmp_path: Path, table: Table, whole: dict[str, Any]
+    tmp_path: Path, table: ImageList, whole: dict[str, Any]
 ) -> None:
     folder = tmp_path / "feats"
     with pytest.raises(Killed):
@@ -149,7 +149,7 @@ def test_another_batch_size_goes_on_too(
 
 @pytest.mark.parametrize("changed", [{"list": {"sha256": "x"}}, {"weights": {}}, {"new": 1}])
 def test_other_work_begins_anew(
-    tmp_path: Path, table: Table, whole: dict[str, Any], changed: dict[str, Any]
+    tmp_path: Path, table: ImageList, whole: dict[str, Any], changed: dict[str, Any]
 ) -> None:
     folder = tmp_path / "feats"
     with pytest.raises(Killed):
@@ -164,7 +164,7 @@ def test_other_work_begins_anew(
 
 
 def test_done_is_this_very_work_with_all_its_files(
-    tmp_path: Path, table: Table, whole: dict[str, Any]
+    tmp_path: Path, table: ImageList, whole: dict[str, Any]
 ) -> None:
     folder = tmp_path / "whole"
     assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
@@ -194,7 +194,7 @@ def test_done_is_this_very_work_with_all_its_files(
 @pytest.mark.parametrize("older", [False, True])
 def test_a_kill_while_finishing_loses_nothing(
     tmp_path: Path,
-    table: Table,
+    table: ImageList,
     whole: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     older: bool,
@@ -238,7 +238,7 @@ def test_a_kill_while_finishing_loses_nothing(
 
 
 def test_a_row_mended_between_two_runs_is_no_longer_unreadable(
-    tmp_path: Path, table: Table
+    tmp_path: Path, table: ImageList
 ) -> None:
     with pytest.raises(Killed):
         run(tmp_path / "f", table, stop_after=2)  # rows 0..7, row 6 unreadable
@@ -248,7 +248,7 @@ def test_a_row_mended_between_two_runs_is_no_longer_unreadable(
     assert np.load(tmp_path / "f" / FEATURES)[6].any()
 
 
-def test_nothing_readable_puts_nothing_in_place(tmp_path: Path, table: Table) -> None:
+def test_nothing_readable_puts_nothing_in_place(tmp_path: Path, table: ImageList) -> None:
     run(tmp_path / "f", table)
     before = results(tmp_path / "f")
     message = (
@@ -265,7 +265,7 @@ def test_nothing_readable_puts_nothing_in_place(tmp_path: Path, table: Table) ->
     assert results(tmp_path / "f") == before
 
 
-def test_how_the_list_was_typed_does_not_matter(tmp_path: Path, table: Table) -> None:
+def test_how_the_list_was_typed_does_not_matter(tmp_path: Path, table: ImageList) -> None:
     typed = [{**ABOUT, "list": {"sha256": "abc", "path": path}} for path in ("a/l", "/x/a/l")]
     with pytest.raises(Killed):
         run(tmp_path / "f", table, about=typed[0], stop_after=3)
@@ -286,7 +286,7 @@ def test_how_the_list_was_typed_does_not_matter(tmp_path: Path, table: Table) ->
     ],
 )
 def test_a_journal_that_is_not_ours_costs_nothing(
-    tmp_path: Path, table: Table, whole: dict[str, Any], line: bytes
+    tmp_path: Path, table: ImageList, whole: dict[str, Any], line: bytes
 ) -> None:
     with pytest.raises(Killed):
         run(tmp_path / "f", table, stop_after=3)
@@ -297,7 +297,7 @@ def test_a_journal_that_is_not_ours_costs_nothing(
 
 
 def test_parts_that_were_cut_off_are_begun_anew(
-    tmp_path: Path, table: Table, whole: dict[str, Any]
+    tmp_path: Path, table: ImageList, whole: dict[str, Any]
 ) -> None:
     with pytest.raises(Killed):
         run(tmp_path / "f", table, stop_after=3)
@@ -307,7 +307,7 @@ def test_parts_that_were_cut_off_are_begun_anew(
     assert results(tmp_path / "f") == whole
 
 
-def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: Table) -> None:
+def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: ImageList) -> None:
     writer = FeatureWriter(tmp_path / "f", ROWS, DIMENSION, ABOUT)
     writer.prepare()
     writer.open(0)
@@ -320,7 +320,7 @@ def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: Table) -> No
 
 
 def test_a_full_disk_loses_what_found_no_room_alone(
-    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, table: ImageList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

@@ -10,13 +10,13 @@ import pytest
 
 from dataset import loader
 from dataset.images import read_face
-from dataset.lists import Table, read_table
+from dataset.lists import ImageList, read_table
 from dataset.loader import batches, default_workers
 from sdd_fiqa.errors import UnreadableImage
 
 
 @pytest.fixture
-def table(tmp_path: Path, faces: Path) -> Table:
+def table(tmp_path: Path, faces: Path) -> ImageList:
     paths = sorted(faces.glob("*/*"))
     paths[5:5] = [tmp_path / "none.jpg"]
     (tmp_path / "bad.jpg").write_text("text")
@@ -29,7 +29,7 @@ def table(tmp_path: Path, faces: Path) -> Table:
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 40])
 @pytest.mark.parametrize("workers", [1, 3, None])
 def test_every_record_in_the_order_asked_for(
-    table: Table, batch_size: int, workers: int | None
+    table: ImageList, batch_size: int, workers: int | None
 ) -> None:
     rows = np.random.default_rng(0).permutation(len(table))
     found = list(batches(table, rows, batch_size, workers))
@@ -51,11 +51,11 @@ def test_every_record_in_the_order_asked_for(
     assert sorted(reasons) == ["No such file or directory", "is not an image that can be decoded"]
 
 
-def test_nothing_to_read_is_no_batch(table: Table) -> None:
+def test_nothing_to_read_is_no_batch(table: ImageList) -> None:
     assert list(batches(table, [], 8)) == []
 
 
-def test_only_so_much_is_decoded_ahead(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_much_is_decoded_ahead(table: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by a few batches, however long the list."""
     read: list[str] = []
     lock = threading.Lock()
@@ -74,7 +74,7 @@ def test_only_so_much_is_decoded_ahead(table: Table, monkeypatch: pytest.MonkeyP
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_an_error_of_ours_is_not_swallowed(table: Table) -> None:
+def test_an_error_of_ours_is_not_swallowed(table: ImageList) -> None:
     def fail(paths: Any) -> Any:
         raise ZeroDivisionError
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED
-from dataset.datalist import LeftOut, walk_images
+from dataset.datalist import Skipped, walk_images
 from dataset.find import find_images
 from dataset.lists import LABEL, LABELPATH, read_labelpath, read_table
 from generate_pseudo_labels.gen_datalist import main as gen_datalist
@@ -225,37 +225,37 @@ def test_a_folder_that_cannot_be_read(here: Path, monkeypatch: pytest.MonkeyPatc
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    left_out = LeftOut()
-    assert list(walk_images("r", left_out)) == ["r/b/1.jpg"]
-    assert left_out.lines() == ["left out: 1 folders that cannot be read: 'r/a'"]
+    skipped = Skipped()
+    assert list(walk_images("r", skipped)) == ["r/b/1.jpg"]
+    assert skipped.lines() == ["left out: 1 folders that cannot be read: 'r/a'"]
 
 
 def test_files_folders_patterns_and_lists_are_inputs(here: Path) -> None:
     root = touch(here / "r", "a/1.jpg", "a/2.jpg", "b/3.png", "b/noSuffix", "b/[x].jpg")
     (root / "a/readme.txt").write_text("not a list of images\n")
     (here / "list.txt").write_text("anything/at all.jpg\t5\nr/a/1.jpg\n")
-    left_out = LeftOut()
+    skipped = Skipped()
 
     def found(*inputs: str) -> list[str]:
-        return list(find_images(inputs, left_out))
+        return list(find_images(inputs, skipped))
 
     assert found("r/b/3.png", "r/a") == ["r/b/3.png", "r/a/1.jpg", "r/a/2.jpg"]
     assert found("r/a/", "r/a/2.jpg")[-1] == "r/a/2.jpg"
     assert found("r/*/?.*") == ["r/a/1.jpg", "r/a/2.jpg", "r/b/3.png"]
     assert found("r/b/[x].jpg") == ["r/b/[x].jpg"]
     assert found("list.txt") == ["anything/at all.jpg", "r/a/1.jpg"]
-    left_out.kinds.clear()
+    skipped.expected.clear()
     # A pattern takes the images among what it matches: a note among faces is no list.
     assert found("r/a/*") == ["r/a/1.jpg", "r/a/2.jpg"]
-    assert left_out.kinds == {".txt files": 1}
+    assert skipped.expected == {".txt files": 1}
     assert found("r/b/noS*") == found("r/b/noSuffix") == ["r/b/noSuffix"]
     assert found("r/**/*.jpg") == ["r/a/1.jpg", "r/a/2.jpg", "r/b/[x].jpg"]
     assert found("r/**") == found("r")  # its folders are not walked beside their files
     assert found("r*") == ["r/a/1.jpg", "r/a/2.jpg", "r/b/3.png", "r/b/[x].jpg"]
-    assert not left_out.troubles
+    assert not skipped.problems
     touch(root, "b/t\tb.jpg")
     assert found("r/b/*.jpg", "r/b/t\tb.jpg") == ["r/b/[x].jpg"]
-    assert sum(left_out.troubles.values()) == 2
+    assert sum(skipped.problems.values()) == 2
 
 
 @pytest.mark.parametrize(
@@ -284,15 +284,15 @@ def test_inputs_that_are_none(here: Path, typed: Any, message: Any) -> None:
     (here / "binary.dat").write_bytes(b"\xff\xd9\xfe" * 9)
     (here / "zeros.dat").write_bytes(bytes(9))
     with pytest.raises(UserError, match=message):
-        list(find_images([typed], LeftOut()))
+        list(find_images([typed], Skipped()))
 
 
 def test_a_name_that_is_not_utf8_may_be_typed(here: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     touch(here, name, f"{name}.jpg")
-    left_out = LeftOut()
+    skipped = Skipped()
     with pytest.raises(UserError, match=r"no images found \(left out: 2 names with a TAB"):
-        list(find_images([name, f"{name}.jpg"], left_out))
+        list(find_images([name, f"{name}.jpg"], skipped))
     assert len(read_table(_list(here)).starts) == 1
 
 

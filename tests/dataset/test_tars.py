@@ -11,7 +11,7 @@ import pytest
 from dataset.containers.base import read_bytes
 from dataset.containers.listing import containers_of, identified_members
 from dataset.containers.tar import Sample, TarImages, members, samples
-from dataset.datalist import LeftOut
+from dataset.datalist import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.storage import File
 
@@ -110,13 +110,13 @@ def test_samples_without_an_identity_are_reported(tmp_path: Path) -> None:
         ("6\t.jpg", b"a TAB"),
     ]
     path = tar_of(tmp_path / "a.tar", files)
-    left_out = LeftOut()
-    assert list(identified_members([str(path)], None, left_out)) == [(f"{path}#5.jpg", "1")]
-    assert left_out.troubles["samples without .cls or .json"] == 1
-    assert left_out.troubles["samples whose .cls is empty"] == 1
-    assert sum(n for kind, n in left_out.troubles.items() if "whose .json" in kind) == 3
-    assert sum(n for kind, n in left_out.troubles.items() if "TAB" in kind) == 1
-    assert "duplicate file name" in left_out.examples["damaged places"][0]
+    skipped = Skipped()
+    assert list(identified_members([str(path)], None, skipped)) == [(f"{path}#5.jpg", "1")]
+    assert skipped.problems["samples without .cls or .json"] == 1
+    assert skipped.problems["samples whose .cls is empty"] == 1
+    assert sum(n for kind, n in skipped.problems.items() if "whose .json" in kind) == 3
+    assert sum(n for kind, n in skipped.problems.items() if "TAB" in kind) == 1
+    assert "duplicate file name" in skipped.examples["damaged places"][0]
 
 
 @pytest.mark.parametrize("cut", ["in data", "in a header"])

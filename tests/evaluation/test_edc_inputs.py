@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.lists import Table, read_labelpath
+from dataset.lists import ImageList, read_labelpath
 from evaluation.edc.gather import recogniser_name, unique_names
 from evaluation.edc.inputs import read_features, read_norms, read_scores, usable_rows
 from evaluation.edc.verification_lists import read_names, read_pairs, rows_of_names
@@ -20,7 +20,7 @@ PATHS = ["faces/Ann Lee/Ann Lee_0001.jpg", "faces/Ann Lee/Ann Lee_0002.jpg", "fa
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Table:
+def table(tmp_path: Path) -> ImageList:
     path = tmp_path / "DATA.labelpath"
     path.write_text("".join(f"{name}\t{row // 2}\n" for row, name in enumerate(PATHS)))
     return read_labelpath(path)[0]
@@ -43,13 +43,13 @@ def written(tmp_path: Path, text: str, name: str = "scores.csv") -> Path:
     ],
     ids=["csv", "windows csv", "tabs", "spaces", "last two parts"],
 )
-def test_scores_of_every_form(tmp_path: Path, table: Table, text: str) -> None:
+def test_scores_of_every_form(tmp_path: Path, table: ImageList, text: str) -> None:
     found = read_scores(written(tmp_path, text), table)
     np.testing.assert_array_equal(found.values, [1.5, np.nan, -20.0])
     assert found.missing + found.empty == 1
 
 
-def test_scores_count_what_does_not_fit(tmp_path: Path, table: Table) -> None:
+def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> None:
     text = f"path,score\n{PATHS[0]},\n{PATHS[1]},3\nfaces/nobody/1.jpg,4\n"
     found = read_scores(written(tmp_path, text), table)
     assert (found.missing, found.empty, found.strangers) == (1, 1, 1)
@@ -73,14 +73,14 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: Table) -> None:
         ("path,score\n", "holds no score; it has a header line alone"),
     ],
 )
-def test_bad_scores_are_named(tmp_path: Path, table: Table, text: str, message: str) -> None:
+def test_bad_scores_are_named(tmp_path: Path, table: ImageList, text: str, message: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(UserError, match=message) as error:
         read_scores(path, table)
     assert str(error.value).startswith(str(path))
 
 
-def test_scores_that_cannot_be_read(tmp_path: Path, table: Table) -> None:
+def test_scores_that_cannot_be_read(tmp_path: Path, table: ImageList) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_scores(tmp_path / "none.csv", table)
     path = tmp_path / "latin.csv"
@@ -90,13 +90,13 @@ def test_scores_that_cannot_be_read(tmp_path: Path, table: Table) -> None:
             read_scores(path, table)
 
 
-def test_a_pipe_of_scores_is_refused(tmp_path: Path, table: Table) -> None:
+def test_a_pipe_of_scores_is_refused(tmp_path: Path, table: ImageList) -> None:
     os.mkfifo(tmp_path / "scores.csv")
     with pytest.raises(UserError, match="is a pipe, and is read more than once"):
         read_scores(tmp_path / "scores.csv", table)
 
 
-def test_features(tmp_path: Path, table: Table) -> None:
+def test_features(tmp_path: Path, table: ImageList) -> None:
     path = tmp_path / "Embedding_Features.npy"
     np.save(path, np.array([[1, 0], [0, 0], [np.nan, 1]], np.float16))
     features, unchecked = read_features(path, table)
@@ -126,14 +126,14 @@ def test_features(tmp_path: Path, table: Table) -> None:
     ],
 )
 def test_bad_features_are_named(
-    tmp_path: Path, table: Table, array: np.ndarray, message: str
+    tmp_path: Path, table: ImageList, array: np.ndarray, message: str
 ) -> None:
     np.save(tmp_path / "f.npy", array)
     with pytest.raises(UserError, match=message):
         read_features(tmp_path / "f.npy", table)
 
 
-def test_features_that_cannot_be_read(tmp_path: Path, table: Table) -> None:
+def test_features_that_cannot_be_read(tmp_path: Path, table: ImageList) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_features(tmp_path / "none.npy", table)
     np.save(tmp_path / "cut.npy", np.zeros((3, 4)))
@@ -145,7 +145,7 @@ def test_features_that_cannot_be_read(tmp_path: Path, table: Table) -> None:
         read_features(tmp_path / "several.npz", table)
 
 
-def test_norms(tmp_path: Path, table: Table) -> None:
+def test_norms(tmp_path: Path, table: ImageList) -> None:
     features = tmp_path / "Embedding_Features.npy"
     with pytest.raises(UserError, match="is missing; --reference norm"):
         read_norms(features, table)
@@ -169,7 +169,7 @@ def test_norms(tmp_path: Path, table: Table) -> None:
         "Ann Lee_0001",
     ],
 )
-def test_an_image_has_five_names(table: Table, name: str) -> None:
+def test_an_image_has_five_names(table: ImageList, name: str) -> None:
     assert rows_of_names([name, "nobody"], table) == {name: 0}
 
 
@@ -179,7 +179,7 @@ def test_a_name_of_two_images_is_refused(tmp_path: Path) -> None:
         rows_of_names(["1"], read_labelpath(path)[0])
 
 
-def test_excluded_names(tmp_path: Path, table: Table) -> None:
+def test_excluded_names(tmp_path: Path, table: ImageList) -> None:
     assert read_names(written(tmp_path, "Ann Lee_0002\n", "x.txt"), table).tolist() == [0, 1, 0]
     with pytest.raises(UserError, match=r"x\.txt:2: nobody is not in"):
         read_names(written(tmp_path, "Ann Lee_0002\nnobody\n", "x.txt"), table)
@@ -210,7 +210,7 @@ def test_pair_lists(tmp_path: Path, text: str) -> None:
     assert same.tolist() == [True, False] and lost == 0
 
 
-def test_pairs_of_strangers_are_counted(tmp_path: Path, table: Table) -> None:
+def test_pairs_of_strangers_are_counted(tmp_path: Path, table: ImageList) -> None:
     path = written(tmp_path, "1\t1\nAnn Lee\t1\t2\nAnn Lee\t2\tBob\t1\n", "pairs.txt")
     assert read_pairs(path, table)[3] == 1
 
@@ -227,7 +227,7 @@ def test_pairs_of_strangers_are_counted(tmp_path: Path, table: Table) -> None:
     ],
 )
 def test_bad_pair_lists_are_named(
-    tmp_path: Path, table: Table, name: str, text: str, message: str
+    tmp_path: Path, table: ImageList, name: str, text: str, message: str
 ) -> None:
     path = written(tmp_path, text, name)
     with pytest.raises(UserError, match=message.replace("|", r"\|")) as error:

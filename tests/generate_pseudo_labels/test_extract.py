@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED
-from common.distributed import World
+from common.distributed import ProcessGroup
 from dataset.embedding_writer import FeatureWriter
 from dataset.images import read_face
 from dataset.lists import read_table
@@ -114,7 +114,7 @@ def test_two_processes_give_the_same_bytes(
     assert again.stdout.endswith(said), again.stderr
 
 
-class Machine(World):
+class Machine(ProcessGroup):
     """A thread that stands for one of two machines, with cores of its own."""
 
     meeting, counts = threading.Barrier(2), [0, 0]

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 import eval as scoring
 from dataset import faces as photos
-from dataset.datalist import LeftOut, table_of
+from dataset.datalist import Skipped, table_of
 from dataset.faces import COLUMNS, PhotoFaces
 from dataset.find import find_images
 from dataset.listed import ListedFaces
@@ -382,7 +382,7 @@ def test_unreadable_folder_is_a_line(
 def test_file_that_vanishes_while_we_run(tmp_path: Any, model: Any) -> None:
     for number in range(3):
         grey(tmp_path / "in" / f"{number}.png", 51)
-    table = table_of(find_images([str(tmp_path / "in")], LeftOut()), tmp_path / "images.txt")
+    table = table_of(find_images([str(tmp_path / "in")], Skipped()), tmp_path / "images.txt")
     (tmp_path / "in" / "1.png").unlink()
     scores, _ = scoring.score(ListedFaces(table, 2, 1), 3, load_quality_model(model))
     assert scores.reasons == {1: "No such file or directory"}

@@ -16,7 +16,7 @@ import torch
 
 import eval as script
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE
-from dataset.datalist import LeftOut, table_of
+from dataset.datalist import Skipped, table_of
 from dataset.find import find_images
 from dataset.images import read_face
 from dataset.listed import ListedFaces
@@ -389,7 +389,7 @@ def test_the_next_batch_is_begun_before_scores_are_waited_for(here: Path) -> Non
 
             return wait
 
-    table = table_of(find_images(["faces"], LeftOut()), here / "list.txt")
+    table = table_of(find_images(["faces"], Skipped()), here / "list.txt")
     network: Any = Network()
     scores, interrupted = script.score(ListedFaces(table, 10), len(table), network)
     assert not interrupted and scores.values.tolist() == [0] * 10 + [1] * 10 + [2] * 4

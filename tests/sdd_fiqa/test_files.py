@@ -11,7 +11,7 @@ import torch
 
 from common.cli import fail
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import make_parent, only_here, read_json, replacing, sha256_of, write_json
+from sdd_fiqa.files import lock_folder, make_parent, read_json, replacing, sha256_of, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,11 +148,14 @@ def test_an_error_is_one_line_that_keeps_names_as_they_are(
 
 def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "new/out"
-    with only_here(folder):
-        with pytest.raises(UserError, match="out: another run is at work there"), only_here(folder):
+    with lock_folder(folder):
+        with (
+            pytest.raises(UserError, match="out: another run is at work there"),
+            lock_folder(folder),
+        ):
             pass
         assert os.listdir(folder) == []
-    with only_here(folder):
+    with lock_folder(folder):
         pass
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from common.device import Compute
-from common.distributed import World
+from common.distributed import ProcessGroup
 from evaluation.calibration import held_out_curve
 from evaluation.edc.areas import areas
 from sdd_fiqa.errors import UserError
@@ -66,13 +66,13 @@ def end_epoch(
     network = nn.Linear(3, 1)
     folder = settings.checkpoints
     state: dict[str, float] = {"epoch": 0, "best": -math.inf}
-    log = Log(folder, World(0, 1), 0, 0)
+    log = Log(folder, ProcessGroup(0, 1), 0, 0)
 
     def end(scores: Scores) -> str:
         monkeypatch.setattr(epoch_end, "validate", lambda *arguments: scores)
         state["epoch"] += 1
         nn.init.constant_(network.weight, state["epoch"])  # another network each epoch
-        one = World(0, 1)
+        one = ProcessGroup(0, 1)
         lost = Unreadable(data, 1.0)
         finish_epoch(
             settings, data, lost, network, network, {}, COMPUTE, one, folder, state, 5, log
@@ -109,19 +109,19 @@ def test_scores_that_leave_too_few_pairs_cost_nothing_but_the_aoc(
 def test_held_out_faces_that_cannot_serve_are_refused_at_once(
     settings: TrainConfig, data: TrainingList, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_held_out(settings, data, World(0, 1))
+    check_held_out(settings, data, ProcessGroup(0, 1))
     assert "that its rows belong to" in capsys.readouterr().err
     few = TrainConfig(**{**vars(settings), "val_fmr": 1e-4})
     with pytest.raises(UserError, match=r"FMR 0.0001 cannot be shown with .* hold out more"):
-        check_held_out(few, data, World(0, 1))
+        check_held_out(few, data, ProcessGroup(0, 1))
     people = np.repeat(np.arange(16), 10)
     np.save(settings.img_list.parent / "features.npy", np.eye(16)[people])
     with pytest.raises(UserError, match=r"have no genuine error at FMR 0.4"):
-        check_held_out(settings, data, World(0, 1))
+        check_held_out(settings, data, ProcessGroup(0, 1))
     beside = settings.img_list.parent / "features.json"
     write_json(beside, {"list": {"sha256": "another"}, "rows_done": 160})
     with pytest.raises(UserError, match="belongs to another list"):
-        check_held_out(settings, data, World(0, 1))
+        check_held_out(settings, data, ProcessGroup(0, 1))
 
 
 def test_held_out_images_that_cannot_be_read_are_reported_once(
@@ -129,11 +129,13 @@ def test_held_out_images_that_cannot_be_read_are_reported_once(
 ) -> None:
     unreadable = Unreadable(data, 0.0)  # none of those to learn from may be
     for _ in range(2):
-        scores = epoch_end.validate(settings, data, unreadable, nn.Flatten(), COMPUTE, World(0, 1))
+        scores = epoch_end.validate(
+            settings, data, unreadable, nn.Flatten(), COMPUTE, ProcessGroup(0, 1)
+        )
         assert np.isnan(scores).all()
     said = capsys.readouterr().err
     assert said.count("No such file or directory; skipped") == len(data.held_out)
-    assert unreadable.together(World(0, 1)) == 0
+    assert unreadable.together(ProcessGroup(0, 1)) == 0
 
 
 def test_without_a_measure_the_last_network_is_the_best(

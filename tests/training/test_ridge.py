@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from common.device import choose_compute
-from common.distributed import World
+from common.distributed import ProcessGroup
 from models.backbones.layer_graph import GraphNetwork
 from models.backbones.layers import FLOOR, RGB, add_floor
 from models.checkpoints import load_network, save_network
@@ -77,7 +77,7 @@ def test_a_network_scores_as_the_regression_says(backbone: str) -> None:
     parts = [(faces[part], labels[part], weights[part]) for part in slices]
     quality = quality_head(network)
     add_floor(quality)
-    fit_head(model, parts, compute, World(0, 1))
+    fit_head(model, parts, compute, ProcessGroup(0, 1))
     maps: list[torch.Tensor] = []
     quality.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     with torch.inference_mode():

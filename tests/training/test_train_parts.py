@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.distributed import World
+from common.distributed import ProcessGroup
 from dataset.loader import Batch
 from models.backbones.prelu import PReLU
 from models.checkpoints import read_resume, save_resume
@@ -67,7 +67,7 @@ def test_who_is_held_out_is_a_mark_of_a_training(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> None:
-    class Two(World):
+    class Two(ProcessGroup):
         def total(self, count: int) -> int:
             return 2 * count
 
@@ -93,7 +93,7 @@ def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> No
 def test_lines_that_are_not_ours_do_not_stop_a_training(tmp_path: Path) -> None:
     good = {"epoch": 1, "step": 2, "loss": 3.0}
     (tmp_path / "stats.jsonl").write_bytes(json.dumps(good).encode() + b"\n[1]\n\xff\n")
-    Log(tmp_path, World(0, 1), 1, 2).close()
+    Log(tmp_path, ProcessGroup(0, 1), 1, 2).close()
     assert [json.loads(line) for line in (tmp_path / "stats.jsonl").open()] == [good]
 
 
