@@ -7,20 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from sdd_fiqa.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PIECE = 1 << 22  # numbers sent at a time
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among `size` processes; `rank` 0 reports and writes."""
+    """This process's place among `size` processes; `rank` 0 reports and writes.
+
+    With one process nothing is sent, and torch is not imported. With more, every process must call
+    the same method.
+
+    Attributes:
+        rank: this process's number.
+        size: how many processes there are.
+        local_rank: its number on this machine.
+        local_size: how many processes run on this machine.
+    """
 
     rank: int
     size: int
+    local_rank: int = 0
+    local_size: int = 1
 
     @property
     def first(self) -> bool:
@@ -28,7 +44,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Waits for every process; nothing to wait for in a world of one."""
+        """Waits for every process."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -39,19 +55,11 @@ class ProcessGroup:
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says yes; every process must ask."""
-        if self.size == 1:
-            return flag
-        import torch
-        import torch.distributed as dist
-
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        asked = torch.tensor(float(flag), device=device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return bool(asked.item())
+        """Whether any process says yes."""
+        return self.total(int(flag)) > 0
 
     def total(self, count: int) -> int:
-        """The sum over the processes; every process must ask."""
+        """The sum over the processes."""
         if self.size == 1:
             return count
         import torch
@@ -63,11 +71,11 @@ class ProcessGroup:
         return int(asked.item())
 
     def agree(self, number: int) -> bool:
-        """Whether all processes have the same number; every process must ask."""
+        """Whether all processes have the same number."""
         return not self.any(self.total(number) != number * self.size)
 
     def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over the processes; every process must ask."""
+        """The mean of a scalar over the processes."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -75,37 +83,62 @@ class ProcessGroup:
             dist.all_reduce(value)
         return float(value.item()) / self.size
 
+    def add_up(self, array: npt.NDArray[Any], first_only: bool = False) -> npt.NDArray[Any]:
+        """The sum of an array over the processes, in place; needs a group of `host_arrays`.
+
+        Args:
+            array: of the same shape and type in every process.
+            first_only: only the first process needs the sum.
+        """
+        if self.size > 1:
+            import torch
+            import torch.distributed as dist
+
+            flat = array.reshape(-1)
+            for start in range(0, len(flat), _PIECE):
+                tensor = torch.from_numpy(flat[start : start + _PIECE])
+                if first_only:
+                    dist.reduce(tensor, 0)
+                else:
+                    dist.all_reduce(tensor)
+        return array
+
 
 @contextmanager
-def join_process_group(device: str) -> Iterator[ProcessGroup]:
-    """Joins the process group that torchrun describes; a world of one without torchrun.
+def join_process_group(device: str, host_arrays: bool = False) -> Iterator[ProcessGroup]:
+    """Joins the process group that torchrun describes; a group of one without torchrun.
 
     Args:
         device: as given to `--device`; nccl where it means a GPU, gloo on the CPU.
+        host_arrays: numpy arrays are added up: gloo, whatever the device.
 
     Raises:
         UserError: not a device of this machine, or one GPU named for several processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if size == 1:
-        yield ProcessGroup(0, 1)
+        yield ProcessGroup(0, 1, local_rank, local_size)
         return
     import torch.distributed as dist
 
-    from common.device import choose_compute
+    chosen = None  # the GPU that nccl takes
+    if not host_arrays:
+        from common.device import choose_compute
 
-    chosen = choose_compute(device).device
-    on_gpu = chosen.type == "cuda"
-    if on_gpu and ":" in device and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise UserError(f"--device {device}: every process needs a GPU of its own; use cuda")
+        compute = choose_compute(device).device
+        chosen = compute if compute.type == "cuda" else None
+        if chosen is not None and ":" in device and local_size > 1:
+            raise UserError(f"--device {device}: every process needs a GPU of its own; use cuda")
     # The first to finish waits for the last: shares of hours differ by more than the default's
-    # minutes. A process that dies is torchrun's to notice, and it ends the others.
+    # minutes. torchrun notices a process that dies, and ends the others.
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        "gloo" if chosen is None else "nccl",
         timeout=timedelta(days=1),
-        device_id=chosen if on_gpu else None,  # else nccl guesses at a barrier
+        device_id=chosen,  # without it nccl guesses at a barrier
     )
-    yield ProcessGroup(dist.get_rank(), size)
-    # Not after an error: nccl waits in here for processes that wait for this one, and what was
-    # wrong would never be said.
+    yield ProcessGroup(dist.get_rank(), size, local_rank, local_size)
+    # Not after an error: nccl waits here for processes that wait for this one, and the error would
+    # never be printed.
     dist.destroy_process_group()

@@ -74,7 +74,7 @@ def main(
         device: auto, cpu, cuda or cuda:i.
     """
     one_blas_thread()  # before numpy: what follows imports it
-    from common.ranks import Ranks
+    from common.distributed import join_process_group
     from generate_pseudo_labels import distributions_plot as picture
     from generate_pseudo_labels import label_files, label_run
     from generate_pseudo_labels.distance.array_backend import arrays_for
@@ -96,13 +96,13 @@ def main(
             label_power=label_power,
         )
     )
-    with Ranks() as ranks:
-        arrays = arrays_for(device, ranks.local)
-        threads = process_num or max(1, usable_cores() // ranks.local_count)
+    with join_process_group(device, host_arrays=True) as processes:
+        arrays = arrays_for(device, processes.local_rank)
+        threads = process_num or max(1, usable_cores() // processes.local_size)
         features = Features(image_list_file, feature_root, image_root, id_key_index, score_dst)
-        out_dir, given = open_input(out_dir, features, load_feature == "True", threads, ranks)
+        out_dir, given = open_input(out_dir, features, load_feature == "True", threads, processes)
         make_parent(out_dir / PSEUDO_LABELS)  # before hours of work, not after
-        found = label_run.find_distances(given, settings, arrays, ranks, threads)
+        found = label_run.find_distances(given, settings, arrays, processes, threads)
         if found is None:
             return EXIT_DONE
         result = label_run.label(given, settings, found)

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.ranks import Ranks
+from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.array_backend import Arrays
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import UnusableRow
-from generate_pseudo_labels.distance.results import Distances
+from generate_pseudo_labels.distance.results import Distances, gather
 from generate_pseudo_labels.label_files import LabelInput, Labelling, label_images, summarise
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 from sdd_fiqa.errors import UserError
@@ -58,7 +58,7 @@ def checked(settings: Settings) -> Settings:
 
 
 def find_distances(
-    given: LabelInput, settings: Settings, arrays: Arrays, ranks: Ranks, threads: int
+    given: LabelInput, settings: Settings, arrays: Arrays, processes: ProcessGroup, threads: int
 ) -> tuple[Groups, Distances, dict[str, float]] | None:
     """Runs the estimator over this process's share; everybody's results on rank 0, else None.
 
@@ -75,19 +75,19 @@ def find_distances(
         )
     table = given.table
     try:
-        with progress_bar(len(groups) // ranks.count, ranks.rank > 0) as bar:
+        with progress_bar(len(groups) // processes.size, not processes.first) as bar:
             part = similarity_distances(
                 given.source,
                 groups,
                 estimator=settings.estimator,
                 pool_size=settings.pool_size,
-                add_up=ranks.add_up,
+                add_up=processes.add_up,
                 m=settings.fix_num,
                 repeats=settings.repeats,
                 seed=settings.seed,
                 arrays=arrays,
-                rank=ranks.rank,
-                ranks=ranks.count,
+                rank=processes.rank,
+                ranks=processes.size,
                 threads=threads,
                 progress=bar,
             )
@@ -100,8 +100,8 @@ def find_distances(
     except TooFewOutsiders as error:
         mend = " or ask for fewer (--fix-num)" if settings.estimator == "sampled" else ""
         raise UserError(f"{table.file}: {error}{mend}") from error
-    errors = ranks.add_up(np.array([part.overlapping, part.checked, part.squares]))
-    whole = ranks.gather(part.begin, part.distances, len(groups))
+    errors = processes.add_up(np.array([part.overlapping, part.checked, part.squares]))
+    whole = gather(processes, part.begin, part.distances, len(groups))
     return None if whole is None else (groups, whole, overlap(errors))
 
 

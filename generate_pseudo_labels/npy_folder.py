@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import numpy.typing as npt
 
-from common.ranks import Ranks
+from common.distributed import ProcessGroup
 from dataset.embedding_writer import FeatureWriter
 from dataset.embeddings import EMBEDDINGS
 from dataset.lists import (
@@ -106,7 +106,7 @@ class Features:
 
 
 def open_input(
-    out_dir: Path, features: Features, in_memory: bool, threads: int, ranks: Ranks
+    out_dir: Path, features: Features, in_memory: bool, threads: int, processes: ProcessGroup
 ) -> tuple[Path, LabelInput]:
     """The label folder and its input: as it stands, or made of a list and its .npy files.
 
@@ -115,7 +115,7 @@ def open_input(
         features: the .npy files, if any.
         in_memory: keep their content in memory; else it is gathered in one file, which stays.
         threads: files read at a time.
-        ranks: rank 0 gathers the one file, all read it.
+        processes: rank 0 gathers the one file, all read it.
 
     Raises:
         UserError: flags that need each other, no .npy at all, embeddings of different lengths, a
@@ -133,15 +133,15 @@ def open_input(
         raise UserError("--feature-root: needs --image-list-file and --score-dst too")
     if not features.feature_root.is_dir():
         raise UserError(f"--feature-root {features.feature_root}: no such folder")
-    if in_memory and ranks.count > 1:
+    if in_memory and processes.size > 1:
         raise UserError("--load-feature True: every process would hold everything; use False")
     target = features.score_dst
     given = None
-    if ranks.rank == 0:
+    if processes.first:
         given = _gather(
             features, features.feature_root, features.image_list_file, target, in_memory, threads
         )
-    ranks.add_up(np.zeros(1))  # nobody goes on before the files are there
+    processes.barrier()  # the files must be there first
     return target, given or read_input(target)
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.blocks import Plan
 
 Float32 = npt.NDArray[np.float32]
@@ -20,6 +21,7 @@ Progress = Callable[[float], object]
 # an identity lie close together, at one random place among his Neg-Sims: above their mean as often
 # as below it. For normal Neg-Sims this bound finds him up to 1.1 standard deviations above.
 WRONG_WAY_BOUND = 0.05
+_GATHERED = 1 << 22  # numbers sent at a time
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,33 @@ class Distances:
         """(n,) whether an image looks more like others than like its own identity."""
         flagged: npt.NDArray[np.bool_] = (self.pos < self.neg) | (self.wrong > WRONG_WAY_BOUND)
         return flagged
+
+
+def gather(processes: ProcessGroup, begin: int, part: Distances, images: int) -> Distances | None:
+    """All images' distances on rank 0, None elsewhere; each process has those from `begin`.
+
+    Each element is set by one process and 0 elsewhere, so the order of the sum changes nothing.
+    """
+    if processes.size == 1:
+        return part
+    repeats = part.w1.shape[1]
+    whole = Distances.empty(images, repeats) if processes.first else None
+    end = begin + len(part.pos)
+    step = max(1, _GATHERED // (repeats + 3))
+    for start in range(0, images, step):
+        stop = min(start + step, images)
+        piece = np.zeros((stop - start, repeats + 3), np.float32)
+        low, high = max(start, begin), min(stop, end)
+        if low < high:
+            mine, into = slice(low - begin, high - begin), slice(low - start, high - start)
+            piece[into, :repeats] = part.w1[mine]
+            for column, values in enumerate((part.pos, part.neg, part.wrong)):
+                piece[into, repeats + column] = values[mine]
+        processes.add_up(piece, first_only=True)
+        if whole is not None:
+            columns = (piece[:, repeats + column] for column in range(3))
+            whole.put(start, Distances(piece[:, :repeats], *columns))
+    return whole
 
 
 class Estimator(Protocol):

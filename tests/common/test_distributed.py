@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from common.distributed import join_process_group
-from common.ranks import Ranks
 from sdd_fiqa.errors import UserError
 
 Calls = list[tuple[str, Any]]
@@ -58,10 +57,10 @@ def test_one_gpu_for_several_processes_is_refused(calls: Calls) -> None:
 def test_label_processes_wait_for_one_that_gathers_for_hours(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def joined(backend: str, timeout: timedelta) -> None:
-        calls.append((backend, timeout >= timedelta(hours=12)))
+    def joined(backend: str, timeout: timedelta, device_id: object) -> None:
+        calls.append((backend, timeout >= timedelta(hours=12) and device_id is None))
 
     monkeypatch.setattr(dist, "init_process_group", joined)
-    with Ranks() as ranks:
-        assert ranks.count == 4
+    with join_process_group("auto", host_arrays=True) as processes:
+        assert (processes.size, processes.local_rank, processes.local_size) == (4, 3, 4)
     assert calls == [("gloo", True), ("left", None)]
