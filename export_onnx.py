@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.cli import EXIT_DONE, note, run_script
-from dataset.datalist import Skipped
 from dataset.find import find_images
 from dataset.images import read_face
+from dataset.left_out import Skipped
 from evaluation.calibration import held_out_measures
 from models.backbones import Backbone
 from models.checkpoints import load_network

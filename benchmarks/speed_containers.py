@@ -25,7 +25,8 @@ import numpy.typing as npt
 from common.cli import EXIT_DONE, run_script
 from dataset.containers.base import read_run
 from dataset.containers.rec import RecordWriter
-from dataset.datalist import Skipped, table_of, walk_images
+from dataset.find import table_of, walk_images
+from dataset.left_out import Skipped
 from dataset.lists import ImageList
 from dataset.loader import Contents, batches, default_workers
 from sdd_fiqa.errors import UserError

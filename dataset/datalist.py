@@ -1,126 +1,21 @@
-"""Finds images below a folder, in an order that does not depend on the file system."""
+"""Writes DATA.labelpath and DATA.label: the images of a set and who they show."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dataset.lists import LABEL, LABELPATH, ImageList, read_table, refuse_repeats
+from dataset.left_out import Skipped
+from dataset.lists import LABEL, LABELPATH, read_table, refuse_repeats
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
-from sdd_fiqa.images import IMAGE_SUFFIXES
-
-BAD_NAMES = "names with a TAB, a line break or no UTF-8 (rename them)"
-_SHOWN = 5  # names given of each trouble
-
-
-@dataclass
-class Skipped:
-    """What a search did not take, counted by kind.
-
-    Attributes:
-        expected: {".txt files": 3, "hidden files": 1, ...}; nothing wrong with these.
-        problems: {"folders that cannot be read": 2, ...}; these the user should look at.
-        examples: the first few paths of each trouble.
-    """
-
-    expected: Counter[str] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def other_file(self, name: str) -> None:
-        """Counts one file that is no image, by its suffix."""
-        suffix = os.path.splitext(name)[1].lower()
-        self.expected[f"{suffix} files" if suffix else "files without a suffix"] += 1
-
-    def problem(self, kind: str, path: str) -> None:
-        """Notes one path that should have been taken."""
-        self.problems[kind] += 1
-        shown = self.examples.setdefault(kind, [])
-        if len(shown) < _SHOWN:
-            shown.append(path)
-
-    def lines(self) -> list[str]:
-        """For people, a line a kind."""
-        lines = [f"left out: {count} {kind}" for kind, count in sorted(self.expected.items())]
-        for kind, count in sorted(self.problems.items()):
-            more = ", ..." if count > _SHOWN else ""
-            shown = ", ".join(map(ascii, self.examples[kind]))
-            lines.append(f"left out: {count} {kind}: {shown}{more}")
-        return lines
-
-
-def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
-    """The images below `root`: `root/...`, files before folders, names in code-point order.
-
-    Links to folders are followed, but not back into a folder that is being walked. Hidden files
-    and folders, other kinds of files, dead links, unreadable folders and names that a list cannot
-    hold go to `skipped`.
-    """
-    above: list[tuple[int, int]] = []  # folders being walked, to see a link that leads back
-    # An explicit stack: (folder, or None when a folder is done with).
-    stack: list[str | None] = [root]
-    while stack:
-        folder = stack.pop()
-        if folder is None:
-            above.pop()
-            continue
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            status = os.stat(folder)
-        except OSError:
-            skipped.problem("folders that cannot be read", folder)
-            continue
-        if (status.st_dev, status.st_ino) in above:
-            skipped.expected["links that lead back to a folder above them"] += 1
-            continue
-        above.append((status.st_dev, status.st_ino))
-        stack.append(None)
-        folders = []
-        for entry in entries:
-            path = f"{folder}/{entry.name}"
-            if entry.name.startswith("."):
-                skipped.expected["hidden folders" if _is_folder(entry) else "hidden files"] += 1
-            elif _is_folder(entry):
-                folders.append(path)
-            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                skipped.other_file(entry.name)
-            elif not _is_file(entry):
-                skipped.problem("links to nothing, and other things that are no file", path)
-            elif fits_a_line(path):
-                yield path
-            else:
-                skipped.problem(BAD_NAMES, path)
-        stack.extend(reversed(folders))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or to where we may not look
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
-
-
-def fits_a_line(path: str) -> bool:
-    """Whether a path can stand in a list: no TAB, no line break, and UTF-8."""
-    if "\t" in path or "\n" in path or "\r" in path:
-        return False
-    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 @dataclass
@@ -258,11 +153,3 @@ def _nothing(root: str, skipped: Skipped) -> str:
         )
     found = "; ".join(skipped.lines()) or "it is empty"
     return f"{root}: no images found ({found}); expected {root}/<identity>/<image>"
-
-
-def table_of(paths: Iterator[str], file: Path) -> ImageList:
-    """Writes paths to a list file and opens it as a table; None of them is kept in memory."""
-    with replacing(file) as lines:
-        for path in paths:
-            lines.write(f"{path}\n")
-    return read_table(file)

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
-from dataset.datalist import Skipped, walk_images
 from dataset.degradations.training_kinds import KINDS, TRAINING_KINDS, degrade_by
+from dataset.find import walk_images
 from dataset.images import read_face
+from dataset.left_out import Skipped
 from dataset.loader import default_workers
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import read_json, replacing, write_json

@@ -1,16 +1,18 @@
-"""What a person types as "these faces": files, folders, globs, containers, list files."""
+"""Finds the images that a person names: files, folders, patterns, containers, list files."""
 
 from __future__ import annotations
 
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from dataset.containers.base import is_container, split_member
 from dataset.containers.listing import container_images
-from dataset.datalist import BAD_NAMES, Skipped, fits_a_line, walk_images
-from dataset.lists import read_table
+from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
+from dataset.lists import ImageList, read_table
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import replacing
 from sdd_fiqa.images import IMAGE_SUFFIXES, is_image
 
 
@@ -34,6 +36,72 @@ def find_images(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
         shown = ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else "")
         why = "; ".join(skipped.lines()) or "it is empty"
         raise UserError(f"{shown}: no images found ({why})")
+
+
+def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
+    """The images below `root`: `root/...`, files before folders, names in code-point order.
+
+    Links to folders are followed, but not back into a folder that is being walked. Hidden files
+    and folders, other kinds of files, dead links, unreadable folders and names that a list cannot
+    hold go to `skipped`.
+    """
+    above: list[tuple[int, int]] = []  # folders being walked, to see a link that leads back
+    # An explicit stack: (folder, or None when a folder is done with).
+    stack: list[str | None] = [root]
+    while stack:
+        folder = stack.pop()
+        if folder is None:
+            above.pop()
+            continue
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            status = os.stat(folder)
+        except OSError:
+            skipped.problem("folders that cannot be read", folder)
+            continue
+        if (status.st_dev, status.st_ino) in above:
+            skipped.expected["links that lead back to a folder above them"] += 1
+            continue
+        above.append((status.st_dev, status.st_ino))
+        stack.append(None)
+        folders = []
+        for entry in entries:
+            path = f"{folder}/{entry.name}"
+            if entry.name.startswith("."):
+                skipped.expected["hidden folders" if _is_folder(entry) else "hidden files"] += 1
+            elif _is_folder(entry):
+                folders.append(path)
+            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+                skipped.other_file(entry.name)
+            elif not _is_file(entry):
+                skipped.problem("links to nothing, and other things that are no file", path)
+            elif fits_a_line(path):
+                yield path
+            else:
+                skipped.problem(BAD_NAMES, path)
+        stack.extend(reversed(folders))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def table_of(paths: Iterator[str], file: Path) -> ImageList:
+    """Writes paths to a list file and opens it as a table; None of them is kept in memory."""
+    with replacing(file) as lines:
+        for path in paths:
+            lines.write(f"{path}\n")
+    return read_table(file)
 
 
 def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:

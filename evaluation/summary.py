@@ -8,7 +8,7 @@ from typing import Protocol, TextIO
 import numpy as np
 
 from common.cli import note
-from dataset.datalist import Skipped
+from dataset.left_out import Skipped
 from dataset.scores import Scores
 from sdd_fiqa.calibration import ScoreInterpretation
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.columns import write_columns
-from dataset.datalist import Skipped
 from dataset.embeddings import EMBEDDINGS, EmbeddingsFile
 from dataset.find import find_images
 from dataset.images import read_face
+from dataset.left_out import Skipped
 from dataset.lists import LABELPATH
 from generate_pseudo_labels.distance.array_backend import NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity

@@ -15,7 +15,9 @@ from pathlib import Path
 from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
 from dataset.containers.pack import pack_records
-from dataset.datalist import Skipped, listed_images, walk_images, write_identified, write_lists
+from dataset.datalist import listed_images, write_identified, write_lists
+from dataset.find import walk_images
+from dataset.left_out import Skipped
 from dataset.lists import LABELPATH
 from sdd_fiqa.errors import UserError
 

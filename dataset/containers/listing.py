@@ -12,7 +12,7 @@ from dataset.containers.base import is_container, open_container, split_member
 from dataset.containers.pair_bin import PairBin, identities_of, read_pair_bin
 from dataset.containers.rec import RecordFile
 from dataset.containers.rec_format import Damaged
-from dataset.datalist import BAD_NAMES, Skipped, fits_a_line
+from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
 from dataset.lists import read_table, refuse_repeats
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing

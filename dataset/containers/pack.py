@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dataset.containers.base import close_container, read_bytes
 from dataset.containers.rec import RecordWriter
-from dataset.datalist import Skipped
+from dataset.left_out import Skipped
 from dataset.lists import read_labelpath
 from sdd_fiqa.errors import UnreadableImage, UserError
 

@@ -24,7 +24,7 @@ from dataset.containers.base import close_container, read_bytes, read_run, split
 from dataset.containers.pack import pack_records
 from dataset.containers.rec import RecordFile, RecordWriter
 from dataset.containers.rec_index import index_path, read_index
-from dataset.datalist import Skipped
+from dataset.left_out import Skipped
 from dataset.lists import read_labelpath, read_table
 from dataset.loader import batches
 from evaluation.edc.verification_lists import read_pairs

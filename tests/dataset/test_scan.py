@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED
-from dataset.datalist import Skipped, walk_images
-from dataset.find import find_images
+from dataset.find import find_images, walk_images
+from dataset.left_out import Skipped
 from dataset.lists import LABEL, LABELPATH, read_labelpath, read_table
 from generate_pseudo_labels.gen_datalist import main as gen_datalist
 from sdd_fiqa.errors import UserError

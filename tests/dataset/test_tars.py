@@ -11,7 +11,7 @@ import pytest
 from dataset.containers.base import read_bytes
 from dataset.containers.listing import containers_of, identified_members
 from dataset.containers.tar import Sample, TarImages, members, samples
-from dataset.datalist import Skipped
+from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.storage import File
 

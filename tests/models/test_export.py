@@ -20,7 +20,7 @@ from torch import nn
 
 import eval as scoring
 import export_onnx
-from dataset.datalist import table_of
+from dataset.find import table_of
 from dataset.images import read_image
 from dataset.listed import ListedFaces
 from models import load_quality_model

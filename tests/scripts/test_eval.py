@@ -16,9 +16,9 @@ import torch
 
 import eval as script
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE
-from dataset.datalist import Skipped, table_of
-from dataset.find import find_images
+from dataset.find import find_images, table_of
 from dataset.images import read_face
+from dataset.left_out import Skipped
 from dataset.listed import ListedFaces
 from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError
