@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE, fail, note, run_script
-from dataset.containers.base import split_member
+from dataset.containers import split_member
 from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
 from dataset.listed import Faces, ListedFaces

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers.base import open_ahead
+from dataset.containers import open_ahead
 from dataset.images import read_image
 from dataset.lists import ImageList
 from dataset.loader import Batch, default_workers, result_or_stall

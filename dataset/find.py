@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dataset.containers.base import is_container, split_member
+from dataset.containers import is_container, split_member
 from dataset.containers.listing import container_images
 from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
 from dataset.lists import ImageList, read_table

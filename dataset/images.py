@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dataset.containers.base import read_bytes
+from dataset.containers import read_bytes
 from sdd_fiqa.images import Image, decode_image, resize_face
 
 

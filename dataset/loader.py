@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers.base import open_ahead, read_run
+from dataset.containers import open_ahead, read_run
 from dataset.images import read_image
 from dataset.lists import ImageList
 from sdd_fiqa.cores import own_cores

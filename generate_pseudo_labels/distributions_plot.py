@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers.base import split_member
+from dataset.containers import split_member
 from generate_pseudo_labels.distance.array_backend import NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups, Positions
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet

@@ -13,8 +13,9 @@ import os
 from pathlib import Path
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
+from dataset.containers import FORMATS, format_of
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
-from dataset.containers.pack import pack_records
+from dataset.containers.pack import pack_images
 from dataset.datalist import listed_images, write_identified, write_lists
 from dataset.find import walk_images
 from dataset.left_out import Skipped
@@ -57,10 +58,10 @@ def main(
             images = listed_images(image_list_file, root, skipped)
         counts = write_lists(images, root, out_dir, id_key_index, min_images_per_id, skipped)
     print(f"{out_dir / LABELPATH}: {counts.images} images of {counts.identities} identities")
-    if root.endswith(".bin"):
-        print(f"{out_dir / PAIRS}: {write_pairs(root, out_dir / PAIRS)} pairs")
+    if containers == [data_root] and (pairs := write_pairs(root, out_dir / PAIRS)) is not None:
+        print(f"{out_dir / PAIRS}: {pairs} pairs")
     if to_rec is not None:
-        print(f"{to_rec}: {pack_records(out_dir / LABELPATH, to_rec, skipped)} images")
+        print(f"{to_rec}: {pack_images(out_dir / LABELPATH, to_rec, skipped)} images")
     print(*skipped.lines(), sep="\n", end="\n" if skipped.lines() else "")
     return EXIT_SKIPPED if skipped.problems else EXIT_DONE
 
@@ -77,8 +78,8 @@ def check(
         is_file = os.path.exists(data_root)
         what = "is a file" if is_file else "does not exist"
         raise UserError(
-            f"--data-root {data_root}: {what}; name the folder of identity folders, a .rec, a .tar "
-            "or a .bin"
+            f"--data-root {data_root}: {what}; name the folder of identity folders, or a container "
+            f"({', '.join(FORMATS)})"
         )
     if containers and id_key_index != -2:
         raise UserError(
@@ -88,7 +89,7 @@ def check(
         raise UserError("--id-key-index -1: is the image's own name; -2 is the folder it lies in")
     if min_images_per_id < 1:
         raise UserError(f"--min-images-per-id {min_images_per_id}: must be 1 or more")
-    if to_rec is not None and to_rec.suffix != ".rec":
+    if to_rec is not None and not getattr(format_of(to_rec), "writable", False):
         raise UserError(f"--to-rec {to_rec}: must end in .rec")
     if to_rec is not None and os.path.realpath(to_rec) in map(os.path.realpath, containers):
         raise UserError(f"--to-rec {to_rec}: is the file that is read; name another")

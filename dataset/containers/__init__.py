@@ -1,1 +1,174 @@
-"""Files that hold many images: .rec, .tar and .bin."""
+"""The formats of containers, and reading images by path, in a container or in files of their own.
+
+faces/ann/01.jpg       a file
+train.rec#17           the record of key 17 (rec.py)
+shards/00.tar#17.jpg   the member 17.jpg (tar.py)
+lfw.bin#17             the entry 17 of a set of pairs (pair_bin.py)
+
+A new format is a file here with a subclass of `Container`, and an entry in FORMATS.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import repeat
+
+from dataset.containers.base import Container
+from sdd_fiqa.errors import UnreadableImage
+from sdd_fiqa.images import Content
+from sdd_fiqa.storage import read_file, retried
+
+
+def _rec() -> type[Container]:
+    from dataset.containers.rec import RecordFile
+
+    return RecordFile
+
+
+def _tar() -> type[Container]:
+    from dataset.containers.tar import TarImages
+
+    return TarImages
+
+
+def _bin() -> type[Container]:
+    from dataset.containers.pair_bin import PairBin
+
+    return PairBin
+
+
+# Suffix -> what imports its format, when such a file is opened.
+FORMATS: dict[str, Callable[[], type[Container]]] = {".rec": _rec, ".tar": _tar, ".bin": _bin}
+
+_MEMBER = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, FORMATS))}))#(.+)", re.DOTALL)
+
+
+class _Slot:
+    """A container, or the place where the first thread that needs it will put it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.container: Container | None = None
+
+
+_slots: dict[str, _Slot] = {}
+_slots_lock = threading.Lock()
+
+
+def format_of(path: str | os.PathLike[str]) -> type[Container] | None:
+    """The format of a container, by its name; None: the file is no container."""
+    known = FORMATS.get(os.path.splitext(path)[1])
+    return None if known is None else known()
+
+
+def is_container(path: str) -> bool:
+    """Whether a file holds many images, by its name."""
+    return os.path.splitext(path)[1] in FORMATS
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a listed image, wherever they are.
+
+    Raises:
+        UnreadableImage: missing, damaged or unreadable; the message is the reason.
+        UserError: the storage is gone.
+    """
+    name = os.fspath(path)
+    file, _, member = name.rpartition("#")
+    slot = _slots.get(file)
+    if slot is not None and slot.container is not None:  # open already: nothing to find out
+        return slot.container.read(member)
+    parts = split_member(name)
+    if parts is None:
+        return read_file(name)
+    return open_container(parts[0]).read(parts[1])
+
+
+def read_run(paths: Sequence[str]) -> Iterable[Content | None]:
+    """What one read of a container gives of images that are next to each other in a list.
+
+    None for an image that needs `read_bytes`, as images in files of their own do.
+    """
+    file, _, member = paths[0].rpartition("#")
+    slot = _slots.get(file)
+    if slot is not None and slot.container is not None:
+        members = "\0".join(paths).split(f"\0{file}#")  # at once: no path holds a zero byte
+        if len(members) == len(paths):
+            members[0] = member
+            return slot.container.read_run(members)
+    return repeat(None, len(paths))
+
+
+def split_member(path: str) -> tuple[str, str] | None:
+    """The container and the member that a path names; None where it names a file.
+
+    >>> split_member("faces/ann/01.jpg") is None
+    True
+    """
+    if "#" not in path or (match := _MEMBER.fullmatch(path)) is None:
+        return None
+    container, member = match.groups()
+    # A plain file may have such a name too.
+    if container in _slots or _is_file(container) or not _is_file(path):
+        return container, member
+    return None
+
+
+def open_container(path: str) -> Container:
+    """Opens a container, once a process.
+
+    Raises:
+        UnreadableImage: missing, or not what its name says.
+        UserError: the storage is gone, or a file that belongs to it is damaged.
+    """
+    slot = _slots.get(path)
+    if slot is None:
+        with _slots_lock:
+            slot = _slots.setdefault(path, _Slot())
+    container = slot.container
+    if container is None:
+        with slot.lock:  # a container is opened once, and does not hold up the others
+            container = slot.container = slot.container or _open(path)
+    return container
+
+
+def open_ahead(path: str) -> None:
+    """Opens the container that a listed path names, if it names one.
+
+    A large one without an index takes minutes. This must not count against the loader's stall
+    timeout.
+    """
+    parts = split_member(path)
+    if parts is not None:
+        with suppress(UnreadableImage):  # reported where a member is read
+            open_container(parts[0]).open_index()
+
+
+def close_container(path: str) -> None:
+    """Forgets a container, so that another file can take its place."""
+    with _slots_lock:
+        _slots.pop(path, None)
+
+
+def _open(path: str) -> Container:
+    if not _is_file(path):
+        raise UnreadableImage(f"{path}: no such file")
+    container = format_of(path)
+    if container is None:
+        raise UnreadableImage(f"{path}: is none of the containers {', '.join(FORMATS)}")
+    return container(path)
+
+
+def _is_file(path: str) -> bool:
+    def is_file() -> bool:
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    return retried(is_file, path)

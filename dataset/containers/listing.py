@@ -1,27 +1,25 @@
-"""Lists of what containers hold: InsightFace .rec files, WebDataset tars, .bin sets of pairs."""
+"""Lists of what containers hold: their images, identities and pairs."""
 
 from __future__ import annotations
 
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.cli import is_count
-from dataset.containers.base import is_container, open_container, split_member
-from dataset.containers.pair_bin import PairBin, identities_of, read_pair_bin
-from dataset.containers.rec import RecordFile
-from dataset.containers.rec_format import Damaged
+from dataset.containers import FORMATS, format_of, is_container, open_container, split_member
+from dataset.containers.base import Container
 from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
 from dataset.lists import read_table, refuse_repeats
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
-from sdd_fiqa.storage import File
 
 PAIRS = "pairs.txt"
 
 _MOST_SHARDS = 1_000_000  # that braces may name
-_EXACT = 1 << 24  # float32 counts to here
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 
 def containers_of(data_root: str) -> list[str]:
@@ -33,8 +31,8 @@ def containers_of(data_root: str) -> list[str]:
     Raises:
         UserError: a pattern that matches nothing, containers of several kinds, or a compressed tar.
     """
-    if data_root.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise UserError(f"{data_root}: cannot be read at random; unpack it to a .tar")
+    if data_root.endswith(_COMPRESSED) and not os.path.isdir(data_root):
+        raise UserError(f"{data_root}: cannot be read at random; unpack it first")
     if os.path.isdir(data_root):
         try:
             found = [(entry.name, entry.is_dir()) for entry in os.scandir(data_root)]
@@ -43,9 +41,7 @@ def containers_of(data_root: str) -> list[str]:
         # Where there are folders, they hold the identities.
         if any(is_dir for _, is_dir in found):
             return []
-        return sorted(
-            f"{data_root.rstrip('/')}/{name}" for name, _ in found if name.endswith(".tar")
-        )
+        return sorted(f"{data_root.rstrip('/')}/{name}" for name, _ in found if _is_shard(name))
     if os.path.exists(data_root):
         return [data_root] if is_container(data_root) else []
     shards: list[str] = []
@@ -54,161 +50,110 @@ def containers_of(data_root: str) -> list[str]:
         if not matches and is_container(pattern):
             raise UserError(f"{pattern}: no such file")
         shards += matches
-    if any(not name.endswith(".tar") for name in shards):
-        raise UserError(f"{data_root}: only tars are taken several at a time")
+    if not all(map(_is_shard, shards)):
+        kinds = " and ".join(f"{suffix[1:]}s" for suffix in FORMATS if _is_shard(f"_{suffix}"))
+        raise UserError(f"{data_root}: only {kinds} are taken several at a time")
     return shards
 
 
-def container_images(container: str, skipped: Skipped) -> Iterator[str]:
-    """The paths of the images in a container, in its order, without a look at identities.
+def _is_shard(path: str) -> bool:
+    container = format_of(path)
+    return container is not None and container.in_shards
 
-    Damaged records are among them, so that whoever reads them reports them.
+
+def container_images(container: str, skipped: Skipped) -> Iterator[str]:
+    """The paths of the images in a container, in its order, without their identities.
 
     Raises:
         UserError: it cannot be opened.
     """
-    try:
-        if container.endswith(".rec"):
-            records = open_container(container)
-            assert isinstance(records, RecordFile)
-            _note_damages(container, records, skipped)
-            for key, _ in records.images():
-                yield f"{container}#{key}"
-        elif container.endswith(".tar"):
-            yield from _tar_images(container, skipped)
-        else:
-            pairs = read_pair_bin(container)
-            yield from map(pairs.image_path, range(len(pairs.images)))
-    except UnreadableImage as error:
-        raise UserError(f"{container}: cannot be read ({error})") from error
+    with _named(container):
+        for member in open_container(container).images(skipped):
+            if fits_a_line(path := f"{container}#{member}"):
+                yield path
+            else:
+                skipped.problem(BAD_NAMES, path)
 
 
 def identified_members(
     containers: list[str], image_list: Path | None, skipped: Skipped
 ) -> Iterator[tuple[str, str]]:
-    """The images of containers of one kind as (path, identity), in order.
+    """The images of containers of one format as (path, identity), in order.
 
     Args:
         containers: as `containers_of` gives them.
-        image_list: of a .rec, only these: lines of its `<file>.rec#<key>`.
-        skipped: takes damaged records and samples without an identity.
+        image_list: only these: lines `<container>#<member>`.
+        skipped: takes damaged images and those without an identity.
 
     Raises:
         UserError: a container that cannot be opened or holds no image.
     """
     for container in containers:
         empty = True
-        try:
-            if image_list is not None:
-                found = _listed_records(container, image_list, skipped)
-            elif container.endswith(".rec"):
-                found = _records(container, skipped)
-            elif container.endswith(".tar"):
-                found = _samples(container, skipped)
+        with _named(container):
+            opened = open_container(container)
+            if image_list is None:
+                found = opened.identified(skipped)
+            elif opened.single_identities:
+                found = _listed(opened, image_list, skipped)
             else:
-                found = _paired(container)
-            for pair in found:
-                empty = False
-                yield pair
-        except UnreadableImage as error:
-            raise UserError(f"{container}: cannot be read ({error})") from error
+                raise UserError(
+                    f"--image-list-file goes with a folder or a .rec file, not with {container}"
+                )
+            for member, identity in found:
+                if fits_a_line(path := f"{container}#{member}"):
+                    empty = False
+                    yield path, identity
+                else:
+                    skipped.problem(BAD_NAMES, path)
         if empty:
             why = "; ".join(skipped.lines()) or "it holds none"
             raise UserError(f"{container}: no image with an identity found ({why})")
 
 
-def write_pairs(container: str, path: Path) -> int:
-    """Writes the pairs of a .bin, `<path> TAB <path> TAB 0|1`, and returns how many."""
-    pairs = read_pair_bin(container)
+def container_pairs(container: str) -> list[tuple[str, str, bool]] | None:
+    """The pairs of a verification set: (member, member, same person); None: it has none.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    with _named(container):
+        pairs = open_container(container).pairs()
+        return None if pairs is None else list(pairs)
+
+
+def write_pairs(container: str, path: Path) -> int | None:
+    """Writes the pairs of a container, `<path> TAB <path> TAB 0|1`; returns how many, if any."""
+    pairs = container_pairs(container)
+    if pairs is None:
+        return None
     with replacing(path) as file:
-        for first, second, same in pairs.named_pairs():
-            file.write(f"{first}\t{second}\t{int(same)}\n")
-    return len(pairs.same)
+        for first, second, same in pairs:
+            file.write(f"{container}#{first}\t{container}#{second}\t{int(same)}\n")
+    return len(pairs)
 
 
-def _records(container: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
-    records = open_container(container)
-    assert isinstance(records, RecordFile)
-    _note_damages(container, records, skipped)
-    images = 0
-    for key, record in records.images():
-        images += 1
-        if isinstance(record, Damaged):
-            skipped.problem("damaged records", f"{container}: {record}")
-            continue
-        try:
-            yield f"{container}#{key}", str(record.identity)
-        except UnreadableImage as error:
-            skipped.problem("records without an identity", f"{container}: {error}")
-    announced = records.announced_images()
-    if announced is not None and announced < _EXACT and announced != images:
-        skipped.problem(
-            "files whose first record announces another number of images",
-            f"{container}: {announced} announced, {images} found",
-        )
+@contextmanager
+def _named(container: str) -> Iterator[None]:
+    """Says which container cannot be read."""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise UserError(f"{container}: cannot be read ({error})") from error
 
 
-def _note_damages(container: str, records: RecordFile, skipped: Skipped) -> None:
-    """What the scan for a missing index found damaged, and the index therefore does not name."""
-    for offset, what in records.damages.items():
-        skipped.problem("damaged places", f"{container}: offset {offset}: {what}")
-
-
-def _listed_records(
-    container: str, image_list: Path, skipped: Skipped
-) -> Iterator[tuple[str, str]]:
-    if not container.endswith(".rec"):
-        raise UserError(
-            f"--image-list-file goes with a folder or a .rec file, not with {container}"
-        )
-    records = open_container(container)
-    assert isinstance(records, RecordFile)
+def _listed(container: Container, image_list: Path, skipped: Skipped) -> Iterator[tuple[str, str]]:
     listed = read_table(image_list)
     refuse_repeats(listed)
     for line in listed.paths():
         parts = split_member(line)
-        if parts is None or parts[0] != container or not is_count(parts[1]):
+        if parts is None or parts[0] != container.path:
             skipped.problem("lines that do not name a record of the file", line)
             continue
         try:
-            yield line, str(records.record(int(parts[1])).identity)
+            yield parts[1], container.identity(parts[1])
         except UnreadableImage as error:
-            skipped.problem("damaged records", f"{container}: {error}")
-
-
-def _samples(container: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
-    from dataset.containers.tar import samples
-
-    for sample in samples(container):
-        if isinstance(sample, str):
-            skipped.problem("damaged places", f"{container}: {sample}")
-            continue
-        path = f"{container}#{sample.image}"
-        if not fits_a_line(path):
-            skipped.problem(BAD_NAMES, path)
-        elif sample.identity is None:
-            skipped.problem(sample.trouble, path)
-        else:
-            yield path, sample.identity
-
-
-def _paired(container: str) -> Iterator[tuple[str, str]]:
-    pairs: PairBin = read_pair_bin(container)
-    for image, identity in enumerate(identities_of(pairs).tolist()):
-        yield pairs.image_path(image), str(identity)
-
-
-def _tar_images(container: str, skipped: Skipped) -> Iterator[str]:
-    from dataset.containers.tar import is_image_member, members
-
-    for member in members(File(container)):
-        if isinstance(member, str):
-            skipped.problem("damaged places", f"{container}: {member}")
-        elif is_image_member(member.name):
-            if fits_a_line(path := f"{container}#{member.name}"):
-                yield path
-            else:
-                skipped.problem(BAD_NAMES, path)
+            skipped.problem("damaged records", f"{container.path}: {error}")
 
 
 def _braces(pattern: str) -> Iterator[str]:

@@ -20,127 +20,106 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.containers.base import Container
+from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.storage import File
 
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class PairBin(Container):
-    """A set of pairs; an image that stands in several pairs is one image here.
+    """A set of P pairs; an image that is in several pairs is one image here.
 
     Attributes:
-        path: the file.
-        images: U different images, the bytes of an image file each.
-        entries: (U,) int64, where in the file each image stands first; its path is
-            `<file>#<entry>`.
+        contents: U different images, the bytes of an image file each.
+        entries: (U,) int64, where in the file each image is first; this is its member name.
         first: (P,) int64, the first image of each pair, 0 to U - 1.
         second: (P,) int64, the second.
         same: (P,) bool, whether they show one person.
     """
 
-    path: str
-    images: Sequence[bytes]
-    entries: Rows
-    first: Rows
-    second: Rows
-    same: npt.NDArray[np.bool_]
-
-    def image_path(self, image: int) -> str:
-        """The path of an image, as lists name it."""
-        return f"{self.path}#{self.entries[image]}"
-
-    def named_pairs(self) -> Iterator[tuple[str, str, bool]]:
-        """The pairs as (path, path, same)."""
-        for first, second, same in zip(
-            self.first.tolist(), self.second.tolist(), self.same.tolist(), strict=True
-        ):
-            yield self.image_path(first), self.image_path(second), same
-
-    def read(self, member: str) -> bytes:
-        """The bytes of the image at an entry, 0 to 2 P - 1, given as text.
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Reads the whole file, without running anything that it could name.
 
         Raises:
-            UnreadableImage: no such entry.
+            UnreadableImage: not such a pickle, names something else than arrays, or the numbers of
+                images and pairs do not fit.
         """
+        super().__init__(path)
+        with self.file.stream() as stream:
+            value = _load(stream.read())
+        if not (isinstance(value, tuple | list) and len(value) == 2):
+            raise UnreadableImage("is a pickle of something else than (images, same or not)")
+        images = [_image_bytes(number, entry) for number, entry in enumerate(_items(value[0]))]
+        self.same = _booleans(_items(value[1]))
+        if not len(self.same) or len(images) != 2 * len(self.same):
+            raise UnreadableImage(
+                f"holds {len(images)} images for {len(self.same)} pairs; expected two a pair"
+            )
+        numbers: dict[bytes, int] = {}
+        which = np.fromiter((numbers.setdefault(i, len(numbers)) for i in images), np.int64)
+        self.contents = list(numbers)
+        self.entries: Rows = np.unique(which, return_index=True)[1]
+        self.first, self.second = which[::2], which[1::2]
+
+    def read(self, member: str) -> bytes:
+        """The image at an entry, 0 to 2 P - 1."""
         pairs = len(self.first)
         if not (member.isascii() and member.isdigit() and int(member) < 2 * pairs):
             raise UnreadableImage(f"has no entry {member!r}; they go from 0 to {2 * pairs - 1}")
         pair, side = divmod(int(member), 2)
-        return self.images[int((self.second if side else self.first)[pair])]
+        return self.contents[int((self.second if side else self.first)[pair])]
+
+    def images(self, skipped: Skipped) -> Iterator[str]:
+        """The entries of the U images."""
+        return map(str, self.entries.tolist())
+
+    def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
+        """The images with their identities, as far as the pairs tell: 0, 1, ... by first image.
+
+        Images joined by a chain of pairs of one person are one identity. A person may have several
+        identities, where no pair joins them: good for grouping, not for impostor pairs beyond those
+        of the set.
+
+        Raises:
+            UserError: a pair of two persons within one such identity.
+        """
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        first, second = self.first[self.same], self.second[self.same]
+        shape = (len(self.contents), len(self.contents))
+        links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=shape)
+        _, group = connected_components(links, directed=False)
+        against = np.flatnonzero(~self.same & (group[self.first] == group[self.second]))
+        if len(against):
+            raise UserError(
+                f"{self.path}: pair {against[0]} is said to show two persons, but other pairs make "
+                "them one"
+            )
+        numbers: dict[int, int] = {}
+        for member, own in zip(self.images(skipped), group.tolist(), strict=True):
+            yield member, str(numbers.setdefault(own, len(numbers)))
+
+    def pairs(self) -> Iterator[tuple[str, str, bool]]:
+        """The pairs, in the order of the file."""
+        names = list(map(str, self.entries.tolist()))
+        for first, second, same in zip(
+            self.first.tolist(), self.second.tolist(), self.same.tolist(), strict=True
+        ):
+            yield names[first], names[second], same
 
 
-def read_pair_bin(path: str | os.PathLike[str]) -> PairBin:
-    """Reads a set of pairs without running anything that the file could name.
-
-    Raises:
-        UserError: unreadable, not such a pickle, names something else than arrays, or the numbers
-            of images and pairs do not fit.
-    """
-    name = os.fspath(path)
-    try:
-        with File(name).stream() as stream:
-            content = stream.read()
-    except UnreadableImage as error:
-        raise UserError(f"{name}: cannot be read ({error})") from error
-    value = _load(name, content)
-    if not (isinstance(value, tuple | list) and len(value) == 2):
-        raise UserError(f"{name}: is a pickle of something else than (images, same or not)")
-    images = [_image_bytes(name, number, entry) for number, entry in enumerate(_items(value[0]))]
-    same = _booleans(name, _items(value[1]))
-    if not len(same) or len(images) != 2 * len(same):
-        raise UserError(
-            f"{name}: holds {len(images)} images for {len(same)} pairs; expected two a pair"
-        )
-    numbers: dict[bytes, int] = {}
-    which = np.fromiter((numbers.setdefault(i, len(numbers)) for i in images), np.int64)
-    _, entries = np.unique(which, return_index=True)
-    return PairBin(name, list(numbers), entries, which[::2], which[1::2], same)
-
-
-def identities_of(pairs: PairBin) -> Rows:
-    """(U,) int64 identity of each image, as far as the pairs tell: 0, 1, ... by first image.
-
-    Images joined by a chain of pairs of one person are one identity. The same person may have
-    several, where no pair says so: good for grouping, not for impostor pairs beyond those listed.
-
-    Raises:
-        UserError: a pair of different persons lies within such an identity.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    first, second = pairs.first[pairs.same], pairs.second[pairs.same]
-    shape = (len(pairs.images), len(pairs.images))
-    links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=shape)
-    _, group = connected_components(links, directed=False)
-    against = np.flatnonzero(~pairs.same & (group[pairs.first] == group[pairs.second]))
-    if len(against):
-        raise UserError(
-            f"{pairs.path}: pair {against[0]} is said to show two persons, but other pairs make "
-            "them one"
-        )
-    _, seen, identity = np.unique(group, return_index=True, return_inverse=True)
-    rank = np.empty(len(seen), np.int64)
-    rank[np.argsort(seen)] = np.arange(len(seen))
-    out: Rows = rank[identity]
-    return out
-
-
-def _load(name: str, content: bytes) -> Any:
+def _load(content: bytes) -> Any:
     try:
         _check_memo(content)
         return _Inert(io.BytesIO(content), encoding="bytes").load()
     except _NotAllowed as error:
-        raise UserError(
-            f"{name}: its pickle names {error}, which a set of pairs has no use for; it was not "
-            "opened, and should not be trusted"
+        raise UnreadableImage(
+            f"its pickle names {error}, which a set of pairs has no use for; it was not opened, "
+            "and should not be trusted"
         ) from error
     except Exception as error:  # whatever a damaged pickle makes of the unpickler
-        raise UserError(
-            f"{name}: is not a pickled set of pairs, or is damaged ({error})"
-        ) from error
+        raise UnreadableImage(f"is not a pickled set of pairs, or is damaged ({error})") from error
 
 
 def _check_memo(content: bytes) -> None:
@@ -246,16 +225,16 @@ def _items(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else []
 
 
-def _image_bytes(name: str, number: int, entry: Any) -> bytes:
+def _image_bytes(number: int, entry: Any) -> bytes:
     if isinstance(entry, _Array) and entry.code == "u1":
         entry = entry.content
     if not isinstance(entry, bytes | bytearray):
-        raise UserError(f"{name}: entry {number} is no image file's bytes; expected bytes")
+        raise UnreadableImage(f"entry {number} is no image file's bytes; expected bytes")
     return bytes(entry)
 
 
-def _booleans(name: str, entries: Sequence[Any]) -> npt.NDArray[np.bool_]:
+def _booleans(entries: Sequence[Any]) -> npt.NDArray[np.bool_]:
     for number, entry in enumerate(entries):
         if not isinstance(entry, bool | int) or entry not in (0, 1):
-            raise UserError(f"{name}: pair {number} is marked neither same (1) nor different (0)")
+            raise UnreadableImage(f"pair {number} is marked neither same (1) nor different (0)")
     return np.array(entries, bool)

@@ -36,11 +36,12 @@ from dataset.containers.rec_format import (
     scan,
 )
 from dataset.containers.rec_index import Keys, index_path, read_index, write_index
+from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
 from sdd_fiqa.images import Content
-from sdd_fiqa.storage import File
 
+MAX_IDENTITIES = 1 << 24  # labels are float32, which counts to here
 _RUN = 1 << 20  # bytes read in one go: stays in a core's cache while they are decoded
 
 
@@ -50,8 +51,10 @@ class RecordFile(Container):
     Attributes:
         keys: (N,) int64, ascending.
         offsets: (N,) int64, where each record begins.
-        damages: what was found damaged while the index was rebuilt: {offset: what}.
+        damage: where the file is damaged, as far as a scan for a missing index tells; or empty.
     """
+
+    single_identities = writable = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Opens it with its .idx; where that is missing, it is rebuilt by one scan.
@@ -62,14 +65,15 @@ class RecordFile(Container):
             UserError: the .idx is not one, or there is no record in the file.
             UnreadableImage: the file cannot be read.
         """
-        self.file = File(path)
-        self.damages: dict[int, str] = {}
+        super().__init__(path)
+        self.damage = ""
+        self._end = self.file.size  # of what is readable
         index = index_path(path)
         if index.exists():
             self.keys, self.offsets = read_index(index)
         else:
             self.keys, self.offsets = self._rebuild_index(index)
-        bounds = np.append(self.offsets, self.file.size)
+        bounds = np.append(self.offsets, self._end)
         self.offsets = bounds[:-1]
         self._bounds = memoryview(bounds.data)  # numpy takes longer to give one number
         count = len(self.keys)
@@ -86,9 +90,7 @@ class RecordFile(Container):
         Raises:
             UnreadableImage: no such record, damaged, or without an image.
         """
-        if not is_count(member):
-            raise UnreadableImage(f"{member!r} is no record key, a whole number")
-        row = self._row(int(member))
+        row = self._row(_key_of(member))
         begin, end = self._bounds[row], self._bounds[row + 1]
         if 0 < end - begin <= MAX_PART:
             (image,) = plain_images(self.file.read(begin, end - begin), self._bounds, [row])
@@ -148,11 +150,45 @@ class RecordFile(Container):
             except Damaged as damage:
                 yield key, damage
 
-    def images(self) -> Iterator[tuple[int, Record | Damaged]]:
-        """As `records`, all but those that describe others."""
+    def image_records(self) -> Iterator[tuple[int, Record | Damaged]]:
+        """As `records`, without those that describe others."""
         for key, record in self.records():
             if isinstance(record, Damaged) or record.image:
                 yield key, record
+
+    def images(self, skipped: Skipped) -> Iterator[str]:
+        """The keys of all images, damaged ones included."""
+        self._report_damage(skipped)
+        return (str(key) for key, _ in self.image_records())
+
+    def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
+        """The images with their identities, which are their labels."""
+        self._report_damage(skipped)
+        images = 0
+        for key, record in self.image_records():
+            images += 1
+            if isinstance(record, Damaged):
+                skipped.problem("damaged records", f"{self.path}: {record}")
+                continue
+            try:
+                yield str(key), str(record.identity)
+            except UnreadableImage as error:
+                skipped.problem("records without an identity", f"{self.path}: {error}")
+        announced = self.announced_images()
+        if announced is not None and announced < MAX_IDENTITIES and announced != images:
+            skipped.problem(
+                "files whose first record announces another number of images",
+                f"{self.path}: {announced} announced, {images} found",
+            )
+
+    def identity(self, member: str) -> str:
+        """The identity of one image, its label."""
+        return str(self.record(_key_of(member)).identity)
+
+    def _report_damage(self, skipped: Skipped) -> None:
+        """What the scan for a missing index found damaged; the index does not name it."""
+        if self.damage:
+            skipped.problem("damaged places", f"{self.path}: {self.damage}")
 
     def announced_images(self) -> int | None:
         """How many images record 0 announces; None where it is an ordinary record, or damaged."""
@@ -186,45 +222,71 @@ class RecordFile(Container):
             raise Damaged(f"record {key} at offset {offset}: {damage}") from damage
 
     def _rebuild_index(self, index: Path) -> tuple[Keys, Keys]:
-        offsets, keys = array("q"), array("q")
-        numbered = True  # do the ids count the records, as InsightFace's do?
-        bar = tqdm(
+        offsets = array("q")
+        name = Path(self.path).name
+        with tqdm(
             total=self.file.size,
-            desc=f"find the records of {Path(self.file.path).name}",
+            desc=f"find the records of {name}",
             unit="B",
             unit_scale=True,
             delay=1,
-        )
-        for found in scan(self.file):
-            place = found.offset if isinstance(found, Record) else found[0]
-            if place - bar.n > 1 << 20:
-                bar.update(place - bar.n)
-            if isinstance(found, Record):
-                key = keys[-1] + 1 if keys else 0
-                if not self.damages:
-                    numbered = numbered and found.number == key
-                elif numbered and key < found.number < 1 << 62:
-                    key = found.number  # the scan cannot count what a damage swallowed; ids can
-                keys.append(key)
-                offsets.append(found.offset)
-            else:
-                self.damages[found[0]] = found[1]
-        bar.close()
-        if not keys:
-            raise UserError(f"{self.file.path}: holds no record; is it an InsightFace .rec file?")
-        arrays = np.array(keys, np.int64), np.array(offsets, np.int64)
-        done = f"{index}: was missing; {len(keys)} records found by one scan"
-        if self.damages:  # an index names records only: no later run would tell of the damage
-            done += "; not kept, as the file is damaged"
+        ) as bar:
+            for found in scan(self.file):
+                if isinstance(found, tuple):
+                    self._end, what = found
+                    self.damage = f"offset {self._end}: {what}; what follows needs {index}"
+                    break
+                offsets.append(found)
+                if found - bar.n > 1 << 20:
+                    bar.update(found - bar.n)
+        if not offsets:
+            raise UserError(f"{self.path}: holds no record; is it an InsightFace .rec file?")
+        keys = np.arange(len(offsets), dtype=np.int64), np.array(offsets, np.int64)
+        done = f"{index}: was missing; {len(offsets)} records found by one scan"
+        if self.damage:  # an index names records only: no later run would tell of the damage
+            done += f"; not kept, as the file is damaged at {self.damage}"
         else:
             try:
-                write_index(index, *arrays)
+                write_index(index, *keys)
             except UserError:
                 done += " (the folder cannot be written: every process will scan)"
         note(done)
-        for offset, what in list(self.damages.items())[:5]:
-            note(f"{self.file.path}: offset {offset}: {what}; skipped")
-        return arrays
+        return keys
+
+    @staticmethod
+    def write(path: Path, images: Iterable[tuple[int, bytes]]) -> int:
+        """Writes (identity, image) as InsightFace lays it out, and returns how many images.
+
+        Record 0 announces the others. Images follow from key 1. After them a record for each
+        identity holds the first key of its images and the key after the last.
+
+        Args:
+            path: the .rec; the .idx goes beside it.
+            images: those of one identity together.
+
+        Raises:
+            UserError: an identity that a label cannot hold.
+        """
+        ranges: list[tuple[int, int]] = []
+        before = -1
+        with RecordWriter(path) as records:
+            records.add((0.0, 0.0))
+            for identity, image in images:
+                if not 0 <= identity < MAX_IDENTITIES:
+                    raise UserError(
+                        f"{path}: identities must be 0 to {MAX_IDENTITIES - 1} to fit a record's "
+                        f"label, got {identity}"
+                    )
+                key = records.add((float(identity),), image)
+                if identity != before:
+                    before = identity
+                    ranges.append((key, key + 1))
+                ranges[-1] = (ranges[-1][0], key + 1)
+            end = len(records.keys)
+            for first, stop in ranges:
+                records.add((float(first), float(stop)))
+            records.replace(0, (float(end), float(end + len(ranges))))
+        return end - 1
 
 
 class RecordWriter:
@@ -235,13 +297,11 @@ class RecordWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Names the .rec file; the .idx goes beside it."""
         self.path = Path(path)
         self.keys, self.offsets = array("q"), array("q")
         self._size = 0
 
     def __enter__(self) -> RecordWriter:
-        """Opens a temporary file beside the .rec."""
         self._replacing = replacing(self.path, "wb")
         self._file = self._replacing.__enter__()
         return self
@@ -274,6 +334,12 @@ class RecordWriter:
         if error[0] is None:
             keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)
             write_index(index_path(self.path), keys, offsets)
+
+
+def _key_of(member: str) -> int:
+    if not is_count(member):
+        raise UnreadableImage(f"{member!r} is no record key, a whole number")
+    return int(member)
 
 
 def _floats(labels: tuple[float, ...]) -> bytes:

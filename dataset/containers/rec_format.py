@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -42,14 +41,12 @@ class Record(NamedTuple):
         key: its name in the .idx.
         offset: where it begins in the .rec, in bytes.
         labels: one number (the identity of an image), or several.
-        number: the id that its writer gave it.
         image: the bytes of an image file; empty in the records that describe the others.
     """
 
     key: int
     offset: int
     labels: tuple[float, ...]
-    number: int
     image: bytes
 
     @property
@@ -72,22 +69,24 @@ class Damaged(UnreadableImage):
     """A record that breaks the format; the message says which and at what offset."""
 
 
-def scan(file: File) -> Iterator[Record | tuple[int, str]]:
-    """Every record of a .rec in its order, found without an index (keys are -1).
+def scan(file: File) -> Iterator[int | tuple[int, str]]:
+    """Where each record of a .rec begins, in its order, found without an index.
 
-    Where the file is damaged: (offset, what is wrong), then on with the next record there is.
+    The length of a damaged record cannot be trusted, so it ends the scan: the last item is then its
+    place and what is wrong with it.
     """
-    window = Window(file)
+    read = Window(file).read
     offset = 0
     while offset < file.size:
         try:
-            content, end = content_at(window.read, offset, offset + _GUESS, file.size)
-            check_end(window.read, end, file.size)
-            yield parse(-1, offset, content)
-            offset = end
+            content, end = content_at(read, offset, offset + _GUESS, file.size)
+            check_end(read, end, file.size)
+            parse(-1, offset, content)
         except Damaged as damage:
             yield offset, str(damage)
-            offset = _next_record(window, offset + 4, file.size)
+            return
+        yield offset
+        offset = end
 
 
 def frame(content: bytes) -> bytes:
@@ -210,16 +209,8 @@ def check_end(read: Callable[[int, int], bytes], end: int, size: int) -> None:
     Raises:
         Damaged: it is not, so its length must be wrong.
     """
-    words = read(end, WORDS.size) if end < size else b""
-    if end == size or words.startswith(MARK):
-        return
-    if len(words) == WORDS.size:
-        # Perhaps only the magic number of the next one is damaged: does its length lead on?
-        length = WORDS.unpack(words)[1] & MAX_PART
-        after = end + WORDS.size + length + -length % 4
-        if after == size or (after < size and read(after, len(MARK)) == MARK):
-            return
-    raise Damaged(f"its length leads to {end}, where no record begins")
+    if end < size and read(end, len(MARK)) != MARK:
+        raise Damaged(f"its length leads to {end}, where no record begins")
 
 
 def parse(key: int, offset: int, content: bytes) -> Record:
@@ -230,7 +221,7 @@ def parse(key: int, offset: int, content: bytes) -> Record:
     """
     if len(content) < HEADER.size:
         raise Damaged(f"has {len(content)} bytes, fewer than a header's {HEADER.size}")
-    flag, label, number, _ = HEADER.unpack_from(content)
+    flag, label, _, _ = HEADER.unpack_from(content)
     labels, begin = (label,), HEADER.size
     if flag > 0:
         begin += 4 * flag
@@ -239,21 +230,4 @@ def parse(key: int, offset: int, content: bytes) -> Record:
         labels = struct.unpack_from(f"<{flag}f", content, HEADER.size)
     if not all(map(math.isfinite, labels)):
         raise Damaged("has a label that is not a finite number")
-    return Record(key, offset, labels, number, content[begin:])
-
-
-def _next_record(window: Window, offset: int, size: int) -> int:
-    """Where the next sound record begins, at a multiple of 4; the file's size if nowhere."""
-    while len(block := window.read(offset, min(_WINDOW, size - offset))) >= len(MARK):
-        at = block.find(MARK)
-        while at >= 0:
-            here = offset + at
-            if here % 4 == 0:
-                with suppress(Damaged):
-                    content, end = content_at(window.file.read, here, here + _GUESS, size)
-                    check_end(window.file.read, end, size)
-                    parse(-1, here, content)
-                    return here
-            at = block.find(MARK, at + 1)
-        offset += len(block) - len(MARK) + 1
-    return size
+    return Record(key, offset, labels, content[begin:])

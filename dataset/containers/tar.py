@@ -12,13 +12,16 @@ import hashlib
 import json
 import os
 import tarfile
+import threading
 from array import array
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dataset.containers.base import Container
+from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.storage import MAX_BYTES, File
 
@@ -27,6 +30,8 @@ IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff",
 # Keys of a .json that hold an identity, in the order of preference.
 IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
 _MOST_META = 1 << 20  # bytes of a .cls or a .json
+
+Rows = npt.NDArray[np.int64]
 
 
 class Member(NamedTuple):
@@ -42,29 +47,36 @@ class Sample(NamedTuple):
 
     image: str
     identity: str | None
-    trouble: str
+    problem: str
 
 
 class TarImages(Container):
     """A tar read at random, by any number of threads: 20 bytes of memory a member."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Reads through the headers of the tar.
+    in_shards = True
 
-        Raises:
-            UnreadableImage: the file cannot be read, or is no tar.
-        """
-        self.file = File(path)
-        keys, offsets, sizes = array("q"), array("q"), array("I")
-        for member in members(self.file):
-            if not isinstance(member, str):
-                keys.append(_key(member.name))
-                offsets.append(member.offset)
-                sizes.append(min(member.size, MAX_BYTES + 1))
-        order = np.argsort(np.array(keys, np.int64), kind="stable")
-        self._keys = np.array(keys, np.int64)[order]
-        self._offsets = np.array(offsets, np.int64)[order]
-        self._sizes = np.array(sizes, np.uint32)[order]
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self._lock = threading.Lock()
+        self._index: tuple[Rows, Rows, npt.NDArray[np.uint32]] | None = None
+
+    def open_index(self) -> None:
+        """Reads through the headers of the tar, once."""
+        with self._lock:
+            if self._index is not None:
+                return
+            keys, offsets, sizes = array("q"), array("q"), array("I")
+            for member in members(self.file):
+                if not isinstance(member, str):
+                    keys.append(_key(member.name))
+                    offsets.append(member.offset)
+                    sizes.append(min(member.size, MAX_BYTES + 1))
+            order = np.argsort(np.array(keys, np.int64), kind="stable")
+            self._index = (
+                np.array(keys, np.int64)[order],
+                np.array(offsets, np.int64)[order],
+                np.array(sizes, np.uint32)[order],
+            )
 
     def read(self, member: str) -> bytes:
         """The bytes of a member; of several of one name the last, as tar itself has it.
@@ -72,17 +84,39 @@ class TarImages(Container):
         Raises:
             UnreadableImage: no such member, or cut off.
         """
+        if self._index is None:
+            self.open_index()
+        assert self._index is not None
+        keys, offsets, sizes = self._index
         key = _key(member)
-        row = int(np.searchsorted(self._keys, key, side="right")) - 1
-        if row < 0 or self._keys[row] != key:
+        row = int(np.searchsorted(keys, key, side="right")) - 1
+        if row < 0 or keys[row] != key:
             raise UnreadableImage(f"the tar has no member {member!r}")
-        offset, size = int(self._offsets[row]), int(self._sizes[row])
+        offset, size = int(offsets[row]), int(sizes[row])
         if size > MAX_BYTES:
             raise UnreadableImage("is too large for an image")
         content = self.file.read(offset, size)
         if len(content) < size:
             raise UnreadableImage(f"is cut off: the tar ends {size - len(content)} bytes early")
         return content
+
+    def images(self, skipped: Skipped) -> Iterator[str]:
+        """The members that are images, by their names."""
+        for member in members(self.file):
+            if isinstance(member, str):
+                skipped.problem("damaged places", f"{self.path}: {member}")
+            elif member.name.rpartition(".")[2].lower() in IMAGE_KINDS:
+                yield member.name
+
+    def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
+        """The images of the samples with their identities."""
+        for sample in samples(self.file):
+            if isinstance(sample, str):
+                skipped.problem("damaged places", f"{self.path}: {sample}")
+            elif sample.identity is None:
+                skipped.problem(sample.problem, f"{self.path}#{sample.image}")
+            else:
+                yield sample.image, sample.identity
 
 
 def members(file: File) -> Iterator[Member | str]:
@@ -113,12 +147,7 @@ def members(file: File) -> Iterator[Member | str]:
         yield f"is damaged at offset {tail} (no header there)"
 
 
-def is_image_member(name: str) -> bool:
-    """Whether a member is an image, by its name."""
-    return name.rpartition(".")[2].lower() in IMAGE_KINDS
-
-
-def samples(path: str | os.PathLike[str]) -> Iterator[Sample | str]:
+def samples(file: File) -> Iterator[Sample | str]:
     """The images of a WebDataset tar and their identities, in its order; damages as sentences.
 
     Raises:
@@ -129,19 +158,18 @@ def samples(path: str | os.PathLike[str]) -> Iterator[Sample | str]:
         from webdataset.tariterators import group_by_keys
     except ImportError as error:
         raise UserError(
-            f"{os.fspath(path)}: listing a tar needs webdataset: pip install webdataset"
+            f"{file.path}: listing a tar needs webdataset: pip install webdataset"
         ) from error
-    file = File(path)
-    troubles: list[str] = []
+    damages: list[str] = []
 
     def refuse(error: Exception) -> bool:
-        troubles.append(f"{error.args[0]}")
+        damages.append(f"{error.args[0]}")
         return True
 
     def parts() -> Iterator[dict[str, Any]]:
         for member in members(file):
             if isinstance(member, str):
-                troubles.append(member)
+                damages.append(member)
                 continue
             kind = member.name.rpartition(".")[2].lower()
             if kind in IMAGE_KINDS:
@@ -152,9 +180,9 @@ def samples(path: str | os.PathLike[str]) -> Iterator[Sample | str]:
 
     for sample in group_by_keys(parts(), handler=refuse):
         yield from _sample(sample)
-        yield from troubles
-        troubles.clear()
-    yield from troubles
+        yield from damages
+        damages.clear()
+    yield from damages
 
 
 def _sample(sample: dict[str, Any]) -> Iterator[Sample]:
@@ -164,13 +192,13 @@ def _sample(sample: dict[str, Any]) -> Iterator[Sample]:
     image = sample[min(kinds, key=lambda kind: IMAGE_KINDS.index(kind.rpartition(".")[2]))]
     if "cls" in sample:
         text = sample["cls"].decode("utf-8", "replace").strip()
-        identity, trouble = text or None, "samples whose .cls is empty"
+        identity, problem = text or None, "samples whose .cls is empty"
     elif "json" in sample:
         identity = _json_identity(sample["json"])
-        trouble = f"samples whose .json has no identity (one of {', '.join(IDENTITY_KEYS)})"
+        problem = f"samples whose .json has no identity (one of {', '.join(IDENTITY_KEYS)})"
     else:
-        identity, trouble = None, "samples without .cls or .json"
-    yield Sample(image, identity, trouble)
+        identity, problem = None, "samples without .cls or .json"
+    yield Sample(image, identity, problem)
 
 
 def _json_identity(content: bytes) -> str | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from common.cli import is_count
-from dataset.containers.pair_bin import read_pair_bin
+from dataset.containers import is_container
+from dataset.containers.listing import container_pairs
 from dataset.lists import ImageList, last_parts
 from sdd_fiqa.errors import UserError
 
@@ -44,7 +44,7 @@ def read_pairs(path: Path, table: ImageList) -> tuple[Rows, Rows, Mask, int]:
     Raises:
         UserError: missing, another form, or no pair whose images are in the list.
     """
-    pairs = _bin_pairs(path) if path.suffix == ".bin" else _text_pairs(path)
+    pairs = _container_pairs(path) if is_container(str(path)) else _text_pairs(path)
     rows = rows_of_names({name for pair in pairs for name in pair[:2]}, table)
     known = [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
     if not known:
@@ -55,10 +55,14 @@ def read_pairs(path: Path, table: ImageList) -> tuple[Rows, Rows, Mask, int]:
     return first, second, same, len(pairs) - len(known)
 
 
-def _bin_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    """By the file's name and the entry: the list may have found it from another folder."""
-    pairs = replace(read_pair_bin(path), path=path.name)
-    return list(pairs.named_pairs())
+def _container_pairs(path: Path) -> list[tuple[str, str, bool]]:
+    """By the file's name and the member: the list may have found it from another folder."""
+    pairs = container_pairs(str(path))
+    if pairs is None:
+        raise UserError(f"{path}: holds no pairs")
+    return [
+        (f"{path.name}#{first}", f"{path.name}#{second}", same) for first, second, same in pairs
+    ]
 
 
 def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:

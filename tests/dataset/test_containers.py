@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -20,8 +21,8 @@ from dataset.images import read_image  # isort: skip
 import cv2
 
 from common.distributed import ProcessGroup
-from dataset.containers.base import close_container, read_bytes, read_run, split_member
-from dataset.containers.pack import pack_records
+from dataset.containers import close_container, read_bytes, read_run, split_member
+from dataset.containers.pack import pack_images
 from dataset.containers.rec import RecordFile, RecordWriter
 from dataset.containers.rec_index import index_path, read_index
 from dataset.left_out import Skipped
@@ -94,9 +95,11 @@ def test_a_packed_folder_is_laid_out_as_insightface_does(faces: Path) -> None:
     assert records.record(0).labels == (21.0, 26.0)
     ranges = [records.record(key).labels for key in range(21, 26)]
     assert ranges == [(1.0 + 4 * n, 5.0 + 4 * n) for n in range(5)]
+    data = (faces / "faces.rec").read_bytes()
     for key in range(1, 21):
         record = records.record(key)
-        assert (record.identity, record.number) == ((key - 1) // EACH, key)
+        (number,) = struct.unpack_from("<Q", data, record.offset + 16)
+        assert (record.identity, number) == ((key - 1) // EACH, key)
         assert record.image == face(key - 1)
 
 
@@ -193,11 +196,12 @@ def test_damaged_records_are_listed_as_left_out(faces: Path, tmp_path: Path) -> 
     assert "18 images of 5 identities" in listed.stdout
     assert f"record 7 at offset {offsets[7]}: no record begins there" in listed.stdout
     assert f"record 9 at offset {offsets[9]}: its label, 0.5" in listed.stdout
-    # Without its index: the damage lies at a place, and record 0 misses an image.
+    # Without its index: what follows the damage is not read, and record 0 misses these images.
     (tmp_path / "train.idx").unlink()
     listed = run(tmp_path, GEN_DATALIST, "--data-root", "train.rec")
-    assert f"damaged places: 'train.rec: offset {offsets[7]}" in listed.stdout
-    assert "20 announced, 19 found" in listed.stdout
+    where = f"offset {offsets[6]}: its length leads to {offsets[7]}, where no record begins"
+    assert f"damaged places: 'train.rec: {where}; what follows needs train.idx'" in listed.stdout
+    assert "20 announced, 5 found" in listed.stdout
 
 
 def test_images_that_cannot_be_packed_are_left_out(faces: Path, tmp_path: Path) -> None:
@@ -205,16 +209,16 @@ def test_images_that_cannot_be_packed_are_left_out(faces: Path, tmp_path: Path) 
         f"{faces}/faces/p0/0.jpg\t1\nnone.jpg\t1\n{faces}/faces/p1/1.jpg\t0\n"
     )
     skipped = Skipped()
-    assert pack_records(tmp_path / "list.txt", tmp_path / "a.rec", skipped) == 2
+    assert pack_images(tmp_path / "list.txt", tmp_path / "a.rec", skipped) == 2
     assert skipped.problems == {"images that cannot be packed": 1}
     records = RecordFile(tmp_path / "a.rec")
     assert [records.read("1"), records.read("2")] == [face(EACH + 1), face(0)]  # by identity
     (tmp_path / "none.txt").write_text("none.jpg\t1\n")
     with pytest.raises(UserError, match="none of its 1 images can be read"):
-        pack_records(tmp_path / "none.txt", tmp_path / "a.rec", Skipped())
+        pack_images(tmp_path / "none.txt", tmp_path / "a.rec", Skipped())
     (tmp_path / "many.txt").write_text(f"{faces}/faces/p0/0.jpg\t16777216\n")
     with pytest.raises(UserError, match="identities must be 0 to 16777215"):
-        pack_records(tmp_path / "many.txt", tmp_path / "a.rec", Skipped())
+        pack_images(tmp_path / "many.txt", tmp_path / "a.rec", Skipped())
     assert len(RecordFile(tmp_path / "a.rec")) == 5  # what stood there still does
 
 
@@ -321,7 +325,7 @@ def test_what_a_scan_finds_damaged_is_left_out_of_the_scores(faces: Path, tmp_pa
     (tmp_path / "damaged.rec").write_bytes(content)
     done = run(tmp_path, "eval.py", "damaged.rec", "--device", "cpu")
     assert done.returncode == 3, done.stderr
-    assert f"left out: 1 damaged places: 'damaged.rec: offset {offsets[3]}: " in done.stderr
+    assert f"left out: 1 damaged places: 'damaged.rec: offset {offsets[2]}: " in done.stderr
 
 
 def test_which_paths_name_members(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.containers.base import read_bytes
+from dataset.containers import read_bytes
 from dataset.containers.listing import containers_of, identified_members
 from dataset.containers.tar import Sample, TarImages, members, samples
 from dataset.left_out import Skipped
@@ -69,7 +69,7 @@ def test_the_last_of_two_members_of_a_name(tmp_path: Path) -> None:
 def test_identities_from_cls_and_json(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     path = tar_of(tmp_path / "a.tar", FILES)
-    found = [s for s in samples(path) if isinstance(s, Sample)]
+    found = [s for s in samples(File(path)) if isinstance(s, Sample)]
     assert [(s.image, s.identity) for s in found] == [
         ("000.jpg", "7"),
         ("d/001.png", "ann"),
@@ -85,7 +85,7 @@ def test_the_library_finds_the_same_samples(tmp_path: Path) -> None:
         for n in range(20):
             writer.write({"__key__": f"k{n:03}", "jpg": b"image %d" % n, "cls": n // 3})
     theirs = [(s["jpg"], s["cls"]) for s in webdataset.WebDataset(path, shardshuffle=False)]
-    ours = [s for s in samples(path) if isinstance(s, Sample)]
+    ours = [s for s in samples(File(path)) if isinstance(s, Sample)]
     tar = TarImages(path)
     assert [(tar.read(s.image), s.identity.encode()) for s in ours if s.identity] == theirs
     assert len(theirs) == 20
@@ -141,7 +141,7 @@ def test_a_damaged_tar_keeps_what_stands_before(tmp_path: Path, cut: str) -> Non
 def test_what_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"something else " * 100)
     with pytest.raises(UnreadableImage, match="no tar that can be read at random"):
-        TarImages(tmp_path / "a.tar")
+        TarImages(tmp_path / "a.tar").read("1.jpg")
     with pytest.raises(UserError, match="unpack it"):
         containers_of("a.tar.gz")
 
@@ -173,5 +173,5 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "webdataset.tariterators", None)
     path = tar_of(tmp_path / "a.tar", FILES)
     with pytest.raises(UserError, match="pip install webdataset"):
-        list(samples(path))
+        list(samples(File(path)))
     assert TarImages(path).read("000.jpg") == b"image 0"
