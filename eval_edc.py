@@ -18,13 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, run_script
+from dataset.embeddings import read_norms
 from dataset.lists import Identities, ImageList, read_labelpath, refuse_repeats
 from dataset.loader import batches
+from dataset.scores import read_scores
 from evaluation.edc import gather
 from evaluation.edc.advice import Advice, advise
 from evaluation.edc.areas import FULL_LIMIT
 from evaluation.edc.curves import DiscardRule, Rules, ThresholdRule, Values
-from evaluation.edc.inputs import read_norms, read_scores
 from evaluation.edc.plots import plot_curves
 from evaluation.edc.references import laplacian_variance, own_labels, random_scores
 from evaluation.edc.results import Report, markdown, write_calibration, write_results

@@ -21,7 +21,8 @@ import matplotlib.pyplot as plt
 
 from dataset.images import read_face
 from dataset.lists import read_table
-from evaluation.by_kind import kind_of, scored_rows
+from dataset.scores import read_scores
+from evaluation.by_kind import kind_of
 
 SCORES = Path("quickstart/small.csv")
 LABELS = Path("quickstart/annotations/quality_pseudo_labels.txt")
@@ -32,9 +33,11 @@ SHOWN = 8
 def main() -> None:
     """Draws the picture."""
     table = read_table(LABELS, "label")
-    label_of = dict(zip(table.paths(), table.values.tolist(), strict=True))
-    rows = [(path, score, label_of[path]) for path, score in scored_rows(SCORES)]
-    scores, labels = (np.array([row[column] for row in rows]) for column in (1, 2))
+    scores, labels = read_scores(SCORES, table).values, table.values
+    scored = np.isfinite(scores)
+    rows = list(zip(table.paths(), scores.tolist(), labels.tolist(), strict=True))
+    rows = [row for row, good in zip(rows, scored.tolist(), strict=True) if good]
+    scores, labels = scores[scored], labels[scored]
     percent = [100 * (rankdata(values) - 0.5) / len(values) for values in (scores, labels)]
     gap = percent[0] - percent[1]
     print(f"{len(rows)} faces, Spearman {spearmanr(scores, labels).statistic:.3f}")

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 from dataset.images import read_face
 from dataset.lists import join, read_labelpath, read_table
-from evaluation.by_kind import scored_rows
+from dataset.scores import open_scores
 
 QUICKSTART = Path("quickstart")
 OUT = Path("docs/framework.png")
@@ -89,8 +89,10 @@ def score_step(figure: Any, label_of: dict[str, float]) -> None:
     """Faces that training did not see, in order of the trained network's scores."""
     title = "3  Train a network on the labels; score new faces"
     figure.suptitle(title, x=0.04, ha="left", color=INK)
+    scores = open_scores(QUICKSTART / "scores.csv")
+    pairs = zip(scores.paths(), scores.values.tolist(), strict=True)
     scored = sorted(
-        (row for row in scored_rows(QUICKSTART / "scores.csv") if row[0] in label_of),
+        ((path, score) for path, score in pairs if score == score and path in label_of),
         key=lambda row: row[1],
     )
     rows, columns = 3, 6

@@ -1,7 +1,7 @@
 """Embeddings on disk, read in blocks: never mapped, never held whole.
 
-A mapped file counts as resident memory page by page; plain reads into a block do not, whatever the
-size of the file.
+The pages of a mapped file count as memory of the process. Plain reads into a block do not, whatever
+the size of the file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset.lists import ImageList
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
 
 EMBEDDINGS = "feats_npy/Embedding_Features.npy"
+
+NORMS = "Embedding_Norms.npy"  # next to the embeddings
+_BLOCK = 8192  # rows
 
 Rows = npt.NDArray[Any]  # (n, D), of the file's own type
 Indices = npt.NDArray[np.int64]
@@ -105,6 +109,15 @@ class EmbeddingsFile:
             self._fill(found[begin : begin + count], int(rows[begin]))
         return found
 
+    def usable_rows(self) -> npt.NDArray[np.bool_]:
+        """(N,) False where a row is zero (an unreadable image) or not finite."""
+        usable = np.empty(self.shape[0], np.bool_)
+        for start in range(0, len(usable), _BLOCK):
+            rows = self.read(start, min(start + _BLOCK, len(usable)))
+            length = np.linalg.norm(rows.astype(np.float32), axis=1)
+            usable[start : start + _BLOCK] = np.isfinite(length) & (length > 0)
+        return usable
+
     def _fill(self, rows: Rows, start: int) -> None:
         view = rows.reshape(-1).view(np.uint8).data
         offset = self._offset + start * self._row_bytes
@@ -129,25 +142,29 @@ class Origin:
     note: str = ""
 
 
-def check_origin(
-    path: Path, shape: tuple[int, int], list_path: Path, list_sha256: str, list_rows: int
-) -> Origin:
-    """Checks that embeddings are those of a list, by their shape and the .json beside them.
+def open_embeddings(path: Path, table: ImageList) -> tuple[EmbeddingsFile, Origin]:
+    """Opens the embeddings of a list: row i belongs to line i.
 
     Raises:
-        UserError: another list's, or unfinished.
+        UserError: as `EmbeddingsFile`; embeddings of another list, or unfinished, by their shape
+            and the .json beside them.
     """
+    file = EmbeddingsFile(path)
+    return file, _origin(path, file.shape, table)
+
+
+def _origin(path: Path, shape: tuple[int, int], table: ImageList) -> Origin:
     rows = shape[0]
-    if rows != list_rows:
+    if rows != len(table):
         raise UserError(
-            f"{path}: has {rows} rows, but {list_path} has {list_rows} lines; extract the "
+            f"{path}: has {rows} rows, but {table.file} has {len(table)} lines; extract the "
             "embeddings of this list"
         )
     described = path.with_suffix(".json")
     if not described.exists():
         return Origin(
             [],
-            f"{path} has no .json beside it: that its rows belong to {list_path}, in this "
+            f"{path} has no .json beside it: that its rows belong to {table.file}, in this "
             "order, could not be checked",
         )
     content = read_json(described)
@@ -168,16 +185,36 @@ def check_origin(
             f"{path}: has rows of {shape[1]} numbers, the .json beside it speaks of {dimension}; "
             "extract the embeddings again"
         )
-    if sha256 != list_sha256:
+    if sha256 != table.sha256:
         raise UserError(
-            f"{path}: belongs to another list than {list_path} (its sha256 differs); extract "
+            f"{path}: belongs to another list than {table.file} (its sha256 differs); extract "
             "the embeddings of this list"
         )
     if done != rows:
         raise UserError(
-            f"{path}: is unfinished, {done} of {rows} rows; run the extraction again, it "
-            "goes on where it was"
+            f"{path}: is unfinished, {done} of {rows} rows; run the extraction again, it resumes"
         )
     if any(not 0 <= row < rows for row, _, _ in unreadable):
         raise UserError(f"{described}: names an unreadable row outside 0..{rows - 1}")
     return Origin(unreadable)
+
+
+def read_norms(path: Path, table: ImageList) -> npt.NDArray[np.float64]:
+    """The norms before normalisation, (N,), from the file beside the embeddings `path`."""
+    norms_path = path.with_name(NORMS)
+    if not norms_path.exists():
+        raise UserError(f"{norms_path}: is missing; --reference norm reads it from beside --feats")
+    try:
+        with open(norms_path, "rb") as file:
+            norms = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a damaged header is parsed as Python: it raises many kinds
+        raise UserError(f"{norms_path}: is not a whole .npy array ({error})") from error
+    if not isinstance(norms, np.ndarray) or norms.dtype.kind != "f":
+        raise UserError(
+            f"{norms_path}: holds {getattr(norms, 'dtype', 'several arrays')}; norms are floats"
+        )
+    if norms.shape != (len(table),):
+        raise UserError(
+            f"{norms_path}: shape {norms.shape}, but {table.file} has {len(table):,} lines"
+        )
+    return norms.astype(np.float64)

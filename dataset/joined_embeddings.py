@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
 from dataset.embedding_writer import FeatureWriter
-from dataset.embeddings import EmbeddingsFile, check_origin
+from dataset.embeddings import open_embeddings
 from dataset.lists import LABELPATH, read_table
 from sdd_fiqa.errors import UserError
 
@@ -36,13 +36,11 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
     if len(feats) < 2:
         raise UserError("--feats: name the embeddings of two recognisers or more")
     table = read_table(out_dir / LABELPATH)
-    files = [EmbeddingsFile(path) for path in feats]
-    origins = [
-        check_origin(file.path, file.shape, table.file, table.sha256, len(table)) for file in files
-    ]
+    opened = [open_embeddings(path, table) for path in feats]
+    files = [file for file, _ in opened]
     missing = {
         row: f"{file.path}: {reason}"
-        for file, origin in zip(files, origins, strict=True)
+        for file, origin in opened
         for row, _, reason in origin.unreadable
     }
     about = {

@@ -7,7 +7,6 @@ A degraded copy carries its kind in its name, `<face>.<kind>.png` (see dataset.o
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from common.cli import EXIT_DONE, run_script
 from dataset.degradations.training_kinds import KINDS
 from dataset.lists import read_table
+from dataset.scores import read_scores
 from evaluation.calibration import held_out_measures
-from evaluation.edc.inputs import read_scores
 from sdd_fiqa.errors import UserError
 
 CLEAN = "clean"
@@ -54,19 +53,6 @@ def kind_of(path: str) -> str:
     suffixes = PurePosixPath(path).suffixes
     kinds = suffixes[-2].lstrip(".") if len(suffixes) > 1 else ""
     return kinds if kinds and set(kinds.split("+")) <= KINDS.keys() else CLEAN
-
-
-def scored_rows(path: Path) -> list[tuple[str, float]]:
-    """The rows of a scores.csv that have a score: path and score."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return [
-                (row["path"], float(row["score"])) for row in csv.DictReader(file) if row["score"]
-            ]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: is no scores.csv (path,score,status)") from error
 
 
 if __name__ == "__main__":

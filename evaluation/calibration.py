@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from common.cli import EXIT_DONE, run_script
-from dataset.embeddings import EmbeddingsFile, check_origin
+from dataset.embeddings import open_embeddings
 from dataset.lists import read_labelpath
+from dataset.scores import open_scores, read_scores
 from evaluation.edc.areas import refusal
 from evaluation.edc.curves import Curve, Rules, evaluate
-from evaluation.edc.inputs import read_scores
 from evaluation.edc.pairs import all_pairs
 from models.pretrained import PRETRAINED
 from sdd_fiqa.calibration import DECIMALS
@@ -53,8 +53,6 @@ def main(
         image_list: the DATA.labelpath that they were made from.
         fmr: the false match rate of that FNMR.
     """
-    from evaluation.by_kind import scored_rows
-
     if not 0 < fmr < 1:
         raise UserError(f"--fmr {fmr:g}: must lie between 0 and 1")
     if (feats is None) != (image_list is None):
@@ -68,7 +66,8 @@ def main(
         )
     if not model.is_file():
         raise UserError(f"{model}: no such file")
-    values = np.array([score for _, score in scored_rows(scores)])
+    values = open_scores(scores).values
+    values = values[np.isfinite(values)]
     if len(values) < _FEWEST:
         raise UserError(f"{scores}: has {len(values)} scored faces; {_FEWEST} are the least")
     beside, digest = model.with_suffix(".json"), sha256_of(model)
@@ -85,8 +84,7 @@ def main(
 
 def _curve_of(scores: Path, feats: Path, image_list: Path, fmr: float) -> Curve:
     table, identities = read_labelpath(image_list)
-    file = EmbeddingsFile(feats)
-    check_origin(feats, file.shape, image_list, table.sha256, len(table))
+    file, _ = open_embeddings(feats, table)
     values = read_scores(scores, table).values
     features = file.read(0, len(table)).astype(np.float32)
     return held_out_curve(values, features, identities, fmr, "--fmr", "take more faces")

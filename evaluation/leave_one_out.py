@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.cli import EXIT_DONE, run_script
+from dataset.embeddings import open_embeddings
 from dataset.lists import read_labelpath, refuse_repeats
-from evaluation.edc.inputs import read_features
 from evaluation.edc.pairs import unit_rows
 from evaluation.edc.references import own_labels
 from sdd_fiqa.errors import UserError
@@ -44,9 +44,9 @@ def main(*, feats: Path, image_list: Path) -> int:
     refuse_repeats(table)
     w1 = own_labels(feats, table, identities)
     usable = np.isfinite(w1)
-    features, _ = read_features(feats, table)
+    features, _ = open_embeddings(feats, table)
     try:
-        falls = leave_one_out(features[usable], identities[usable])
+        falls = leave_one_out(features.take(np.flatnonzero(usable)), identities[usable])
     except ValueError as error:
         raise UserError(f"{image_list}: {error}") from error
     for which, chosen in (

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.columns import write_columns
-from dataset.embeddings import EMBEDDINGS, EmbeddingsFile, check_origin
+from dataset.embeddings import EMBEDDINGS, open_embeddings
 from dataset.lists import (
     LABELPATH,
     PSEUDO_LABELS,
@@ -94,8 +94,7 @@ def read_input(out_dir: Path) -> LabelInput:
     table, identities = read_labelpath(out_dir / LABELPATH)
     refuse_repeats(table)
     table.values.resize(0, refcheck=False)  # the identities hold the same, in half the memory
-    source = EmbeddingsFile(out_dir / EMBEDDINGS)
-    origin = check_origin(source.path, source.shape, out_dir / LABELPATH, table.sha256, len(table))
+    source, origin = open_embeddings(out_dir / EMBEDDINGS, table)
     given = LabelInput(table, identities, source, [origin.note] if origin.note else [])
     for row, _, reason in origin.unreadable:
         given.leave_out(np.array([row]), UNREADABLE + reason)

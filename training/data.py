@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from common.cli import note
 from dataset.columns import write_columns
-from dataset.embeddings import EmbeddingsFile, check_origin
+from dataset.embeddings import open_embeddings
 from dataset.lists import LABELPATH, ImageList, join, read_labelpath, read_table
 from dataset.loader import Batch
 from sdd_fiqa.errors import UserError
@@ -170,9 +170,8 @@ def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.fl
             f"{data.table.file}, to know which row is which image"
         )
     listed = read_table(data.table.file.parent / LABELPATH)
-    file = EmbeddingsFile(path)
+    file, origin = open_embeddings(path, listed)
     try:
-        origin = check_origin(path, file.shape, listed.file, listed.sha256, len(listed))
         return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
     finally:
         file.close()

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dataset.embeddings import EmbeddingsFile, open_embeddings
 from dataset.lists import Identities, ImageList
-from evaluation.edc.inputs import read_features, read_scores, usable_rows
+from dataset.scores import read_scores
 from evaluation.edc.pairs import PairSource, Rows, all_pairs, listed_pairs, sampled_pairs
 from evaluation.edc.study import choose_images
 from evaluation.edc.verification_lists import read_names, read_pairs
@@ -21,7 +22,7 @@ from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
 
 Mask = npt.NDArray[np.bool_]
-Features = dict[str, npt.NDArray[np.floating]]
+Features = dict[str, EmbeddingsFile]
 ScoreTable = dict[str, npt.NDArray[np.float64]]
 
 LEFT_OUT = "left out: "
@@ -58,13 +59,13 @@ class Notes:
 
 
 def load_features(paths: Sequence[Path], table: ImageList, notes: Notes) -> Features:
-    """The embeddings of each recogniser, by name, mapped from disk."""
+    """The embeddings of each recogniser, by name, open on disk."""
     names = unique_names(paths, recogniser_name)
     features: Features = {}
     for name, path in zip(names, paths, strict=True):
-        features[name], unchecked = read_features(path, table)
-        if unchecked:
-            notes.add(unchecked)
+        features[name], origin = open_embeddings(path, table)
+        if origin.note:
+            notes.add(origin.note)
     return features
 
 
@@ -84,14 +85,14 @@ def load_scores(paths: Sequence[Path], table: ImageList, notes: Notes) -> ScoreT
 
 def usable_images(
     table: ImageList,
-    features: Mapping[str, npt.NDArray[np.floating]],
+    features: Mapping[str, EmbeddingsFile],
     scores: Mapping[str, npt.NDArray[np.float64]],
     notes: Notes,
 ) -> Mask:
     """(N,) images with an embedding of every recogniser and a score of every scorer."""
     usable = np.ones(len(table), np.bool_)
-    for name, array in features.items():
-        whole = usable_rows(array)
+    for name, file in features.items():
+        whole = file.usable_rows()
         lost = int(np.count_nonzero(~whole))
         notes.leave_out(lost, f"{lost:,} images have no embedding by {name} (zero or not finite)")
         usable &= whole
@@ -177,7 +178,7 @@ def choose_scores(scores: ScoreTable, chosen: Mask, notes: Notes) -> ScoreTable:
 
 
 def open_pairs(
-    features: npt.NDArray[np.floating],
+    features: EmbeddingsFile,
     identities: Identities,
     chosen: Mask,
     listed: PairList | None,
@@ -189,7 +190,7 @@ def open_pairs(
 
     Where all pairs are streamed, `watch` is told how many rows of similarities are done.
     """
-    rows, own = features[chosen], identities[chosen]
+    rows, own = features.take(np.flatnonzero(chosen)), identities[chosen]
     if listed is not None:
         place = (np.cumsum(chosen) - 1).astype(np.int32)
         return listed_pairs(rows, own, place[listed.first], place[listed.second], listed.same)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dataset.embeddings import open_embeddings
 from dataset.lists import Identities, ImageList
-from evaluation.edc.inputs import read_features, usable_rows
 from sdd_fiqa.errors import UserError
 
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601
@@ -46,13 +46,12 @@ def own_labels(path: Path, table: ImageList, identities: Identities) -> npt.NDAr
         UserError: embeddings of another list, or of one identity alone.
     """
     from generate_pseudo_labels.distance.blocks import group_by_identity
-    from generate_pseudo_labels.distance.embedded_set import InMemory
     from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 
-    features, _ = read_features(path, table)
-    groups = group_by_identity(identities, usable_rows(features))
+    features, _ = open_embeddings(path, table)
+    groups = group_by_identity(identities, features.usable_rows())
     try:
-        found = similarity_distances(InMemory(features), groups, estimator="exact").distances
+        found = similarity_distances(features, groups, estimator="exact").distances
     except TooFewOutsiders as error:
         raise UserError(f"{path}: gives no labels: {error}") from error
     labels = np.full(len(table), np.nan)

@@ -1,0 +1,83 @@
+"""Embeddings of a list, and the one line that says what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.embeddings import open_embeddings, read_norms
+from dataset.lists import ImageList, read_labelpath
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import write_json
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> ImageList:
+    path = tmp_path / "DATA.labelpath"
+    path.write_text("a/1.jpg\t0\na/2.jpg\t0\nb/1.jpg\t1\n")
+    return read_labelpath(path)[0]
+
+
+def test_features(tmp_path: Path, table: ImageList) -> None:
+    path = tmp_path / "Embedding_Features.npy"
+    np.save(path, np.array([[1, 0], [0, 0], [np.nan, 1]], np.float16))
+    features, origin = open_embeddings(path, table)
+    assert "no .json beside it" in origin.note
+    assert features.usable_rows().tolist() == [True, False, False]
+    beside = path.with_suffix(".json")
+    write_json(beside, {"list": {"sha256": table.sha256}, "rows_done": 3})
+    assert not open_embeddings(path, table)[1].note
+    write_json(beside, {"list": {"sha256": table.sha256}, "rows_done": 2})
+    with pytest.raises(UserError, match="is unfinished, 2 of 3 rows"):
+        open_embeddings(path, table)
+    write_json(beside, {"list": {"sha256": "other"}, "rows_done": 3})
+    with pytest.raises(UserError, match="belongs to another list"):
+        open_embeddings(path, table)
+    for foreign in ({"model": "arcface"}, {"list": "DATA.labelpath"}, {"list": None}, [1]):
+        write_json(beside, foreign)
+        with pytest.raises(UserError, match=r"is not what extract_feats writes .* made elsewhere"):
+            open_embeddings(path, table)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 4), np.float32), "2 rows, but .* has 3 lines"),
+        (np.zeros(3, np.float32), r"shape \(3,\); embeddings are one row of floats"),
+        (np.zeros((3, 4), np.int64), "holds int64 .* embeddings are one row of floats"),
+    ],
+)
+def test_bad_features_are_named(
+    tmp_path: Path, table: ImageList, array: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "f.npy", array)
+    with pytest.raises(UserError, match=message):
+        open_embeddings(tmp_path / "f.npy", table)
+
+
+def test_features_that_cannot_be_read(tmp_path: Path, table: ImageList) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        open_embeddings(tmp_path / "none.npy", table)
+    np.save(tmp_path / "cut.npy", np.zeros((3, 4)))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:150])
+    with pytest.raises(UserError, match="is truncated"):
+        open_embeddings(tmp_path / "cut.npy", table)
+    np.savez(tmp_path / "several.npz", np.zeros((3, 4)))
+    with pytest.raises(UserError, match="extract the embeddings again"):
+        open_embeddings(tmp_path / "several.npz", table)
+
+
+def test_norms(tmp_path: Path, table: ImageList) -> None:
+    features = tmp_path / "Embedding_Features.npy"
+    with pytest.raises(UserError, match="is missing; --reference norm"):
+        read_norms(features, table)
+    np.save(tmp_path / "Embedding_Norms.npy", np.array([1, 2, 3], np.float32))
+    assert read_norms(features, table).tolist() == [1, 2, 3]
+    np.save(tmp_path / "Embedding_Norms.npy", np.array([1, 2], np.float32))
+    with pytest.raises(UserError, match=r"shape \(2,\), but .* has 3 lines"):
+        read_norms(features, table)
+    np.save(tmp_path / "Embedding_Norms.npy", np.array(["a", "b", "c"]))
+    with pytest.raises(UserError, match="holds <U1; norms are floats"):
+        read_norms(features, table)
