@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dataset.left_out import Skipped
-from dataset.lists import LABEL, LABELPATH, read_table, refuse_repeats
+from dataset.lists import LABEL, LABELPATH, identity_in, read_table, refuse_repeats
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 
@@ -119,10 +119,9 @@ def _identified(
 ) -> Iterator[tuple[str, str]]:
     """Images with the part of their path below `root` that names their identity."""
     for path in images:
-        parts = path[len(root) + 1 :].split("/")
-        position = id_key_index if id_key_index < 0 else id_key_index - len(parts)
-        if -len(parts) <= position < -1:
-            yield path, parts[position]
+        identity = identity_in(path[len(root) + 1 :], id_key_index)
+        if identity is not None:
+            yield path, identity
         else:
             skipped.expected["images outside an identity folder"] += 1
 

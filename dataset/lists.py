@@ -170,6 +170,38 @@ def read_labelpath(path: str | os.PathLike[str]) -> tuple[ImageList, Identities]
     return table, table.values.astype(np.int32)
 
 
+def identity_in(path: str, index: int) -> str | None:
+    """The folder in a path that names the identity; None where the path has no such folder.
+
+    >>> identity_in("faces/ann/01.jpg", -2), identity_in("faces/ann/01.jpg", 0)
+    ('ann', 'faces')
+    >>> identity_in("faces/ann/01.jpg", 2) is None  # the image's own name
+    True
+    """
+    parts = path.split("/")
+    place = index if index < 0 else index - len(parts)
+    return parts[place] if -len(parts) <= place < -1 else None
+
+
+def identities_in(table: ImageList, index: int) -> Identities:
+    """(N,) int32 identities by the paths of a list, numbered from 0 in the order they come.
+
+    Raises:
+        UserError: a path without that folder.
+    """
+    numbers: dict[str, int] = {}
+    identities = np.empty(len(table), np.int32)
+    for row, path in enumerate(table.paths()):
+        name = identity_in(path, index)
+        if name is None:
+            raise UserError(
+                f"{table.file}:{row + 1}: {path} has no part {index} to name its identity; set "
+                "--id-key-index (-2 is the folder the image lies in)"
+            )
+        identities[row] = numbers.setdefault(name, len(numbers))
+    return identities
+
+
 def _parse(
     path: Path, block: bytes, rows_before: int, value: str | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]:

@@ -23,6 +23,7 @@ from dataset.lists import (
     LABELPATH,
     Identities,
     ImageList,
+    identities_in,
     read_labelpath,
     read_table,
     refuse_repeats,
@@ -151,7 +152,10 @@ def _gather(
     listed = read_table(list_file)
     refuse_repeats(listed)
     dimension = _dimension(FeatureFolder(root, features.image_root, listed))
-    write_identities(listed, features.id_key_index, target / LABELPATH)
+    numbers = identities_in(listed, features.id_key_index).tolist()
+    with replacing(target / LABELPATH) as file:
+        for path, number in zip(listed.paths(), numbers, strict=True):
+            file.write(f"{path}\t{number}\n")
     table, identities = read_labelpath(target / LABELPATH)
     folder = FeatureFolder(root, features.image_root, table)
     if in_memory:
@@ -168,25 +172,6 @@ def _gather(
         writer.close()
     writer.finish(table)
     return read_input(target)
-
-
-def write_identities(listed: ImageList, id_key_index: int, target: Path) -> None:
-    """Writes DATA.labelpath: identities are numbered as they first appear.
-
-    Raises:
-        UserError: a path without that part.
-    """
-    numbers: dict[str, int] = {}
-    with replacing(target) as file:
-        for row, path in enumerate(listed.paths()):
-            parts = path.split("/")
-            if not -len(parts) <= id_key_index < len(parts):
-                raise UserError(
-                    f"{listed.file}:{row + 1}: {path} has no part {id_key_index} to name its "
-                    "identity; set --id-key-index (-2 is the folder the image lies in)"
-                )
-            number = numbers.setdefault(parts[id_key_index], len(numbers))
-            file.write(f"{path}\t{number}\n")
 
 
 def _in_memory(

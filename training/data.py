@@ -13,7 +13,7 @@ import numpy.typing as npt
 from common.cli import note
 from dataset.columns import write_columns
 from dataset.embeddings import open_embeddings
-from dataset.lists import LABELPATH, ImageList, join, read_labelpath, read_table
+from dataset.lists import LABELPATH, ImageList, identities_in, join, read_labelpath, read_table
 from dataset.loader import Batch
 from sdd_fiqa.errors import UserError
 
@@ -189,17 +189,7 @@ def _identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]
         rows = join(table, listed)
         if np.all(rows >= 0):
             return numbers[rows].astype(np.int64), rows
-    names: dict[str, int] = {}
-    identities = np.empty(len(table), np.int64)
-    for row, path in enumerate(table.paths()):
-        parts = path.split("/")
-        if not -len(parts) <= id_key_index < len(parts):
-            raise UserError(
-                f"{table.file}:{row + 1}: {path} has no part {id_key_index} to take the identity "
-                "from; set --id-key-index, or --val-identities 0"
-            )
-        identities[row] = names.setdefault(parts[id_key_index], len(names))
-    return identities, None
+    return identities_in(table, id_key_index).astype(np.int64), None
 
 
 class Unreadable:
