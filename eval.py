@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE, fail, note, run_script
 from dataset.containers import split_member
+from dataset.faces import Faces, ListedFaces, PhotoFaces
 from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
-from dataset.listed import Faces, ListedFaces
 from dataset.lists import ImageList
-from dataset.loader import Batch
+from dataset.loader import Batch, one_behind
 from dataset.scores import Scores, write_scores
 from evaluation.summary import summarise
 from models.backbones import Backbone
@@ -39,6 +39,8 @@ from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
 from sdd_fiqa.images import thumbnail
+
+Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
 
 
 def main(
@@ -150,8 +152,6 @@ def open_faces(
     """The listed images as faces: as they are, or found and aligned."""
     if not (align or all_faces):
         return ListedFaces(table, batch_size, num_workers)
-    from dataset.faces import PhotoFaces
-
     return PhotoFaces(table, all_faces, batch_size, num_workers)
 
 
@@ -177,16 +177,16 @@ def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, boo
         found[int(batch.rows[0])] = values
         bar.update(searched - bar.n)
 
-    begun: tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]] | None = None
+    def begin() -> Iterator[Begun]:
+        for batch in faces:
+            good = batch.readable
+            scored = network.begin(batch.faces if good.all() else batch.faces[good])
+            yield batch, faces.searched(), scored
+
+    begun: Begun | None = None
     try:
         with bar:
-            for batch in faces:
-                good = batch.readable
-                scored = network.begin(batch.faces if good.all() else batch.faces[good])
-                if begun is not None:
-                    finish(*begun)  # one batch late: a GPU has the next one already
-                begun = batch, faces.searched(), scored
-            if begun is not None:
+            for begun in one_behind(begin()):
                 finish(*begun)
     except KeyboardInterrupt:
         note("interrupted: what is scored so far is written")
@@ -197,10 +197,9 @@ def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, boo
     for first, values in found.items():
         scores.values[first : first + len(values)] = values
     scores.reasons.update(reasons)
-    resized = getattr(faces, "like_photos", 0)
-    if resized and not interrupted:
+    if faces.like_photos and not interrupted:
         note(
-            f"{resized} of {images} images look like photos, not aligned faces, and were "
+            f"{faces.like_photos} of {images} images look like photos, not aligned faces, and were "
             "resized as they are: unaligned faces score wrongly; add --align"
         )
     return scores, interrupted

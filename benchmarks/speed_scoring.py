@@ -25,10 +25,10 @@ import numpy as np
 
 import eval as scoring
 from common.cli import EXIT_DONE, note, run_script
+from dataset.faces import ListedFaces
 from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
-from dataset.listed import ListedFaces
 from dataset.lists import ImageList
 from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError

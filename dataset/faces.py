@@ -1,28 +1,26 @@
-"""Faces of photos: found and cut out ahead of the network by threads, the largest or all of them.
+"""The faces to score: every listed image is one, or they are found in photos and cut out.
 
-What is kept of a face is its row here: which photo, which of its faces, where. A row without a face
-stands for a photo that has none or cannot be read, so that every photo has at least one row.
+What is kept of a photo's face is its row: which photo, which of its faces, where. A photo without a
+face, or one that cannot be read, has a row too, so that every photo has at least one.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers import open_ahead
 from dataset.images import read_image
 from dataset.lists import ImageList
-from dataset.loader import Batch, default_workers, result_or_stall
+from dataset.loader import Batch, batches, read_ahead
 from dataset.scores import NumberColumn
 from sdd_fiqa.alignment import Face, FaceAligner, align
-from sdd_fiqa.errors import Stalled, UnreadableImage, UserError
+from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import FACE_SIZE, Image
 
 NO_FACE = "no face"
@@ -35,6 +33,106 @@ _CHUNK = 4  # photos a task
 _PLACE = 14  # numbers that place a face: its box and five landmarks
 
 
+class Faces(ABC):
+    """Faces to score, row by row.
+
+    Iterating yields batches of crops, in order; their `rows` are those here.
+
+    Attributes:
+        like_photos: listed images so far that cannot be aligned crops, but were taken as such.
+    """
+
+    def __init__(self, table: ImageList, batch_size: int, num_workers: int | None = None) -> None:
+        """Nothing is read yet; arguments as for `dataset.loader.batches`."""
+        self._table = table
+        self._batch_size, self._workers = batch_size, num_workers
+        self.like_photos = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows so far."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """Reads the images.
+
+        Raises:
+            Stalled: an image has not come back for a long time.
+            UserError: the storage is gone (sdd_fiqa/storage.py).
+        """
+
+    @abstractmethod
+    def searched(self) -> int:
+        """How many listed images the batches so far are of."""
+
+    @abstractmethod
+    def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
+        """What some rows are called, in the order asked for."""
+
+    @abstractmethod
+    def photo_path(self, row: int) -> str:
+        """The image file of a row."""
+
+    @abstractmethod
+    def crop(self, row: int) -> Image:
+        """The face of a row again, uint8 RGB; raises UnreadableImage."""
+
+    def path(self, row: int) -> str:
+        """What a row is called."""
+        return next(self.paths_at([row]))
+
+    def paths(self) -> Iterator[str]:
+        """What every row is called."""
+        return self.paths_at(range(len(self)))
+
+    def columns(self) -> list[tuple[str, Sequence[str]]]:
+        """Columns of scores.csv that only these faces have."""
+        return []
+
+
+class ListedFaces(Faces):
+    """One face an image, aligned already: the rows are those of the list."""
+
+    _done = 0
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = np.arange(len(self._table))
+        for batch in batches(self._table, rows, self._batch_size, self._workers):
+            self._done += len(batch.rows)
+            self.like_photos += int(_like_photos(batch.sizes).sum())
+            yield batch
+
+    def searched(self) -> int:
+        """How many images are decoded."""
+        return self._done
+
+    def paths(self) -> Iterator[str]:
+        """The images' paths."""
+        return self._table.paths()  # in blocks, unlike paths_at
+
+    def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
+        """The paths of some images."""
+        return self._table.paths_at(rows)
+
+    def photo_path(self, row: int) -> str:
+        """The image's path."""
+        return self._table.path(row)
+
+    def crop(self, row: int) -> Image:
+        """The image again, as it is."""
+        return read_image(self._table.path(row))
+
+
+def _like_photos(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """(B, 2) heights and widths -> (B,) whether it is too large or too oblong for a face crop."""
+    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
+    photos: npt.NDArray[np.bool_] = (longer > 2 * FACE_SIZE) | (longer > 1.1 * shorter)
+    return photos
+
+
 @dataclass
 class _Photo:
     """What was found in one photo."""
@@ -44,16 +142,12 @@ class _Photo:
     found: list[tuple[Face, Image]] = field(default_factory=list)
 
 
-class PhotoFaces:
-    """The faces of listed photos: rows that grow as photos are searched.
-
-    Iterating searches the photos, in order, and yields batches of face crops, whose `rows` count
-    the faces from 0. What was found so far can then be asked for, row by row.
-    """
+class PhotoFaces(Faces):
+    """The faces of photos: rows that grow as photos are searched."""
 
     def __init__(
         self,
-        photos: ImageList,
+        table: ImageList,
         all_faces: bool,
         batch_size: int,
         num_workers: int | None = None,
@@ -61,7 +155,7 @@ class PhotoFaces:
         """Nothing is read yet.
 
         Args:
-            photos: the list of photos.
+            table: the list of photos.
             all_faces: every face of a photo, the largest first; else the largest alone.
             batch_size: faces a batch; the last one may be smaller.
             num_workers: threads that decode and detect; None takes one a core.
@@ -69,58 +163,45 @@ class PhotoFaces:
         Raises:
             UserError: the detector is missing and cannot be fetched.
         """
-        self.photos, self.all_faces = photos, all_faces
+        super().__init__(table, batch_size, num_workers)
+        self.all_faces = all_faces
         self._aligner = FaceAligner()
-        self._again = lru_cache(2)(read_image)  # a photo of many faces is decoded once for them
-        self._batch_size = batch_size
-        self._workers = num_workers or default_workers()
-        self._photo = _Growing((), np.int64)  # row of `photos`
+        self._read_again = lru_cache(2)(read_image)  # a photo of many faces is decoded once
+        self._photo = _Growing((), np.int64)  # row of the list
         self._number = _Growing((), np.int32)  # 1 for the largest; 0 where there is no face
         self._place = _Growing((_PLACE,), np.float32)
 
     def __len__(self) -> int:
-        """Rows so far."""
         return len(self._photo)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Searches the photos; see the class.
-
-        Raises:
-            Stalled: a photo has not come back for a long time.
-            UserError: the storage is gone (sdd_fiqa/storage.py).
-        """
         waiting: list[_Photo] = []
         rows = 0
-        for photo in self._searched():
-            waiting.append(photo)
-            rows += max(1, len(photo.found))
-            if rows >= self._batch_size:
-                yield from self._batches(waiting)
-                waiting, rows = [], 0
+        for photos in read_ahead(self._tasks(), self._table, _CHUNK, self._workers):
+            for photo in photos:
+                waiting.append(photo)
+                rows += max(1, len(photo.found))
+                if rows >= self._batch_size:
+                    yield from self._batches(waiting)
+                    waiting, rows = [], 0
         yield from self._batches(waiting)
 
     def searched(self) -> int:
         """How many photos the rows so far are of."""
         return int(self._photo.values[-1]) + 1 if len(self) else 0
 
-    def path(self, row: int) -> str:
-        """The photo's path, followed by `#k` for its k-th face when all faces are asked for."""
-        return self._named(row, self.photo_path(row))
+    def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
+        """The photos' paths, followed by `#k` for the k-th face when all faces are asked for."""
+        some = np.fromiter(rows, np.int64)
+        numbers = self._number.values[some].tolist()
+        for path, number in zip(
+            self._table.paths_at(self._photo.values[some]), numbers, strict=True
+        ):
+            yield f"{path}#{number}" if self.all_faces and number else path
 
     def photo_path(self, row: int) -> str:
         """The photo's path."""
-        return self.photos.path(int(self._photo.values[row]))
-
-    def paths(self) -> Iterator[str]:
-        """`path` of every row."""
-        photos = self.photos.paths_at(self._photo.values)
-        return (self._named(row, path) for row, path in enumerate(photos))
-
-    def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
-        """`path` of some rows, in the order asked for."""
-        some = list(rows)
-        photos = self.photos.paths_at(self._photo.values[some].tolist() if some else [])
-        return (self._named(row, path) for row, path in zip(some, photos, strict=True))
+        return self._table.path(int(self._photo.values[row]))
 
     def crop(self, row: int) -> Image:
         """The face again, cut out of its photo: (112, 112, 3) uint8, RGB.
@@ -131,10 +212,10 @@ class PhotoFaces:
         if self._number.values[row] == 0:
             raise UnreadableImage(NO_FACE)
         landmarks = self._place.values[row, 4:].reshape(5, 2).astype(np.float64)
-        return align(self._again(self.photo_path(row)), landmarks)
+        return align(self._read_again(self.photo_path(row)), landmarks)
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
-        """COLUMNS for scores.csv when all faces are asked for; empty where there is no face.
+        """COLUMNS when all faces are asked for; empty where there is no face.
 
         Pixels of the photo, with one decimal.
         """
@@ -142,34 +223,10 @@ class PhotoFaces:
             return []
         return [(name, NumberColumn(self._place.values[:, i], 1)) for i, name in enumerate(COLUMNS)]
 
-    def _named(self, row: int, path: str) -> str:
-        number = int(self._number.values[row])
-        return f"{path}#{number}" if self.all_faces and number else path
-
-    def _searched(self) -> Iterator[_Photo]:
-        """The photos in order, a bounded number of them ahead."""
-        ahead: deque[tuple[int, Future[list[_Photo]]]] = deque()
-        if len(self.photos):
-            open_ahead(self.photos.path(0))
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="detect")
-        ended = True  # no thread hangs in a read
-        try:
-            for start in range(0, len(self.photos), _CHUNK):
-                rows = range(start, min(start + _CHUNK, len(self.photos)))
-                paths = list(self.photos.paths_at(rows))
-                ahead.append((start, pool.submit(self._search, rows, paths)))
-                if len(ahead) > 4 * self._workers:
-                    yield from self._found(*ahead.popleft())
-            while ahead:
-                yield from self._found(*ahead.popleft())
-        except Stalled:
-            ended = False
-            raise
-        finally:
-            pool.shutdown(wait=ended, cancel_futures=True)
-
-    def _found(self, first: int, search: Future[list[_Photo]]) -> list[_Photo]:
-        return result_or_stall(search, self.photos, first, _CHUNK)
+    def _tasks(self) -> Iterator[tuple[int, Callable[[], list[_Photo]]]]:
+        for start in range(0, len(self._table), _CHUNK):
+            rows = range(start, min(start + _CHUNK, len(self._table)))
+            yield start, partial(self._search, rows, list(self._table.paths_at(rows)))
 
     def _search(self, rows: range, paths: list[str]) -> list[_Photo]:
         most = None if self.all_faces else 1

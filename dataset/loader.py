@@ -7,9 +7,10 @@ the start-up time and the shared memory of worker processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -82,19 +83,56 @@ def batches(
         UserError: the storage is gone (sdd_fiqa/storage.py).
     """
     order = np.asarray(rows, np.int64)
+    chunks = -(-batch_size // _CHUNK)
+
+    def tasks() -> Iterator[tuple[int, Callable[[], Batch | None]]]:
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            faces = np.zeros((len(some), FACE_SIZE, FACE_SIZE, 3), np.uint8)
+            batch = Batch(some, faces, np.zeros((len(some), 2), np.int32))
+            paths = list(table.paths_at(some))
+            for at in range(0, len(some), _CHUNK):
+                yield int(some[at]), partial(_read_chunk, batch, paths, at, contents)
+
+    for batch in read_ahead(tasks(), table, _CHUNK, num_workers, _AHEAD * chunks):
+        if batch is not None:
+            yield batch
+
+
+def read_ahead(
+    tasks: Iterable[tuple[int, Callable[[], _Result]]],
+    table: ImageList,
+    images: int,
+    num_workers: int | None,
+    ahead: int | None = None,
+) -> Generator[_Result, None, None]:
+    """Runs tasks that read images of a list on threads; yields their results in order.
+
+    Args:
+        tasks: the first row that each reads, and what reads it.
+        table: the list.
+        images: how many rows a task reads.
+        num_workers: threads; None takes `default_workers()`.
+        ahead: tasks begun before the result of the first is used; None takes 4 a thread.
+
+    Raises:
+        Stalled: a task has not ended for STALL_SECONDS.
+        UserError: the storage is gone (sdd_fiqa/storage.py).
+    """
     workers = default_workers() if num_workers is None else max(1, num_workers)
-    waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
-    if len(order):
-        open_ahead(table.path(int(order[0])))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    ahead = 4 * workers if ahead is None else ahead
+    waiting: deque[tuple[int, Future[_Result]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     ended = True  # no thread hangs in a read
     try:
-        for start in range(0, len(order), batch_size):
-            waiting.append(_begin(pool, table, order[start : start + batch_size], contents))
-            if len(waiting) > _AHEAD:
-                yield _finish(table, *waiting.popleft())
+        for first, task in tasks:
+            if not waiting:
+                open_ahead(table.path(first))
+            waiting.append((first, pool.submit(task)))
+            if len(waiting) > ahead:
+                yield _result_or_stall(waiting.popleft(), table, images)
         while waiting:
-            yield _finish(table, *waiting.popleft())
+            yield _result_or_stall(waiting.popleft(), table, images)
     except Stalled:
         ended = False
         raise
@@ -102,35 +140,27 @@ def batches(
         pool.shutdown(wait=ended, cancel_futures=True)
 
 
-def _begin(
-    pool: ThreadPoolExecutor,
-    table: ImageList,
-    rows: npt.NDArray[np.int64],
-    contents: Contents,
-) -> tuple[Batch, list[Future[None]]]:
-    faces = np.zeros((len(rows), FACE_SIZE, FACE_SIZE, 3), np.uint8)
-    batch = Batch(rows, faces, np.zeros((len(rows), 2), np.int32))
-    paths = list(table.paths_at(rows))
-    futures = [
-        pool.submit(_read_chunk, batch, paths, start, contents)
-        for start in range(0, len(rows), _CHUNK)
-    ]
-    return batch, futures
+def one_behind(begun: Iterable[_Result]) -> Iterator[_Result]:
+    """Yields each item after the next one was made, so that a device always has work.
 
-
-def _finish(table: ImageList, batch: Batch, futures: list[Future[None]]) -> Batch:
-    for chunk, future in enumerate(futures):
-        result_or_stall(future, table, int(batch.rows[chunk * _CHUNK]), _CHUNK)
-    return batch
-
-
-def result_or_stall(future: Future[_Result], table: ImageList, first: int, images: int) -> _Result:
-    """The result of a task that reads `images` records of a table, from `first` on.
-
-    Raises:
-        Stalled: it has not come for STALL_SECONDS.
+    Each item holds work that has begun. While its result is fetched, the device does the next.
+    Ctrl-C in between yields the last item too.
     """
-    # In slices: a process that was stopped and goes on has lost one of them, not its patience.
+    last: list[_Result] = []
+    try:
+        for item in begun:
+            last.append(item)
+            if len(last) > 1:
+                yield last.pop(0)
+    except KeyboardInterrupt:
+        yield from last
+        raise
+    yield from last
+
+
+def _result_or_stall(task: tuple[int, Future[_Result]], table: ImageList, images: int) -> _Result:
+    first, future = task
+    # In slices: a process that was suspended must not stall when it continues.
     slices = 0
     while wait([future], STALL_SECONDS / _STALL_SLICES).not_done:
         slices += 1
@@ -143,7 +173,8 @@ def result_or_stall(future: Future[_Result], table: ImageList, first: int, image
     return future.result()
 
 
-def _read_chunk(batch: Batch, paths: list[str], start: int, contents: Contents) -> None:
+def _read_chunk(batch: Batch, paths: list[str], start: int, contents: Contents) -> Batch | None:
+    """Decodes some images of a batch; returns the batch with its last images."""
     chunk = paths[start : start + _CHUNK]
     for position, path, content in zip(count(start), chunk, contents(chunk), strict=False):
         try:
@@ -152,3 +183,4 @@ def _read_chunk(batch: Batch, paths: list[str], start: int, contents: Contents) 
             batch.faces[position] = resize_face(image)
         except UnreadableImage as error:
             batch.failures[position] = str(error)
+    return batch if start + _CHUNK >= len(paths) else None

@@ -10,7 +10,7 @@ goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
 from common.distributed import ProcessGroup, join_process_group
 from dataset.embedding_writer import FeatureWriter
 from dataset.lists import LABELPATH, ImageList, read_table
-from dataset.loader import Batch, batches
+from dataset.loader import Batch, batches, one_behind
 from models.backbones import Backbone
 from models.recognisers import Embeddings, Faces, Recogniser, load_recogniser
 from sdd_fiqa.errors import UserError
@@ -121,22 +121,18 @@ def run(
     writer.open(world.rank)
     bar = tqdm(total=len(rows), desc="embed", unit=" images", disable=not world.first)
 
-    def finish(batch: Batch, waiting: list[Callable[[], Embeddings]]) -> None:
-        embeddings = np.mean([wait() for wait in waiting], axis=0)
-        writer.write(int(batch.rows[0]), np.asarray(embeddings), batch.failures)
-        bar.update(len(batch.rows))
-
-    begun: tuple[Batch, list[Callable[[], Embeddings]]] | None = None
-    try:
+    def begin() -> Iterator[tuple[Batch, list[Callable[[], Embeddings]]]]:
         for batch in batches(table, rows, size, num_workers):
-            waiting = [recogniser.begin(batch.faces)]
+            begun = [recogniser.begin(batch.faces)]
             if flip:
-                waiting.append(recogniser.begin(np.ascontiguousarray(batch.faces[:, :, ::-1])))
-            if begun is not None:
-                finish(*begun)  # one batch late: a GPU has the next one already
-            begun = batch, waiting
-        if begun is not None:
-            finish(*begun)
+                begun.append(recogniser.begin(np.ascontiguousarray(batch.faces[:, :, ::-1])))
+            yield batch, begun
+
+    try:
+        for batch, begun in one_behind(begin()):
+            embeddings = np.mean([wait() for wait in begun], axis=0)
+            writer.write(int(batch.rows[0]), np.asarray(embeddings), batch.failures)
+            bar.update(len(batch.rows))
     finally:
         bar.close()
         writer.close()

@@ -20,9 +20,9 @@ from torch import nn
 
 import eval as scoring
 import export_onnx
+from dataset.faces import ListedFaces
 from dataset.find import table_of
 from dataset.images import read_image
-from dataset.listed import ListedFaces
 from models import load_quality_model
 from models.networks import FaceModel, build_network
 from models.onnx_export import OPSET, onnx_bytes

@@ -23,10 +23,9 @@ from onnx import TensorProto, helper
 
 import eval as scoring
 from dataset import faces as photos
-from dataset.faces import COLUMNS, PhotoFaces
+from dataset.faces import COLUMNS, ListedFaces, PhotoFaces
 from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
-from dataset.listed import ListedFaces
 from dataset.lists import read_table
 from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.alignment import TEMPLATE, Face, align

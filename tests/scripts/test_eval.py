@@ -16,10 +16,10 @@ import torch
 
 import eval as script
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE
+from dataset.faces import ListedFaces
 from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
-from dataset.listed import ListedFaces
 from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError
 
