@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.cli import EXIT_DONE, run_script
-from dataset.degradations.training_kinds import KINDS, TEST_KINDS, degrade
+from dataset.degradations import KINDS, TEST_KINDS, degrade
 from dataset.images import read_face
 from dataset.lists import read_table
 from evaluation.by_kind import CLEAN, kind_of

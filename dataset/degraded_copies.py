@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
-from dataset.degradations.training_kinds import KINDS, TRAINING_KINDS, degrade_by
+from dataset.degradations import KINDS, TRAINING_KINDS, degrade_by
 from dataset.find import walk_images
 from dataset.images import read_face
 from dataset.left_out import Skipped
@@ -40,7 +40,7 @@ class Copies:
 
     Attributes:
         share: of the faces that get a copy, in (0, 1].
-        kinds: of `dataset.degradations.training_kinds.KINDS`.
+        kinds: of `dataset.degradations.KINDS`.
         strengths: the least and the most strength, drawn evenly between; of m kinds at once each
             gets 1 / sqrt(m) of it.
         seed: keys every draw together with the face's path below the root.

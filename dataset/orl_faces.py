@@ -104,7 +104,7 @@ def make_faces(out_dir: Path, copies: list[Copy], seed: int) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
-    from dataset.degradations.training_kinds import degrade
+    from dataset.degradations import degrade
 
     by_face: dict[tuple[int, int], list[Copy]] = {}
     for copy in copies:

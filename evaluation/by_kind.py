@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from common.cli import EXIT_DONE, run_script
-from dataset.degradations.training_kinds import KINDS
+from dataset.degradations import KINDS
 from dataset.lists import read_table
 from dataset.scores import read_scores
 from evaluation.calibration import held_out_measures

@@ -169,7 +169,7 @@ def _images_of(folder: Path) -> Iterator[Image]:
 
 def _degraded(wanted: UnrecognisableSource, given: LabelInput) -> Iterator[Image]:
     """Faces of the list, spoilt at full strength by every kind in turn."""
-    from dataset.degradations.training_kinds import TRAINING_KINDS, degrade
+    from dataset.degradations import TRAINING_KINDS, degrade
 
     count = wanted.from_degraded or 0
     if count < 1:

@@ -1,8 +1,7 @@
-"""More ways to spoil a face: a wrong alignment, and eight that are kept for testing.
+"""Eight ways to degrade a face that are kept for tests; strengths as in `dataset.degradations`.
 
-The eight share little with the kinds that models are trained on: another optics, another path,
-another codec. A model that ranks them too has learned more than its own copies. Signatures and
-strengths are those of `dataset.degradations.training_kinds.degrade`.
+They share little with the kinds that models are trained on: another optics, another path, another
+codec. A model that ranks them too has learned more than its own copies.
 """
 
 from __future__ import annotations
@@ -16,22 +15,6 @@ from sdd_fiqa.images import FACE_SIZE, Image, cv2
 
 _STRANDS = 50
 _BIGGEST_TILE = 14  # px
-
-
-def misalignment(face: Image, strength: float, rng: np.random.Generator) -> Any:
-    """Landmarks found wrongly: turned, shifted and scaled about the centre."""
-    turn, grow = rng.uniform(-1, 1, 2)
-    direction, far = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1)
-    border = (cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101)
-    beyond = border[int(rng.integers(len(border)))]
-    centre = (FACE_SIZE - 1) / 2
-    matrix: Any = cv2.getRotationMatrix2D(
-        (centre, centre), 75 * strength * turn, 2 ** (strength * grow)
-    )
-    matrix[:, 2] += 40 * strength * far * np.array([np.cos(direction), np.sin(direction)])
-    return cv2.warpAffine(
-        face, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=beyond
-    )
 
 
 def defocus(face: Image, strength: float, rng: np.random.Generator) -> Any:

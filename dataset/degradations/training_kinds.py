@@ -1,85 +1,31 @@
-"""Seeded ways to spoil an aligned face, as cameras, networks and the world spoil it.
-
-Every kind takes a strength from 0 (the face as it is) to 1 (about beyond recognition), and grows
-with it: with the same random numbers, more strength changes more. All lengths are pixels of a
-112x112 face. The ranges are set so that a recogniser's cosine between a face and its copy falls to
-below 0.2 at strength 1.
-"""
+"""Nine ways to degrade a face that models are trained on; see `dataset.degradations.degrade`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from dataset.degradations import test_kinds as degrade_more
 from dataset.degradations.effects import GAMMA, Floats, cover, grain, grid, smear, to_bytes
 from sdd_fiqa.images import FACE_SIZE, Image, cv2
 
 _EYES = (51.6, 38.3, 73.5)  # of the alignment template: y of both, x of the left and the right one
 
 
-def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -> Image:
-    """A spoilt copy of an aligned face.
-
-    Args:
-        face: (112, 112, 3) uint8, RGB.
-        kind: one of `KINDS`:
-
-            * blur: defocus; Gaussian, standard deviation 8 px times strength.
-            * motion: a straight move during exposure, in any direction, of up to 32 px.
-            * low_resolution: a face far away: 112 px a side down to 6, and up again by a drawn
-              interpolation.
-            * noise: a sensor short of light: shot noise, whose variance follows the signal, and
-              read noise; up to about 65 % and 30 % of full scale (standard deviations).
-            * compression: JPEG, 4:2:0, quality 95 down to 2, its 8x8 grid at any offset.
-            * low_light: light falls by up to 10 stops; the camera's gain brings a drawn share of
-              it back, and the noise with it.
-            * occlusion: something opaque in front: sunglasses, a mask, a hand or scarf from one
-              side, or blocks; from nothing to nearly all of the face.
-            * black_border: the photo ends inside the crop, along one or two slanted edges; up to
-              some nine tenths of the crop are black.
-            * misalignment: landmarks found wrongly; turned by up to 75 degrees, shifted by up to 40
-              px, scaled by up to 2.
-            * defocus, shake, mosaic, impulse, webp, exposure, haze, strands: see
-              `dataset.degradations.test_kinds`; TEST_KINDS.
-        strength: in [0, 1].
-        rng: its numbers choose direction, shape, colour and noise; as many are drawn whatever the
-            strength.
-
-    Returns:
-        (112, 112, 3) uint8, RGB, a new array. A grey face stays grey.
-
-    Raises:
-        ValueError: unknown kind, strength outside [0, 1], or another shape or type of face.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; known ones: {', '.join(KINDS)}")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be in [0, 1], got {strength}")
-    if face.shape != (FACE_SIZE, FACE_SIZE, 3) or face.dtype != np.uint8:
-        raise ValueError(
-            f"expected a ({FACE_SIZE}, {FACE_SIZE}, 3) uint8 face, got {face.shape} {face.dtype}"
-        )
-    spoilt = np.asarray(KINDS[kind](face, float(strength), rng), np.uint8)
-    if strength == 0:
-        return face.copy()
-    is_grey = bool(np.all(face == face[:, :, :1]))
-    return np.repeat(spoilt[:, :, 1:2], 3, axis=2) if is_grey else spoilt
-
-
-def _blur(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def blur(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """Defocus: Gaussian, standard deviation 8 px times strength."""
     return cv2.GaussianBlur(face, (0, 0), 8 * strength) if strength else face
 
 
-def _motion(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def motion(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """A straight move during exposure, in any direction, of up to 32 px."""
     angle = rng.uniform(0, np.pi)
     along = np.linspace(-16, 16, 321) * strength
     return smear(face, along * np.cos(angle), along * np.sin(angle))
 
 
-def _low_resolution(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def low_resolution(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """A face far away: 112 px a side down to 6, and up again by a drawn interpolation."""
     up = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
     method = up[int(rng.integers(len(up)))]
     side = round(FACE_SIZE * (6 / FACE_SIZE) ** strength)
@@ -87,14 +33,19 @@ def _low_resolution(face: Image, strength: float, rng: np.random.Generator) -> A
     return cv2.resize(small, (FACE_SIZE, FACE_SIZE), interpolation=method)
 
 
-def _noise(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def noise(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """A sensor short of light: shot noise, whose variance follows the signal, and read noise.
+
+    Up to about 65 % and 30 % of full scale (standard deviations).
+    """
     shot, read = grain(rng), grain(rng)
     signal = face.astype(np.float32) / 255
     amount = strength**1.5  # the eye sees the first little noise best
     return to_bytes(signal + amount * (0.65 * np.sqrt(signal) * shot + 0.3 * read))
 
 
-def _compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """JPEG, 4:2:0, quality 95 down to 2, its 8x8 grid at any offset."""
     left, top = (int(offset) for offset in rng.integers(0, 16, 2))
     padded = cv2.copyMakeBorder(face, top, 16 - top, left, 16 - left, cv2.BORDER_REFLECT_101)
     quality = round(95 * (2 / 95) ** strength)
@@ -106,7 +57,8 @@ def _compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
     return decoded[top : top + FACE_SIZE, left : left + FACE_SIZE]
 
 
-def _low_light(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def low_light(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """Light falls by up to 10 stops; gain brings a drawn share back, and the noise with it."""
     brought_back = rng.uniform(0, 0.5)
     shot, read = grain(rng), grain(rng)
     stops = 10 * strength
@@ -116,7 +68,8 @@ def _low_light(face: Image, strength: float, rng: np.random.Generator) -> Any:
     return to_bytes(np.maximum(noisy * 2 ** (brought_back * stops), 0) ** (1 / GAMMA))
 
 
-def _occlusion(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def occlusion(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """Something opaque in front: sunglasses, a mask, a hand or scarf from one side, or blocks."""
     shapes = (_sunglasses, _mask, _side, _blocks)
     reach = shapes[int(rng.integers(len(shapes)))](rng)
     colour = rng.choice(
@@ -125,7 +78,8 @@ def _occlusion(face: Image, strength: float, rng: np.random.Generator) -> Any:
     return cover(face, reach <= strength, colour)
 
 
-def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any:
+def black_border(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """The photo ends inside the crop, along one or two slanted edges: up to nine tenths black."""
     x, y = grid()
     tilt, second = rng.uniform(-0.4, 0.4, 2), rng.uniform(0, 1)
     turn = int(rng.integers(4))
@@ -136,6 +90,22 @@ def _black_border(face: Image, strength: float, rng: np.random.Generator) -> Any
     # The nearest corner has reach 0, so that any strength shows.
     reach = reach - min(0.0, float(reach.min()))
     return cover(face, np.rot90(reach, turn) < strength, np.zeros(3))
+
+
+def misalignment(face: Image, strength: float, rng: np.random.Generator) -> Any:
+    """Landmarks found wrongly: up to 75 degrees of turn, 40 px of shift, a scale of up to 2."""
+    turn, grow = rng.uniform(-1, 1, 2)
+    direction, far = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1)
+    border = (cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101)
+    beyond = border[int(rng.integers(len(border)))]
+    centre = (FACE_SIZE - 1) / 2
+    matrix: Any = cv2.getRotationMatrix2D(
+        (centre, centre), 75 * strength * turn, 2 ** (strength * grow)
+    )
+    matrix[:, 2] += 40 * strength * far * np.array([np.cos(direction), np.sin(direction)])
+    return cv2.warpAffine(
+        face, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=beyond
+    )
 
 
 def _sunglasses(rng: np.random.Generator) -> Floats:
@@ -170,59 +140,3 @@ def _blocks(rng: np.random.Generator) -> Floats:
     for centre_x, centre_y in rng.uniform(0.2, 0.8, (3, 2)):
         reach = np.minimum(reach, np.maximum(np.abs(x - centre_x), np.abs(y - centre_y)))
     return reach / 0.35
-
-
-Degradation = Callable[[Image, float, np.random.Generator], Any]
-
-# To train on, in the order in which the draws of a seed count them.
-_TRAINING: dict[str, Degradation] = {
-    "blur": _blur,
-    "motion": _motion,
-    "low_resolution": _low_resolution,
-    "noise": _noise,
-    "compression": _compression,
-    "low_light": _low_light,
-    "occlusion": _occlusion,
-    "black_border": _black_border,
-    "misalignment": degrade_more.misalignment,
-}
-# Never to train on: what shows whether a model knows bad faces, or its own training copies.
-_TEST: dict[str, Degradation] = {
-    "defocus": degrade_more.defocus,
-    "shake": degrade_more.shake,
-    "mosaic": degrade_more.mosaic,
-    "impulse": degrade_more.impulse,
-    "webp": degrade_more.webp,
-    "exposure": degrade_more.exposure,
-    "haze": degrade_more.haze,
-    "strands": degrade_more.strands,
-}
-KINDS = _TRAINING | _TEST
-TRAINING_KINDS, TEST_KINDS = tuple(_TRAINING), tuple(_TEST)
-
-# From the scene through the lens and the sensor to the file: the order of several kinds at once.
-_ALONG_THE_WAY = (
-    *("misalignment", "occlusion", "strands", "haze", "low_light", "exposure"),
-    *("blur", "defocus", "motion", "shake", "noise", "impulse"),
-    *("low_resolution", "mosaic", "black_border", "compression", "webp"),
-)
-
-
-def degrade_by(face: Image, strengths: Mapping[str, float], rng: np.random.Generator) -> Image:
-    """A copy spoilt in several ways, in the order in which they happen to a picture.
-
-    Args:
-        face: (112, 112, 3) uint8, RGB.
-        strengths: {kind: strength in [0, 1]}, in any order.
-        rng: as for `degrade`.
-
-    Returns:
-        (112, 112, 3) uint8, RGB, a new array.
-
-    Raises:
-        ValueError: as `degrade`.
-    """
-    spoilt = face.copy()
-    for kind in sorted(strengths, key=_ALONG_THE_WAY.index):
-        spoilt = degrade(spoilt, kind, strengths[kind], rng)
-    return spoilt

@@ -8,14 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dataset.degradations import training_kinds as degrade_module
-from dataset.degradations.training_kinds import (
-    KINDS,
-    TEST_KINDS,
-    TRAINING_KINDS,
-    degrade,
-    degrade_by,
-)
+from dataset import degradations as degrade_module
+from dataset.degradations import KINDS, TEST_KINDS, TRAINING_KINDS, degrade, degrade_by
 from sdd_fiqa.images import Image, cv2
 
 STRENGTHS = np.linspace(0, 1, 9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.cli import EXIT_SKIPPED
-from dataset.degradations.training_kinds import degrade_by
+from dataset.degradations import degrade_by
 from dataset.degraded_copies import Copies, main, write_copies
 from dataset.images import read_face
 from sdd_fiqa.errors import UserError
