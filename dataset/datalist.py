@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,52 +17,31 @@ from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 
 
-@dataclass
-class ListCounts:
-    """What `write_lists` wrote and left out."""
-
-    images: int
-    identities: int
-    skipped: Skipped
-
-
 def write_lists(
-    images: Iterator[str],
-    root: str,
-    out_dir: Path,
-    id_key_index: int,
-    min_images_per_id: int,
-    skipped: Skipped,
-) -> ListCounts:
-    """Writes DATA.label and DATA.labelpath for images below `root`.
-
-    Identities are numbered from 0 in the order of their first image.
-
-    Args:
-        images: their paths, `root/...`.
-        root: the folder, as typed, without a `/` at its end.
-        out_dir: where the two files go; both are replaced whole.
-        id_key_index: which part of the path below the root is the identity (-2: the folder of the
-            image; 0: the first part).
-        min_images_per_id: identities with fewer images are left out.
-        skipped: takes what is left out here too.
-
-    Raises:
-        UserError: nothing is left to list; says whether the folder is empty, has no identity
-            folders, or has too few images an identity.
-    """
-    identified = _identified(images, root, id_key_index, skipped)
-    return write_identified(identified, root, out_dir, min_images_per_id, skipped)
-
-
-def write_identified(
     images: Iterator[tuple[str, str]],
     root: str,
     out_dir: Path,
     min_images_per_id: int,
     skipped: Skipped,
-) -> ListCounts:
-    """As `write_lists`, for pairs of a path, which begins with `root`, and an identity's name."""
+) -> tuple[int, int]:
+    """Writes DATA.label and DATA.labelpath.
+
+    Identities are numbered from 0 in the order of their first image.
+
+    Args:
+        images: their paths, which begin with `root`, and the names of their identities.
+        root: as typed, without a `/` at its end.
+        out_dir: where the two files go; both are replaced whole.
+        min_images_per_id: identities with fewer images are left out.
+        skipped: takes what is left out here too.
+
+    Returns:
+        How many images and identities are listed.
+
+    Raises:
+        UserError: nothing is left to list; says whether the folder is empty, has no identity
+            folders, or has too few images an identity.
+    """
     numbers: dict[str, int] = {}
     per_identity: list[int] = []
     bar = tqdm(images, desc="list images", unit=" images", unit_scale=True, mininterval=0.5)
@@ -92,7 +70,7 @@ def write_identified(
             kind = f"identities with fewer than {min_images_per_id} images"
             skipped.expected[kind] += small
         _finish(draft, root, out_dir, kept)
-        return ListCounts(int(counts[kept].sum()), int(kept.sum()), skipped)
+        return int(counts[kept].sum()), int(kept.sum())
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -114,10 +92,13 @@ def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str
             skipped.problem("listed files that do not exist", path)
 
 
-def _identified(
+def with_identities(
     images: Iterator[str], root: str, id_key_index: int, skipped: Skipped
 ) -> Iterator[tuple[str, str]]:
-    """Images with the part of their path below `root` that names their identity."""
+    """Images and their identities, which part `id_key_index` of their path below `root` names.
+
+    -2 is the folder of the image, 0 the first part.
+    """
     for path in images:
         identity = identity_in(path[len(root) + 1 :], id_key_index)
         if identity is not None:

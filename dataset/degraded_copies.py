@@ -2,8 +2,8 @@
 
     python -m dataset.degraded_copies --data-root data/faces --out-dir data/degraded --share 0.5
 
-Then `gen_datalist.py --data-root data` lists originals and copies together: a copy lies in a folder
-of its identity's name, and gets the label that its own embedding earns, not its original's.
+Then `gen_datalist.py --data-root data` lists originals and copies together. A copy is in the folder
+of its identity. Its label comes from its own embedding, not from its original's.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Copies:
-    """What is to be made: a share of the faces, evenly of some kinds, by a seed.
+    """Which copies are made: of a share of the faces, of some kinds equally often.
 
     Attributes:
         share: of the faces that get a copy, in (0, 1].
         kinds: of `dataset.degradations.KINDS`.
-        strengths: the least and the most strength, drawn evenly between; of m kinds at once each
-            gets 1 / sqrt(m) of it.
+        strengths: the lowest and the highest strength, drawn evenly between; of m kinds at once
+            each gets 1 / sqrt(m) of it.
         seed: keys every draw together with the face's path below the root.
         most: kinds at once: a copy gets 1, 2, .., `most` of them equally often.
     """
@@ -83,7 +83,7 @@ def main(
 ) -> int:
     """Writes degraded copies of some faces: of `<root>/a/1.png` as `<out-dir>/a/1.blur+noise.jpg`.
 
-    Copies that are there already are left alone, so that the same command goes on after a stop.
+    Copies that are there already are left alone, so that the same command resumes after a stop.
 
     Args:
         data_root: folder of aligned faces, at any depth.
@@ -100,9 +100,9 @@ def main(
     if unknown or not kinds:
         raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(KINDS)}")
     if not 1 <= most <= len(kinds):
-        raise UserError(f"--most {most}: must lie in 1..{len(kinds)}, the number of --kinds")
+        raise UserError(f"--most {most}: must be in 1..{len(kinds)}, the number of --kinds")
     if not 0 < share <= 1:
-        raise UserError(f"--share {share:g}: must lie in (0, 1]")
+        raise UserError(f"--share {share:g}: must be in (0, 1]")
     if not 0 <= strengths[0] <= strengths[1] <= 1:
         raise UserError("--strengths: must be two numbers of 0..1, the lower one first")
     check_seed(seed)
@@ -180,7 +180,7 @@ def write_copies(
     ):
         for path in walk_images(root, skipped):
             if inside in Path(path).resolve().parents:
-                continue  # a copy: the out folder may lie below the root
+                continue  # a copy: the out folder may be below the root
             faces += 1
             bar.update()
             name = path[len(root) + 1 :]
@@ -215,9 +215,9 @@ def _write_copy(
 ) -> None:
     if target.is_file():
         return
-    spoilt = degrade_by(read_face(path), *drawn)
+    degraded = degrade_by(read_face(path), *drawn)
     settings = [cv2.IMWRITE_JPEG_QUALITY, 95]
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(spoilt, cv2.COLOR_RGB2BGR), settings)
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(degraded, cv2.COLOR_RGB2BGR), settings)
     with replacing(target, "wb") as file:
         file.write(content.tobytes())
 

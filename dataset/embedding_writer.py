@@ -1,8 +1,8 @@
-"""Writing embeddings of a list so that a killed run loses the batches in flight at most.
+"""Writes the embeddings of a list; a killed run loses only the batches that were being written.
 
-Rows go straight to their place in `Embedding_Features.npy.part`; after each batch a journal says
-which rows are there. When all are, the parts take their final names and the .json beside them is
-written last.
+Rows go straight to their place in `Embedding_Features.npy.part`. After each batch a journal names
+the rows that are written. When all are, the parts get their final names, and the .json beside them
+is written last.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FORMAT = 1
 class FeatureWriter:
     """The embeddings of one list, filled in by any number of processes, in any order.
 
-    Every process opens its own writer on the same folder; `rank` names its journal. What another
-    run left unfinished is taken up if it was the same work (`about` equal), else begun anew.
+    Every process opens its own writer on the same folder; `rank` names its journal. An unfinished
+    run of the same work (`about` equal) is resumed; other work is replaced.
     """
 
     def __init__(self, folder: Path, rows: int, dimension: int, about: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class FeatureWriter:
         self._journal: TextIO | None = None
 
     def is_done(self) -> bool:
-        """Whether a finished file of this very work stands already."""
+        """Whether a finished file of the same work exists."""
         beside = self.features.with_suffix(".json")
         if not (beside.exists() and self.features.exists() and self.norms.exists()):
             return False
@@ -60,10 +60,10 @@ class FeatureWriter:
             return False
         try:
             with closing(EmbeddingsFile(self.features)) as file:
-                stands = file.shape == (self.rows, self.dimension)
+                whole = file.shape == (self.rows, self.dimension)
         except UserError:  # cut off, or no longer embeddings
             return False
-        return stands and self._is_this_work(done) and isinstance(done.get("unreadable"), list)
+        return whole and self._is_this_work(done) and isinstance(done.get("unreadable"), list)
 
     def unreadable(self) -> list[dict[str, Any]]:
         """Of a finished file: the rows without an embedding, with path and reason."""
@@ -74,7 +74,7 @@ class FeatureWriter:
         """Makes the part files, or clears away those of other work; one process does this."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._take_up():
+            if self._can_resume():
                 return
             self._clear()
             shapes: list[tuple[Path, tuple[int, ...], str]] = [
@@ -88,8 +88,8 @@ class FeatureWriter:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
-    def _take_up(self) -> bool:
-        """Whether the parts of this very work stand; a kill in `finish` may have renamed some."""
+    def _can_resume(self) -> bool:
+        """Whether the parts of the same work exist; a kill in `finish` may have renamed some."""
         try:
             if not self._plan_file.exists() or not self._is_this_work(read_json(self._plan_file)):
                 return False
@@ -122,7 +122,7 @@ class FeatureWriter:
         for part, row_bytes in zip(self._parts, (self.dimension * 2, 4), strict=True):
             header = part.stat().st_size - self.rows * row_bytes
             self._files.append((os.open(part, os.O_WRONLY), header))
-        # A line torn by a kill stays a line of its own: the next entry begins on a fresh one.
+        # Starts a new line, in case a kill cut the last one.
         journal = self.folder / f"{FEATURES}.{rank}.journal"
         self._journal = journal.open("a", encoding="utf-8")
         self._journal.write("\n")
@@ -164,7 +164,7 @@ class FeatureWriter:
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}); make room and run the same "
-                "command: it goes on where it was"
+                "command: it resumes"
             ) from error
 
     def close(self) -> None:
@@ -186,17 +186,17 @@ class FeatureWriter:
             The rows without an embedding: row, path, reason.
 
         Raises:
-            UserError: no image at all could be read, or rows were written by nobody; nothing is put
+            UserError: no image at all could be read, or some rows were not written; nothing is put
                 in place.
         """
         if len(self.missing_batches(self.rows)):
             raise UserError(
                 f"{self.folder}: some rows were written by no process (do all see this folder?); "
-                "run the same command again: it goes on where it was"
+                "run the same command again: it resumes"
             )
         failures = {row: reason for entry in self._entries() for row, reason in entry["unreadable"]}
         norms = np.load(self._parts[1], mmap_mode="r")
-        # A row done twice, with its image mended between, has an embedding after all.
+        # A row done twice, with its image fixed in between, has an embedding after all.
         rows = [row for row in sorted(failures) if norms[row] == 0]
         unreadable = [
             {"row": row, "path": path, "reason": failures[row]}
@@ -210,8 +210,7 @@ class FeatureWriter:
                 "the current folder"
             )
         beside = self.features.with_suffix(".json")
-        # Never a .json beside rows it does not describe, nor old rows where a kill in here would
-        # leave them to be taken for ours.
+        # A kill in here must not leave a .json beside rows that it does not describe.
         for old in (beside, self.features, self.norms):
             old.unlink(missing_ok=True)
         for part, final in zip(self._parts, (self.features, self.norms), strict=True):
@@ -245,7 +244,7 @@ class FeatureWriter:
                     start, stop = int(entry["start"]), int(entry["stop"])
                     rows = [(int(row), str(reason)) for row, reason in entry["unreadable"]]
                 except (ValueError, TypeError, KeyError, RecursionError):
-                    continue  # torn by a kill, or by somebody: its rows are done again
+                    continue  # torn by a kill or an edit: its rows are done again
                 if 0 <= start <= stop <= self.rows and all(start <= row < stop for row, _ in rows):
                     entries.append({"start": start, "stop": stop, "unreadable": rows})
         return entries

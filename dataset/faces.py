@@ -235,7 +235,7 @@ class PhotoFaces(Faces):
             photo = _Photo(row)
             try:
                 photo.found = self._aligner.align(read_image(path), most)
-            except UserError:  # the storage is gone: that is not this photo's trouble
+            except UserError:  # the storage is gone, which is no fault of the photo
                 raise
             except ValueError as error:  # unreadable; or five landmarks in one point
                 photo.reason = str(error)

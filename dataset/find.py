@@ -116,7 +116,7 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
                 raise UserError(f"{name}: matches no file")
             walked: set[str] = set()
             for match in matches:
-                if _lies_in(match.rstrip("/"), walked):  # ** matches what lies in its folders too
+                if _is_below(match.rstrip("/"), walked):  # ** also matches inside folders
                     continue
                 if os.path.isdir(match):
                     walked.add(match.rstrip("/"))
@@ -131,8 +131,8 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
             raise UserError(f"{name}: {_why_not(name)}")
 
 
-def _lies_in(path: str, folders: set[str]) -> bool:
-    """Whether a path lies anywhere below one of some folders."""
+def _is_below(path: str, folders: set[str]) -> bool:
+    """Whether a path is below one of some folders."""
     while folders and (path := os.path.dirname(path)):
         if path in folders:
             return True
@@ -157,9 +157,7 @@ def _of_file(name: str, skipped: Skipped) -> Iterator[str]:
         yield from container_images(name, skipped)
     elif not _looks_like_image(name):
         if _holds_zero_bytes(name):
-            raise UserError(
-                f"{name}: is neither an image that can be read nor a list of images, which is text"
-            )
+            raise UserError(f"{name}: is not a readable image or text list (a video? HEIC?)")
         yield from read_table(name).paths()
     elif fits_a_line(name):
         yield name

@@ -196,7 +196,7 @@ def identities_in(table: ImageList, index: int) -> Identities:
         if name is None:
             raise UserError(
                 f"{table.file}:{row + 1}: {path} has no part {index} to name its identity; set "
-                "--id-key-index (-2 is the folder the image lies in)"
+                "--id-key-index (-2 is the folder of the image)"
             )
         identities[row] = numbers.setdefault(name, len(numbers))
     return identities

@@ -121,7 +121,7 @@ def make_faces(out_dir: Path, copies: list[Copy], seed: int) -> dict[str, Any]:
                 continue
             _write(out_dir / path, face)
             for copy in by_face.get((identity, number), []):
-                # Keyed by the face, so that an interrupted run goes on with the same numbers.
+                # Keyed by the face, so that a resumed run draws the same numbers.
                 key = (seed, identity, number, COPY_KINDS.index(copy.kind))
                 rng = np.random.default_rng(key)
                 _write(out_dir / copy.path, degrade(face, copy.kind, copy.strength, rng))

@@ -16,7 +16,7 @@ from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
 from dataset.containers import FORMATS, format_of
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
 from dataset.containers.pack import pack_images
-from dataset.datalist import listed_images, write_identified, write_lists
+from dataset.datalist import listed_images, with_identities, write_lists
 from dataset.find import walk_images
 from dataset.left_out import Skipped
 from dataset.lists import LABELPATH
@@ -49,15 +49,15 @@ def main(
     root = check(data_root, containers, id_key_index, min_images_per_id, to_rec)
     skipped = Skipped()
     if containers:
-        members = identified_members(containers, image_list_file, skipped)
-        counts = write_identified(members, root, out_dir, min_images_per_id, skipped)
+        identified = identified_members(containers, image_list_file, skipped)
     else:
         if image_list_file is None:
             images = walk_images(root, skipped)
         else:
             images = listed_images(image_list_file, root, skipped)
-        counts = write_lists(images, root, out_dir, id_key_index, min_images_per_id, skipped)
-    print(f"{out_dir / LABELPATH}: {counts.images} images of {counts.identities} identities")
+        identified = with_identities(images, root, id_key_index, skipped)
+    images_listed, identities = write_lists(identified, root, out_dir, min_images_per_id, skipped)
+    print(f"{out_dir / LABELPATH}: {images_listed} images of {identities} identities")
     if containers == [data_root] and (pairs := write_pairs(root, out_dir / PAIRS)) is not None:
         print(f"{out_dir / PAIRS}: {pairs} pairs")
     if to_rec is not None:

@@ -25,8 +25,8 @@ _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 def containers_of(data_root: str) -> list[str]:
     """The containers that a data root names: a file, a pattern, a folder with tars directly in it.
 
-    Braces stand for several names, as WebDataset has it: shards/{000..099}.tar. Empty: it is a
-    folder of images.
+    Braces name several files, as in WebDataset: shards/{000..099}.tar. Empty for a folder of
+    images.
 
     Raises:
         UserError: a pattern that matches nothing, containers of several kinds, or a compressed tar.
@@ -37,8 +37,8 @@ def containers_of(data_root: str) -> list[str]:
         try:
             found = [(entry.name, entry.is_dir()) for entry in os.scandir(data_root)]
         except OSError:
-            return []  # whoever walks through the folder reports it
-        # Where there are folders, they hold the identities.
+            return []  # reported when the folder is searched
+        # Folders inside are identity folders.
         if any(is_dir for _, is_dir in found):
             return []
         return sorted(f"{data_root.rstrip('/')}/{name}" for name, _ in found if _is_shard(name))

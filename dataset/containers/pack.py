@@ -1,4 +1,4 @@
-"""Packs listed images into one container: a large file in place of millions of small ones."""
+"""Packs listed images into one container: one large file instead of millions of small ones."""
 
 from __future__ import annotations
 

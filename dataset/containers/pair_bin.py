@@ -1,9 +1,9 @@
 """Verification sets as InsightFace ships them: `lfw.bin`, `cfp_fp.bin`, ...
 
-Such a file is a pickle of (images, same): 2 P images as the bytes of image files, and P booleans;
-images 2 i and 2 i + 1 are pair i. A pickle can name any function of any module and have it called,
-so this reader gives it none: names that numpy's arrays and Python's bytes need lead to inert
-stand-ins in this file, and every other name is refused.
+Such a file is a pickle of (images, same): 2 P images as the bytes of image files, and P booleans.
+Images 2 i and 2 i + 1 are pair i. A pickle can call any function of any module, so this reader
+gives it none: the names that numpy's arrays and Python's bytes need get harmless replacements from
+this file, and every other name is refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """InsightFace data sets, `train.rec` with `train.idx`, read without mxnet.
 
-The .idx names the records: `key TAB offset`. In InsightFace's files record 0 holds no image but two
-labels: images are the keys 1 to label[0] - 1, and the keys from there to label[1] - 1 hold, for
-each identity, the first key of its images and the key after the last. Those numbers are float32,
-so beyond 2**24 they are rounded: identities are taken from the images' own labels.
+The .idx names the records: `key TAB offset`. In InsightFace's files record 0 has no image but two
+labels: images have the keys 1 to label[0] - 1. The keys from there to label[1] - 1 hold, for each
+identity, the first key of its images and the key after the last. Those numbers are float32, so they
+are rounded above 2**24: identities are taken from the images' own labels.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RecordFile(Container):
             self.keys, self.offsets = self._rebuild_index(index)
         bounds = np.append(self.offsets, self._end)
         self.offsets = bounds[:-1]
-        self._bounds = memoryview(bounds.data)  # numpy takes longer to give one number
+        self._bounds = memoryview(bounds.data)  # numpy takes longer for one number
         count = len(self.keys)
         whole = int(self.keys[-1]) - int(self.keys[0]) == count - 1
         self._first_key = int(self.keys[0]) if whole else None
@@ -102,9 +102,9 @@ class RecordFile(Container):
         return record.image
 
     def read_run(self, members: Sequence[str]) -> Iterable[Content | None]:
-        """Of images that stand close together in the file, what a single read gives.
+        """One read for images that are close together in the file.
 
-        None for every image that is no ordinary record: `read` gives it, or says what is wrong.
+        None for an image that is not in an ordinary record: `read` gives it, or its damage.
         """
         nothing = repeat(None, len(members))
         joined = "".join(members)
@@ -326,10 +326,10 @@ class RecordWriter:
         self._file.seek(self._size)
 
     def __exit__(self, *error: object) -> None:
-        """Puts the files in place, the .idx first gone, then written last."""
+        """Removes the old .idx, puts the .rec in place, and writes the new .idx last."""
         if error[0] is None:
             with suppress(FileNotFoundError):
-                index_path(self.path).unlink()  # it would name records of the file before
+                index_path(self.path).unlink()  # it names records of the old file
         self._replacing.__exit__(*error)  # type: ignore[arg-type]
         if error[0] is None:
             keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)

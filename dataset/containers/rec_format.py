@@ -1,11 +1,12 @@
 """The bytes of a .rec file: where its records begin and end, and what is in them.
 
-A .rec file is a row of records, each begun by two little-endian words, the magic number and a word
-whose lower 29 bits are a length and whose upper 3 bits say whether the record is whole (0) or the
-first, a middle or the last part (1, 2, 3) of one whose content held the magic number itself, which
-stands between the parts. Contents are padded to 4 bytes. A content begins with flag (uint32), label
-(float32), id and id2 (uint64); a flag above 0 says how many float32 labels follow in the label's
-stead. After that come the bytes of an image file. (dmlc-core, recordio.h; mxnet, recordio.py.)
+A .rec file is a sequence of records. Each begins with two little-endian words: the magic number,
+and a word of a length (lower 29 bits) and a kind (upper 3 bits). Kind 0 is a whole record. Content
+that holds the magic number itself is cut there into parts: the first, middle and last ones have
+the kinds 1, 2, 3, and the magic number between them is left out. Content is padded to 4 bytes. It
+begins with flag (uint32), label (float32), id and id2 (uint64). A flag above 0 is the number of
+float32 labels that follow and replace the label. Then come the bytes of an image file.
+(dmlc-core, recordio.h; mxnet, recordio.py.)
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def scan(file: File) -> Iterator[int | tuple[int, str]]:
 
 
 def frame(content: bytes) -> bytes:
-    """The bytes of a record: cut wherever the magic number stands at a multiple of 4.
+    """The bytes of a record: cut wherever the magic number is at a multiple of 4.
 
     Raises:
         ValueError: a part of 2**29 bytes or more.
@@ -116,10 +117,9 @@ def frame(content: bytes) -> bytes:
 
 
 class Window:
-    """Reads a file from its beginning to its end in large blocks, in pieces as they are asked."""
+    """Small reads in rising order, served from large blocks of a file."""
 
     def __init__(self, file: File) -> None:
-        """Reads nothing yet."""
         self.file, self.start, self.block = file, 0, b""
 
     def read(self, offset: int, size: int) -> bytes:
@@ -137,7 +137,8 @@ def plain_images(
 ) -> list[npt.NDArray[np.uint8] | None]:
     """The images of some records, as parts of the block that holds them.
 
-    Most records are whole and have one finite label; None where one is not, or is damaged.
+    None for a record that is not whole, has several labels or a label that is not finite, or is
+    damaged: `content_at` and `parse` handle these.
 
     Args:
         block: a file's bytes from where the first of these records begins.
@@ -174,7 +175,7 @@ def content_at(
         Damaged: there is no whole record.
     """
     if not 0 <= offset <= size - WORDS.size:
-        raise Damaged(f"lies outside the file, which has {size} bytes")
+        raise Damaged(f"is outside the file, which has {size} bytes")
     guess = following - offset
     block = read(offset, min(guess if WORDS.size <= guess <= MAX_PART else _GUESS, size - offset))
     parts: list[bytes] = []

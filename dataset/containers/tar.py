@@ -1,9 +1,9 @@
-"""WebDataset tars: the files of one sample stand together and share their name up to the first dot.
+"""WebDataset tars: the files of a sample are neighbours that share their name up to the first dot.
 
     000017.cls   000017.jpg        or        n0001/0002.json   n0001/0002.png
 
-What belongs to a sample is decided by the webdataset library, which is needed to list identities
-(`pip install webdataset`). Images are read by their place in the tar, without it.
+The webdataset library decides what belongs to a sample. Listing identities needs it (`pip install
+webdataset`); images are read by their place in the tar, without it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def members(file: File) -> Iterator[Member | str]:
                 ) from error
             yield f"is damaged at offset {seen} ({error})"
             return
-    # tarfile takes garbage where a header should stand for the end; a tar ends with zeros.
+    # tarfile takes garbage in place of a header for the end; a tar ends with zeros.
     if tail < file.size and file.read(tail, tarfile.BLOCKSIZE).strip(b"\0"):
         yield f"is damaged at offset {tail} (no header there)"
 
@@ -214,6 +214,6 @@ def _json_identity(content: bytes) -> str | None:
 
 
 def _key(name: str) -> int:
-    """64 bits that stand for a name; among a million names, two agree once in 37 million tars."""
+    """A 64-bit hash of a name; among a million names, two agree once in 37 million tars."""
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -105,10 +105,10 @@ def test_bad_arguments_and_bad_faces(
     root, out = make_faces(tmp_path / "faces"), tmp_path / "out"
     for change, message in (
         ({"kinds": ("rain",)}, "--kinds rain: choose from blur"),
-        ({"share": 0.0}, "--share 0: must lie in"),
+        ({"share": 0.0}, "--share 0: must be in"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"strengths": (0.5, 0.1)}, "--strengths"),
-        ({"kinds": ("blur", "noise"), "most": 3}, "--most 3: must lie in 1..2"),
+        ({"kinds": ("blur", "noise"), "most": 3}, "--most 3: must be in 1..2"),
         ({"data_root": "nowhere"}, "nowhere: is no folder"),
     ):
         with pytest.raises(UserError, match=message):

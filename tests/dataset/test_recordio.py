@@ -247,7 +247,7 @@ def test_a_file_cut_off_loses_its_last_record_only(tmp_path: Path) -> None:
     assert records.read("2") == images[1]
     with pytest.raises(UnreadableImage, match="beyond the end of the file"):
         records.read("3")
-    with pytest.raises(UnreadableImage, match="lies outside the file"):
+    with pytest.raises(UnreadableImage, match="is outside the file"):
         records.read("5")
 
 

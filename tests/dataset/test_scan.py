@@ -271,7 +271,7 @@ def test_files_folders_patterns_and_lists_are_inputs(here: Path) -> None:
         ("texts/*", "texts/[*]: no images found .left out: 1 .txt files."),
         ("empty.txt", "empty.txt: is empty"),
         ("binary.dat", "binary.dat:1: is not UTF-8 text"),
-        ("zeros.dat", "zeros.dat: is neither an image that can be read nor a list"),
+        ("zeros.dat", "zeros.dat: is not a readable image or text list"),
     ],
 )
 def test_inputs_that_are_none(here: Path, typed: Any, message: Any) -> None:
