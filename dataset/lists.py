@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -109,37 +110,22 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
             message names file, line and what was expected.
     """
     file_path = Path(path)
-    starts: list[npt.NDArray[np.int64]] = []
-    sizes: list[npt.NDArray[np.int32]] = []
-    values: list[Values] = []
+    parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]] = []
     digest = hashlib.sha256()
     rows = offset = 0
     try:
         with open(file_path, "rb") as file:
             source = OpenFile(file.fileno())
-            rest = b""
             if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
                 offset = len(_BYTE_ORDER_MARK)
                 digest.update(_BYTE_ORDER_MARK)
             else:
                 file.seek(0)
-            while chunk := file.read(_BLOCK):
-                digest.update(chunk)
-                block, newline, tail = (rest + chunk).rpartition(b"\n")
-                rest = tail
-                if newline:
-                    part = _parse(file_path, block + b"\n", rows, value)
-                    starts.append(part[0] + offset)
-                    sizes.append(part[1])
-                    values.append(part[2])
-                    rows += len(part[0])
-                    offset += len(block) + 1
-            if rest:
-                part = _parse(file_path, rest + b"\n", rows, value)
-                starts.append(part[0] + offset)
-                sizes.append(part[1])
-                values.append(part[2])
-                rows += len(part[0])
+            for block in whole_lines(file, _BLOCK, digest.update):
+                starts, sizes, values = _parse(file_path, block, rows, value)
+                parts.append((starts + offset, sizes, values))
+                rows += len(starts)
+                offset += len(block)
     except FileNotFoundError as error:
         maker = _MAKERS.get(file_path.name)
         remedy = f"run {maker} first" if maker else "check its name"
@@ -148,14 +134,22 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
         raise UserError(f"{file_path}: cannot be read ({error.strerror or error})") from error
     if rows == 0:
         raise UserError(f"{file_path}: is empty; it must hold one `<path>` a line")
-    return ImageList(
-        file_path,
-        np.concatenate(starts),
-        np.concatenate(sizes),
-        np.concatenate(values),
-        digest.hexdigest(),
-        source,
-    )
+    starts, sizes, values = map(np.concatenate, zip(*parts, strict=True))
+    return ImageList(file_path, starts, sizes, values, digest.hexdigest(), source)
+
+
+def whole_lines(
+    file: IO[bytes], size: int, seen: Callable[[bytes], object] = lambda chunk: None
+) -> Iterator[bytes]:
+    """Blocks of whole lines of a file, each with its line end; `seen` gets the bytes read."""
+    rest = b""
+    while chunk := file.read(size):
+        seen(chunk)
+        block, newline, rest = (rest + chunk).rpartition(b"\n")
+        if newline:
+            yield block + newline
+    if rest:
+        yield rest + b"\n"
 
 
 def read_labelpath(path: str | os.PathLike[str]) -> tuple[ImageList, Identities]:

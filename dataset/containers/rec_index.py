@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dataset.lists import whole_lines
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 
@@ -30,15 +31,12 @@ def read_index(path: Path) -> tuple[Keys, Keys]:
         UserError: unreadable, or not lines of `key TAB offset`, or a key twice.
     """
     parts = []
-    rest, lines = b"", 0
+    lines = 0
     try:
         with open(path, "rb") as file:
-            while chunk := file.read(_BLOCK):
-                block, newline, rest = (rest + chunk).rpartition(b"\n")
-                parts.append(_index_rows(path, block + newline, lines))
+            for block in whole_lines(file, _BLOCK):
+                parts.append(_index_rows(path, block, lines))
                 lines += len(parts[-1])
-        if rest:
-            parts.append(_index_rows(path, rest + b"\n", lines))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     rows = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
