@@ -11,7 +11,6 @@ A new format is a file here with a subclass of `Container`, and an entry in FORM
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -43,8 +42,6 @@ def _bin() -> type[Container]:
 
 # Suffix -> what imports its format, when such a file is opened.
 FORMATS: dict[str, Callable[[], type[Container]]] = {".rec": _rec, ".tar": _tar, ".bin": _bin}
-
-_MEMBER = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, FORMATS))}))#(.+)", re.DOTALL)
 
 
 class _Slot:
@@ -109,12 +106,14 @@ def split_member(path: str) -> tuple[str, str] | None:
     >>> split_member("faces/ann/01.jpg") is None
     True
     """
-    if "#" not in path or (match := _MEMBER.fullmatch(path)) is None:
-        return None
-    container, member = match.groups()
-    # A plain file may have such a name too.
-    if container in _slots or _is_file(container) or not _is_file(path):
-        return container, member
+    at = path.find("#")
+    while at >= 0:
+        container, member = path[:at], path[at + 1 :]
+        if member and is_container(container):
+            # A plain file may have such a name too.
+            plain = not (container in _slots or _is_file(container)) and _is_file(path)
+            return None if plain else (container, member)
+        at = path.find("#", at + 1)
     return None
 
 

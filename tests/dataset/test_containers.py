@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +22,19 @@ from sdd_fiqa.errors import UnreadableImage  # isort: skip
 from dataset.images import read_image  # isort: skip
 import cv2
 
+from common.cli import EXIT_DONE
 from common.distributed import ProcessGroup
-from dataset.containers import close_container, read_bytes, read_run, split_member
+from dataset.containers import FORMATS, close_container, read_bytes, read_run, split_member
+from dataset.containers.base import Container
 from dataset.containers.pack import pack_images
 from dataset.containers.rec import RecordFile, RecordWriter
 from dataset.containers.rec_index import index_path, read_index
+from dataset.find import find_images
 from dataset.left_out import Skipped
 from dataset.lists import read_labelpath, read_table
 from dataset.loader import batches
 from evaluation.edc.verification_lists import read_pairs
+from generate_pseudo_labels.gen_datalist import main as gen_datalist
 from sdd_fiqa.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -367,3 +373,51 @@ def test_a_closed_container_is_read_anew(tmp_path: Path) -> None:
             records.add((0.0,), image)
         close_container(path)
         assert read_bytes(f"{path}#0") == image
+
+
+class ZipImages(Container):
+    """A new format, as a user would add it."""
+
+    writable = True
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self.zip = zipfile.ZipFile(self.path)
+
+    def read(self, member: str) -> bytes:
+        return self.zip.read(member)
+
+    def images(self, skipped: Skipped) -> Iterator[str]:
+        return iter(self.zip.namelist())
+
+    def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
+        return ((name, name.split("/")[0]) for name in self.zip.namelist())
+
+    def pairs(self) -> Iterator[tuple[str, str, bool]]:
+        first, *others = self.zip.namelist()
+        return ((first, other, first[0] == other[0]) for other in others)
+
+    @staticmethod
+    def write(path: Path, images: Iterable[tuple[int, bytes]]) -> int:
+        with zipfile.ZipFile(path, "w") as target:
+            for number, (identity, image) in enumerate(images):
+                target.writestr(f"{identity}/{number}.jpg", image)
+        return number + 1
+
+
+def test_a_new_format_is_a_class_and_an_entry(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, ".zip", lambda: ZipImages)
+    monkeypatch.chdir(faces)
+    packed = tmp_path / "faces.zip"
+    assert gen_datalist("faces", tmp_path / "folder", to_rec=packed) == EXIT_DONE
+    assert gen_datalist(str(packed), tmp_path / "zip") == EXIT_DONE
+    of_zip = contents(tmp_path / "zip" / "DATA.labelpath", faces)
+    assert of_zip == contents(tmp_path / "folder" / "DATA.labelpath", faces)
+    assert list(find_images([str(packed)], Skipped())) == [
+        f"{packed}#{name}" for name in zipfile.ZipFile(packed).namelist()
+    ]
+    table, identities = read_labelpath(tmp_path / "zip" / "DATA.labelpath")
+    first, second, same, lost = read_pairs(packed, table)
+    assert same.tolist() == (identities[first] == identities[second]).tolist() and not lost
