@@ -1,7 +1,7 @@
 """Batches decoded by threads: the list's order, whole, and what cannot be read by its reason."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from dataset import loader
 from dataset.images import read_face
 from dataset.lists import ImageList, read_table
-from dataset.loader import batches, default_workers
+from dataset.loader import batches, default_workers, one_behind
 from sdd_fiqa.errors import UnreadableImage
 
 
@@ -94,3 +94,20 @@ def test_threads_are_shared_among_the_processes_of_a_machine(
     monkeypatch.setattr("sdd_fiqa.cores.usable_cores", lambda: 999)
     assert default_workers() == 16
     assert loader._AHEAD == 2
+
+
+def test_results_are_asked_for_one_behind() -> None:
+    made: list[int] = []
+
+    def begin() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            yield number
+        raise KeyboardInterrupt
+
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        for number in one_behind(begin()):
+            found.append(number)
+            assert made[-1] == min(number + 1, 3)
+    assert found == [0, 1, 2, 3]
