@@ -4,8 +4,8 @@
     python eval.py quickstart/faces --out quickstart/small.csv
     python benchmarks/figure_disagreements.py
 
-The faces are the quickstart's, of people whom the model has not seen: ORL's, and degraded copies.
-Scores and labels are compared by their ranks, since their scales differ.
+The faces are those of the quickstart: ORL faces and degraded copies of them. The model has not seen
+these people. Scores and labels have different scales, so their ranks are compared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scipy.stats import rankdata, spearmanr
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from common.cli import EXIT_DONE, run_script
 from dataset.images import read_face
 from dataset.lists import read_table
 from dataset.scores import read_scores
@@ -30,17 +31,21 @@ OUT = Path("docs/disagreements.png")
 SHOWN = 8
 
 
-def main() -> None:
-    """Draws the picture."""
-    table = read_table(LABELS, "label")
-    scores, labels = read_scores(SCORES, table).values, table.values
-    scored = np.isfinite(scores)
-    rows = list(zip(table.paths(), scores.tolist(), labels.tolist(), strict=True))
-    rows = [row for row, good in zip(rows, scored.tolist(), strict=True) if good]
-    scores, labels = scores[scored], labels[scored]
-    percent = [100 * (rankdata(values) - 0.5) / len(values) for values in (scores, labels)]
+def main(*, scores: Path = SCORES, labels: Path = LABELS, out: Path = OUT) -> int:
+    """Draws the picture.
+
+    Args:
+        scores: a scores.csv of the faces.
+        labels: their pseudo-labels.
+        out: the picture.
+    """
+    table = read_table(labels, "label")
+    found = zip(table.paths(), read_scores(scores, table).values, table.values, strict=True)
+    rows = [row for row in found if np.isfinite(row[1])]
+    judged, wanted = (np.array([row[column] for row in rows]) for column in (1, 2))
+    percent = [100 * (rankdata(values) - 0.5) / len(values) for values in (judged, wanted)]
     gap = percent[0] - percent[1]
-    print(f"{len(rows)} faces, Spearman {spearmanr(scores, labels).statistic:.3f}")
+    print(f"{len(rows)} faces, Spearman {spearmanr(judged, wanted).statistic:.3f}")
     figure, axes = plt.subplots(2, SHOWN, figsize=(1.45 * SHOWN, 4.4))
     order = np.argsort(gap)
     for line, chosen, title in (
@@ -58,8 +63,10 @@ def main() -> None:
             )
         figure.text(0.01, 0.96 - 0.5 * line, title, fontsize=10)
     figure.subplots_adjust(0.01, 0.08, 0.99, 0.93, wspace=0.06, hspace=0.45)
-    figure.savefig(OUT, dpi=110)
+    figure.savefig(out, dpi=110)
+    print(out)
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

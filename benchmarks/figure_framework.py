@@ -1,5 +1,6 @@
-"""Draws docs/framework.png, the three steps, from what quickstart.sh left in quickstart/.
+"""Draws docs/framework.png, the three steps of the method, from the files of quickstart.sh.
 
+bash quickstart.sh
 python benchmarks/figure_framework.py
 """
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from common.cli import EXIT_DONE, run_script
 from dataset.images import read_face
 from dataset.lists import join, read_labelpath, read_table
 from dataset.scores import open_scores
@@ -24,9 +26,14 @@ OUT = Path("docs/framework.png")
 POSITIVE, NEGATIVE, INK = "#2a7f62", "#b5651d", "#22313f"
 
 
-def main() -> None:
-    """Draws the picture."""
-    notes = QUICKSTART / "annotations"
+def main(*, quickstart: Path = QUICKSTART, out: Path = OUT) -> int:
+    """Draws the picture.
+
+    Args:
+        quickstart: the folder that quickstart.sh filled.
+        out: the picture.
+    """
+    notes = quickstart / "annotations"
     table, identities = read_labelpath(notes / "DATA.labelpath")
     features = np.load(notes / "feats_npy" / "Embedding_Features.npy").astype(np.float32)
     labelled = read_table(notes / "quality_pseudo_labels.txt", "label")
@@ -37,13 +44,15 @@ def main() -> None:
     embed_step(columns[0], paths, identities)
     good, bad = pick(paths, labels)
     label_step(columns[1], paths, features, identities, labels, [good, bad])
-    score_step(columns[2], dict(zip(paths, labels.tolist(), strict=True)))
-    figure.savefig(OUT, dpi=110)
-    print(OUT)
+    label_of = dict(zip(paths, labels.tolist(), strict=True))
+    score_step(columns[2], quickstart / "scores.csv", label_of)
+    figure.savefig(out, dpi=110)
+    print(out)
+    return EXIT_DONE
 
 
 def embed_step(figure: Any, paths: list[str], identities: npt.NDArray[np.int32]) -> None:
-    """Faces of four people: what a recogniser turns into embeddings."""
+    """Faces of four people, which a recogniser turns into embeddings."""
     figure.suptitle("1  Embed every face with a recogniser", x=0.04, ha="left", color=INK)
     rows, columns = 4, 5
     axes = figure.subplots(rows, columns)
@@ -63,7 +72,7 @@ def label_step(
     labels: npt.NDArray[np.float64],
     images: list[int],
 ) -> None:
-    """Two faces, each with its similarities to its own identity and to everybody else."""
+    """Two faces, each with its similarities to its own identity and to all others."""
     title = "2  Label it by how far its two similarity distributions lie apart"
     figure.suptitle(title, x=0.04, ha="left", color=INK)
     for axis, image in zip(figure.subplots(2, 1, sharex=True), images, strict=True):
@@ -85,12 +94,12 @@ def label_step(
     figure.subplots_adjust(left=0.04, right=0.97, top=0.9, bottom=0.13, hspace=0.12)
 
 
-def score_step(figure: Any, label_of: dict[str, float]) -> None:
-    """Faces that training did not see, in order of the trained network's scores."""
+def score_step(figure: Any, scores: Path, label_of: dict[str, float]) -> None:
+    """Faces that training did not see, sorted by the scores of the trained network."""
     title = "3  Train a network on the labels; score new faces"
     figure.suptitle(title, x=0.04, ha="left", color=INK)
-    scores = open_scores(QUICKSTART / "scores.csv")
-    pairs = zip(scores.paths(), scores.values.tolist(), strict=True)
+    table = open_scores(scores)
+    pairs = zip(table.paths(), table.values.tolist(), strict=True)
     scored = sorted(
         ((path, score) for path, score in pairs if score == score and path in label_of),
         key=lambda row: row[1],
@@ -119,4 +128,4 @@ def show(axis: Any, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,9 +1,11 @@
-"""What the device itself allows: how fast it multiplies, how fast it moves numbers.
+"""A roofline: the least time that a network can take on this device, layer by layer.
 
-A network runs layer by layer. No layer takes less time than its products at the rate of large
-products in the same precision, nor less than reading its inputs and writing its outputs at the rate
-of a copy. The sum over the layers is a limit to any way of running them one after the other; fusing
-layers gets past it.
+The device multiplies and copies at rates that are measured here. A layer takes at least the time of
+its multiplications at the rate of large matrix products (in the same precision), and at least the
+time to read its inputs and write its outputs at the rate of a copy. The sum over the layers is the
+limit for any program that runs them one after the other. Only fused layers can be faster.
+
+The speed benchmarks import this file; it is not a script.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from torch.utils.flop_counter import flop_registry
 from common.device import Compute
 
 _SIDE = {"cpu": 2048, "cuda": 8192}  # of the products
-_COPIED = {"cpu": 1 << 23, "cuda": 1 << 30}  # bytes: on a CPU a layer's maps are in its caches
+_COPIED = {"cpu": 1 << 23, "cuda": 1 << 30}  # bytes: on a CPU the maps of a layer fit its caches
 _ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a device allows some work.
+    """The limit of some work on a device.
 
     Attributes:
-        seconds: the least that the work takes.
-        operations: multiplications and additions in it.
-        products: operations/s of large products.
-        copies: bytes/s read and written by a copy.
+        seconds: the least time of the work.
+        operations: its multiplications and additions.
+        products: operations/s of large matrix products.
+        copies: bytes/s that a copy reads and writes.
     """
 
     seconds: float
@@ -42,7 +44,7 @@ class Limit:
     copies: float
 
     def beside(self, seconds: float) -> str:
-        """For people: what the time that the work took comes to."""
+        """A human-readable comparison of a measured time with the limit."""
         return (
             f"{self.operations / seconds / 1e12:.2f} TFLOP/s; {self.seconds / seconds:.0%} of what "
             f"products at {self.products / 1e12:.2f} TFLOP/s and copies at "
@@ -51,11 +53,11 @@ class Limit:
 
 
 def limit_of(work: Callable[[], object], compute: Compute) -> Limit:
-    """The limit of some work, gradients included; runs it once.
+    """Measures the limit of some work, gradients included; runs the work once.
 
     Args:
-        work: calls torch; what other libraries do is not seen.
-        compute: where it runs, and in which precision.
+        work: calls torch; other libraries are not counted.
+        compute: its device and precision.
     """
     products, copies = _product_rate(compute), _copy_rate(compute)
     with _Counting(products, copies) as counted:
@@ -64,9 +66,9 @@ def limit_of(work: Callable[[], object], compute: Compute) -> Limit:
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the least time of each operation that torch is asked for.
+    """Adds up the least time of each operation that torch runs.
 
-    Its base is torch's own, which has no types.
+    The base class is torch's, which has no types.
     """
 
     def __init__(self, products: float, copies: float) -> None:
@@ -77,7 +79,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         count = flop_registry.get(func._overloadpacket)
-        if count is None:  # it may be made of others
+        if count is None:  # it may consist of others
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -118,6 +120,6 @@ def _best(work: Callable[[], object], compute: Compute) -> float:
 
 
 def wait_for(compute: Compute) -> None:
-    """Until a GPU has done all it was given."""
+    """Waits until a GPU has finished all its work."""
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)

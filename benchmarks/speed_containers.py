@@ -1,15 +1,15 @@
-"""Images a second out of a folder, a .rec and a tar, beside decoding alone.
+"""How fast images are read from a folder, a .rec and a tar, compared with decoding alone.
 
     python benchmarks/speed_containers.py
     python benchmarks/speed_containers.py --faces faces --num-workers 8
 
-The same images go through the loader of every stage, in the list's order and at random. "decoding
-alone" takes their bytes from memory: no storage can be faster. The files were written just before,
-so what is measured is the work of reading, not the disk.
+The same images go through the loader that every stage uses, in list order and in random order.
+"decoding alone" takes their bytes from memory, so no storage can be faster. The files were written
+just before: the work of reading is measured, not the disk.
 
-Each round measures all of them one after the other. Printed are the best rate, and the median over
-the rounds of processor time for decoding alone over processor time for reading and decoding: what
-else runs on the machine disturbs that ratio least.
+Each round measures all of them in turn. Two numbers are printed: the best rate, and a share. The
+share is the processor time of decoding alone divided by that of reading and decoding, the median
+over the rounds. Other programs on the machine disturb this ratio least.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def main(
     num_workers: int | None = None,
     rounds: int = 15,
 ) -> int:
-    """Measures how fast images come out of a folder, a .rec and a tar.
+    """Measures how fast images are read from a folder, a .rec and a tar.
 
     Args:
-        faces: a folder of images to take; made-up faces of 112x112 when not given.
-        images: how many.
+        faces: a folder of images; without it, synthetic faces of 112x112 are made.
+        images: how many images.
         num_workers: decoding threads; by default one a core.
-        rounds: how often each is measured.
+        rounds: how often each source is measured.
     """
     workers = num_workers or default_workers()
     with tempfile.TemporaryDirectory(prefix="containers-") as name:
@@ -66,7 +66,7 @@ def main(
 
 
 def made_up_faces(count: int) -> list[bytes]:
-    """JPEGs that cost what face crops cost: 112x112, smooth with some detail."""
+    """JPEGs that decode as fast as face crops: 112x112, smooth with some detail."""
     import cv2
 
     rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def real_faces(folder: Path, count: int) -> list[bytes]:
 
 
 def write_sources(folder: Path, contents: list[bytes]) -> dict[str, Source]:
-    """Writes the images in each form; {name: (list, what gives the bytes)}."""
+    """Writes the images in each form; {name: (list, reader of the bytes)}."""
     (folder / "files").mkdir()
     names = [f"{number:07}.jpg" for number in range(len(contents))]
     with RecordWriter(folder / "a.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
@@ -120,7 +120,7 @@ def write_sources(folder: Path, contents: list[bytes]) -> dict[str, Source]:
 def measure(
     sources: dict[str, Source], rows: npt.NDArray[np.int64], workers: int, rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Of each source: images a second, the best, and its share of decoding alone, the median."""
+    """{source: (best images/s, median share of decoding alone)}."""
     rates, works = np.zeros((rounds, len(sources))), np.zeros((rounds, len(sources)))
     names = list(sources)
     for number in range(rounds):

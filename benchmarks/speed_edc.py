@@ -1,12 +1,12 @@
-"""How fast error-versus-discard curves are drawn, against the plain way and the machine's limit.
+"""How fast error-versus-discard curves are computed, against a plain way and the machine's limit.
 
     python benchmarks/speed_edc.py                                  9,000 images, as large as LFW
     python benchmarks/speed_edc.py --images 100000 --only-ours      5,000,000,000 pairs
 
-The plain way holds all similarities and, at every share discarded, selects and partitions those
-that are left. The limit is one matrix product of all pairs, which both need once (ours twice: once
-to find where the thresholds lie, once to find them exactly). All three run on the same embeddings
-in one process; ratios are what to look at.
+The plain way keeps all similarities in memory; for each discarded share it selects the remaining
+ones and partitions them. The limit is one matrix product of all pairs. The plain way needs it once.
+Ours needs it twice: first to find where the thresholds are, then to find them exactly. All three
+run on the same embeddings in one process, so compare the ratios.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def main(
     """Prints seconds and ratios.
 
     Args:
-        images: of the set.
-        images_per_id: of each identity.
-        dimension: D of the embeddings.
-        scorers: quality scores, judged at three FMRs under all four rules.
-        repeats: the best of so many is taken.
-        only_ours: leave out the plain way, which needs memory for all pairs.
+        images: size of the set.
+        images_per_id: images of each identity.
+        dimension: D, the length of an embedding.
+        scorers: number of quality scores; each is evaluated at three FMRs under all four rules.
+        repeats: runs; the best counts.
+        only_ours: skip the plain way, which needs memory for all pairs.
     """
     features, identities, quality = made_faces(images, images_per_id, dimension)
     generator = np.random.default_rng(1)
@@ -86,7 +86,7 @@ def main(
 def made_faces(
     images: int, images_per_id: int, dimension: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Embeddings of identities with noise of different strength, and its negative as quality."""
+    """Embeddings with noise of different strength; the quality is the negative noise."""
     generator = np.random.default_rng(0)
     identities = np.arange(images) // images_per_id
     centres = generator.normal(size=(identities[-1] + 1, dimension)).astype(np.float32)
@@ -101,7 +101,7 @@ def made_faces(
 
 
 def all_products(features: npt.NDArray[np.float32]) -> None:
-    """Every similarity above the diagonal, computed and forgotten: the limit."""
+    """Computes every similarity above the diagonal and keeps none: the limit."""
     buffer = np.empty((1024, 8192), np.float32)
     for top in range(0, len(features), 1024):
         for left in range(top, len(features), 8192):

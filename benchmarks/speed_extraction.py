@@ -1,13 +1,15 @@
 """How fast faces are embedded on this device: our way against the plain one.
 
-python benchmarks/speed_extraction.py
+    python benchmarks/speed_extraction.py
 
-"ours" is what extract_feats runs: channels_last and, where the device is fast at it, bf16. "plain"
-is, for R_50 and MFN, the published definition, float32, NCHW, in batches; their weights are random,
-with BatchNorm's statistics taken from the faces, so that signals neither die nor grow. For the
-recognisers known by name (fetched once) it is onnxruntime, a face a run on a thread for each core.
-Decoding is left out; both ways see one set of faces, and the cosine between their embeddings is
-printed. Ours, where it is torch, is put beside what the device allows.
+"ours" is what extract_feats runs: channels_last, and bf16 if the device is fast at it. "plain" for
+R_50 and MFN is the published network in float32 and NCHW, in batches. Their weights are random;
+their BatchNorm statistics come from the faces, so that signals keep their size. "plain" for the
+recognisers known by name (downloaded once) is onnxruntime: one face per run, one thread per core.
+
+Decoding is not included. Both ways embed the same faces, and the cosine between their embeddings is
+printed. If ours runs in torch, its rate is compared with the limit of the device
+(benchmarks/limits.py).
 """
 
 from __future__ import annotations
@@ -42,11 +44,11 @@ Way = Callable[[Array], Array]
 
 
 def main(*, faces: int = 128, batch_size: int = 16, repeats: int = 3, device: str = "auto") -> int:
-    """Measures images per second of both ways, turn by turn.
+    """Measures images per second of both ways, in turns.
 
     Args:
-        faces: made-up faces a pass.
-        batch_size: faces a call of the plain way; ours takes what suits it.
+        faces: synthetic faces per pass.
+        batch_size: faces per call of the plain way; ours chooses its own.
         repeats: passes; the best counts.
         device: auto, cpu, cuda or cuda:i.
     """
@@ -74,7 +76,7 @@ def main(*, faces: int = 128, batch_size: int = 16, repeats: int = 3, device: st
 def compare(
     name: str, plain: Way, ours: Recogniser, images: Array, batch_size: int, repeats: int
 ) -> float:
-    """Prints the rate of both ways, their ratio, and how far apart they are; returns ours."""
+    """Prints both rates, their ratio and the smallest cosine; returns our rate."""
     ways = {"plain": plain, "ours": ours.embed}
     rates = dict.fromkeys(ways, 0.0)
     found = {}
@@ -93,9 +95,9 @@ def compare(
 
 
 def report_limit(name: str, network: nn.Module, ours: Recogniser, rate: float) -> None:
-    """Prints what our rate comes to beside what the device allows, where ours is torch."""
+    """Compares our rate with the limit of the device, if ours runs in torch."""
     device, *precision = ours.about["precision"].split()
-    if precision[0] not in ("fp32", "bf16"):  # it runs in onnxruntime
+    if precision[0] not in ("fp32", "bf16"):  # this one runs in onnxruntime
         return
     fold = precision[0] == "fp32"  # as the recognisers have it
     forward = Forward(network, choose_compute(device, precision[0]), fold)
@@ -105,7 +107,7 @@ def report_limit(name: str, network: nn.Module, ours: Recogniser, rate: float) -
 
 
 def settled_network(backbone: str, faces: Array) -> nn.Module:
-    """A recognition network of random weights whose BatchNorms know some faces."""
+    """A recognition network of random weights; its BatchNorm statistics come from the faces."""
     torch.manual_seed(0)
     network = build_network(backbone, recognition=True, dropout=0.0)
     for module in network.modules():
@@ -117,7 +119,7 @@ def settled_network(backbone: str, faces: Array) -> nn.Module:
 
 
 def plain_way(model: nn.Module, device: torch.device, faces: Array) -> Array:
-    """(B, 112, 112, 3) uint8 -> (B, 512), float32 and NCHW all the way."""
+    """(B, 112, 112, 3) uint8 -> (B, 512); float32 and NCHW throughout."""
     with torch.inference_mode():
         nchw = torch.from_numpy(faces).permute(0, 3, 1, 2).contiguous().to(device)
         out: Array = model(nchw).cpu().numpy()

@@ -5,9 +5,9 @@
     python benchmarks/speed_labels.py --images 5000000 --images-per-id 5
     python benchmarks/speed_labels.py --device cuda                    also with rows on the GPU
 
-Makes its own embeddings (synthetic, float16, in a temporary folder), runs the plain reference on
-some images, the whole command (process start to files on disk) on all, and measures in the same run
-what the machine can multiply and read, so that the distance to it is known.
+It makes synthetic float16 embeddings in a temporary folder. The plain reference runs on some
+images; the whole command (process start to files on disk) runs on all. The same run measures how
+fast the machine multiplies and reads, which gives the limit.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def main(
     Args:
         images: size of the set.
         images_per_id: images of each identity.
-        dimension: numbers of an embedding.
-        runs: times each command is run; the best is reported.
+        dimension: length of an embedding.
+        runs: how often each command runs; the best counts.
         device: cpu or cuda.
-        folder: where the set is made, and kept; a temporary folder when not given.
+        folder: the set is made here and kept; without it, a temporary folder is used.
     """
     one_blas_thread()
     with tempfile.TemporaryDirectory() as temporary:
@@ -67,7 +67,7 @@ def main(
         print(f"machine: {flops / 1e9:,.0f} GFLOP/s float32 and {reading / 1e9:.1f} GB/s read on")
         print(f"  {threads} threads")
         for estimator, products, passes in (("sampled", 288, 1), ("exact", 1024, 2)):
-            # The products no implementation of this estimator saves, and the bytes it must read.
+            # Every implementation of this estimator needs these products and reads these bytes.
             least = 2 * products * dimension / flops + passes * 2 * dimension / reading
             best, peak = min(time_command(target, estimator, device) for _ in range(runs))
             rate = images / best
@@ -83,7 +83,7 @@ def main(
 
 
 def make_set(folder: Path, images: int, images_per_id: int, dimension: int) -> None:
-    """DATA.labelpath and float16 unit rows: identities around centres, of varied spread."""
+    """Writes DATA.labelpath and float16 unit rows: each identity spreads around a centre."""
     import numpy as np
 
     (folder / "feats_npy").mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def make_set(folder: Path, images: int, images_per_id: int, dimension: int) -> N
 
 
 def time_reference(folder: Path, images_per_id: int) -> float:
-    """Images/s of the method as it reads: draw, compare, sort, image by image, 12 times."""
+    """Images/s of the published method: 12 times draw, compare and sort, image by image."""
     import numpy as np
     from scipy.stats import wasserstein_distance
 
@@ -133,7 +133,7 @@ def time_reference(folder: Path, images_per_id: int) -> float:
 
 
 def time_machine(folder: Path, dimension: int) -> tuple[float, float]:
-    """Float32 operations/s of the products in use, and bytes/s of plain reading, on all cores."""
+    """Float32 operations/s of such products, and bytes/s of plain reading, on all cores."""
     import numpy as np
 
     a = np.random.default_rng(0).standard_normal((1024, dimension), np.float32)
@@ -158,7 +158,7 @@ def time_machine(folder: Path, dimension: int) -> tuple[float, float]:
 
 
 def _rate_on_all_cores(work: Callable[[], float]) -> float:
-    """Amount/s, best of five, of as many threads as there are cores."""
+    """Amount per second with one thread per core, best of five."""
     best = 0.0
     for _ in range(5):
         with ThreadPoolExecutor(usable_cores()) as pool:
@@ -173,7 +173,7 @@ def time_command(folder: Path, estimator: str, device: str) -> tuple[float, floa
     script = _ROOT / "generate_pseudo_labels" / "gen_pseudo_labels.py"
     command = [sys.executable, str(script), "--out-dir", str(folder), "--estimator", estimator]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    # A process inherits the peak of whoever started it; a small one in between keeps ours out.
+    # A process inherits the memory peak of its parent; a small parent in between avoids that.
     begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _IN_BETWEEN, *command, "--device", device],
@@ -188,7 +188,7 @@ def time_command(folder: Path, estimator: str, device: str) -> tuple[float, floa
 
 
 def time_resident(folder: Path, images: int, dimension: int, device: str) -> None:
-    """Images/s with the embeddings in the GPU's memory, and its matrix rate and copy bandwidth."""
+    """Images/s with the embeddings in GPU memory; also its matrix rate and copy bandwidth."""
     import numpy as np
     import torch
 
@@ -236,7 +236,7 @@ def time_resident(folder: Path, images: int, dimension: int, device: str) -> Non
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
-    """Best of three, after one to warm up."""
+    """Seconds of the best of three runs, after one to warm up."""
     import torch
 
     best = float("inf")

@@ -1,12 +1,12 @@
 """How fast eval.py scores: against the published way, and against the network alone.
 
-    python -m benchmarks.speed_scoring                           made-up JPEGs, R_50 and MFN
+    python -m benchmarks.speed_scoring                           synthetic JPEGs, R_50 and MFN
     python -m benchmarks.speed_scoring --images faces/ --count 10000 --repeats 3
 
-The published way is one image at a time: Pillow, torchvision's transforms, float32. Ours is what
-eval.py runs, decoding included, at the default precision. The network alone is its batched forward
-over faces decoded before. All take turns, several times; the best of each counts, because other
-work on the machine can only slow one down. Weights are random: they do not change the time.
+The published way scores one image at a time: Pillow, torchvision's transforms, float32. Ours is
+what eval.py runs, decoding included, at the default precision. "network alone" is the batched
+forward pass over decoded faces. All run in turns, several times. The best of each counts, because
+other programs can only slow it down. Weights are random, which does not change the time.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def main(
     """Measures rates of scoring, and the time from the shell to the first score.
 
     Args:
-        images: a folder of aligned faces; made-up JPEGs when not given.
-        count: how many of them.
-        repeats: rounds; the best of each way counts.
-        published_count: images a round for the published way, which needs no more for its rate.
+        images: a folder of aligned faces; without it, synthetic JPEGs are made.
+        count: how many images.
+        repeats: rounds; the best of each counts.
+        published_count: images per round for the published way; its rate needs no more.
         device: auto, cpu, cuda or cuda:i.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -75,7 +75,7 @@ def main(
 def rates(
     checkpoint: Path, table: ImageList, repeats: int, published_count: int, device: str
 ) -> dict[str, float]:
-    """Images per second of each way, the best of all rounds."""
+    """{way: images per second, the best of all rounds}."""
     ours = load_quality_model(checkpoint, device=device)
     onnx = load_quality_model(checkpoint.with_suffix(".onnx"), device="cpu")
     faces = np.stack([read_face(path) for path in table.paths_at(range(min(len(table), 512)))])
@@ -130,14 +130,14 @@ def published_way(
 
 
 def run_pipeline(table: ImageList, model: QualityModel) -> None:
-    """What eval.py does between its arguments and its files."""
+    """Scores a list as eval.py does, without reading arguments or writing files."""
     scores, _ = scoring.score(ListedFaces(table, model.batch_size), len(table), model)
     if scores.reasons:
         raise UserError(f"{table.path(min(scores.reasons))}: cannot be scored; choose others")
 
 
 def run_alone(faces: Any, model: QualityModel) -> None:
-    """The batched forward over decoded faces, (N, 112, 112, 3) uint8; a GPU works on meanwhile."""
+    """The batched forward pass over (N, 112, 112, 3) uint8 faces, one batch ahead."""
     last: Callable[[], Any] | None = None
     for start in range(0, len(faces), model.batch_size):
         scores = model.begin(faces[start : start + model.batch_size])
@@ -149,7 +149,7 @@ def run_alone(faces: Any, model: QualityModel) -> None:
 
 
 def first_score(model: Path, image: str) -> float:
-    """Seconds of `python eval.py IMAGE --model MODEL`, start and end of the process included."""
+    """Seconds of `python eval.py IMAGE --model MODEL`, the whole process."""
     command = [sys.executable, str(ROOT / "eval.py"), image, "--model", str(model), "--out", "-"]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -160,7 +160,7 @@ def first_score(model: Path, image: str) -> float:
 
 
 def report_rates(backbone: str, best: dict[str, float]) -> None:
-    """Prints rates, ratios and whether the goals are met."""
+    """Prints rates, ratios and the goals."""
     for name, rate in best.items():
         print(f"{backbone}: {name:<14} {rate:8.1f} images/s")
     against = best["eval.py"] / best["published"]
@@ -172,7 +172,7 @@ def report_rates(backbone: str, best: dict[str, float]) -> None:
 
 
 def report_limit(backbone: str, checkpoint: Path, rate: float, device: str) -> None:
-    """Prints what the rate comes to beside what the device allows the network alone."""
+    """Compares the rate with the limit of the device for the network alone."""
     from benchmarks.limits import limit_of
     from common.device import choose_compute
     from models.checkpoints import load_network
@@ -185,7 +185,7 @@ def report_limit(backbone: str, checkpoint: Path, rate: float, device: str) -> N
 
 
 def make_models(folder: Path, backbone: str) -> Path:
-    """A checkpoint of random weights and its export beside it."""
+    """A checkpoint of random weights, with its ONNX export next to it."""
     import torch
 
     from models.networks import build_network
@@ -200,7 +200,7 @@ def make_models(folder: Path, backbone: str) -> Path:
 
 
 def make_faces(folder: Path, count: int) -> Path:
-    """JPEGs of 112x112 with about the detail, and so the decoding time, of faces."""
+    """JPEGs of 112x112 that decode about as fast as faces."""
     folder.mkdir()
     note(f"making {count} JPEGs")
     for row, pixels in enumerate(islice(_patterns(), count)):

@@ -1,11 +1,11 @@
-"""How fast training is: the step alone, the loader alone, both, and the plain published shape.
+"""How fast training is: the step alone, the loader alone, both, and a plain loop.
 
     python benchmarks/speed_training.py --backbone MFN --images 320
     python benchmarks/speed_training.py --backbone R_50 --images 8192 --batch-size 512     on a GPU
 
-Everything runs on made-up JPEGs in a temporary folder. "plain" is a loop as the published code has
-it: PIL in one worker thread, float32, NCHW, nn.PReLU, Adam without fusing. The step is put beside
-what the device allows.
+Everything runs on synthetic JPEGs in a temporary folder. "plain" is a loop like the published code:
+PIL in one worker thread, float32, NCHW, nn.PReLU, Adam without fusing. The step is compared with
+the limit of the device (benchmarks/limits.py).
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def main(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> int:
-    """Measures training on made-up faces.
+    """Measures training on synthetic faces.
 
     Args:
         backbone: the network.
-        images: made-up JPEGs, one pass each measurement.
-        batch_size: images a step.
+        images: synthetic JPEGs; each measurement is one pass over them.
+        batch_size: images per step.
         repeats: passes; the best counts.
         device: auto, cpu, cuda or cuda:i.
-        precision: of our step; the plain loop is float32.
+        precision: that of our step; the plain loop is float32.
     """
     compute = choose_compute(device, precision)
     print(f"{backbone}, {images} images, batches of {batch_size}, {compute}")
@@ -88,7 +88,7 @@ def main(
 
 
 class Trainer:
-    """One training step as train.py makes it."""
+    """The training step of train.py."""
 
     def __init__(self, backbone: str, compute: Compute) -> None:
         """Makes network and optimiser."""
@@ -109,7 +109,7 @@ class Trainer:
 
 
 class Plain:
-    """The published shape: one image at a time through PIL, float32, NCHW."""
+    """The published loop: one image at a time through PIL, float32, NCHW."""
 
     def __init__(self, backbone: str, compute: Compute) -> None:
         """Makes network and optimiser."""
@@ -122,7 +122,7 @@ class Plain:
         self.optimiser = torch.optim.Adam(network.parameters(), 1e-4, (0.9, 0.99), 1e-6)
 
     def epoch(self, table: ImageList, batch_size: int) -> None:
-        """One pass, the next batch read by one worker meanwhile."""
+        """One pass; a worker reads the next batch meanwhile."""
         paths = list(table.paths())
         parts = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
         with ThreadPoolExecutor(1) as worker:
@@ -133,7 +133,7 @@ class Plain:
 
 
 def finish_step(scores: Tensor, optimiser: torch.optim.Optimizer) -> None:
-    """Loss against made-up labels, gradient, update."""
+    """Loss against constant labels, gradient, update."""
     labels = torch.full_like(scores, 50.0)
     loss = nn.functional.smooth_l1_loss(scores, labels)
     optimiser.zero_grad(set_to_none=True)
@@ -151,13 +151,13 @@ def read_with_pil(paths: list[str]) -> Tensor:
 
 
 def loaded(table: ImageList, batch_size: int, compute: Compute) -> Iterator[Tensor]:
-    """The images through our loader, on the device."""
+    """Yields the images from our loader, on the device."""
     for batch in batches(table, np.arange(len(table)), batch_size):
         yield compute.put(batch.faces)
 
 
 def make_images(folder: Path, count: int) -> ImageList:
-    """Made-up JPEGs of 112x112 and their list."""
+    """Synthetic JPEGs of 112x112 and their list."""
     rng = np.random.default_rng(0)
     for number in range(count):
         small = rng.integers(0, 255, (14, 14, 3), dtype=np.uint8)
@@ -169,7 +169,7 @@ def make_images(folder: Path, count: int) -> ImageList:
 
 
 def best(repeats: int, images: int, work: Callable[[], object]) -> float:
-    """Images a second of the fastest pass, after one that does not count."""
+    """Images per second of the fastest pass, after one to warm up."""
     work()
     times = []
     for _ in range(repeats):

@@ -1,16 +1,15 @@
-"""How a quality model behaves: falls with every degradation, knows non-faces, keeps still.
+"""How a quality model behaves: on degraded faces, on pictures without a face, on small changes.
 
     python benchmarks/study_behaviour.py --faces checkpoints/sdd_fiqa/held_out.txt --model small
 
 Prints three tables in Markdown:
 
-1. For each kind of degradation: the share of faces whose score does not rise (by more than a
-   tolerance) from any strength to any higher one; the same where scores below 10 count as 10; and
-   the median score at each strength. A face's score at a strength is the median over several
-   draws of what the kind leaves to chance.
-2. Pictures that are no faces, made by code or cut from beside faces: the share that scores below
-   the 5th percentile of the faces.
-3. How far the score of a face moves when it is mirrored, or shifted by 2 pixels.
+1. For each kind of degradation: the share of faces whose score never rises with the strength (by
+   more than a tolerance); the same with scores below 10 counted as 10; and the median score at each
+   strength. Some kinds have random parts, so the score of a face is the median over several draws.
+2. Pictures without a face, made by code or cut from next to faces: the share that scores below the
+   5th percentile of the faces.
+3. How much the score of a face changes if it is mirrored, or shifted by 2 pixels.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.images import FACE_SIZE, Image
 
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-BAD = 10  # points: lower scores are of faces that nobody keeps, whatever their order
+BAD = 10  # points: nobody keeps faces below this score, so their order does not matter
 Faces = npt.NDArray[np.uint8]
 
 
@@ -48,12 +47,12 @@ def main(
     """Prints the tables.
 
     Args:
-        faces: a list of aligned faces that the model has not seen; undegraded ones are taken.
+        faces: a list of aligned faces that the model has not seen; only undegraded ones are used.
         model: as for eval.py.
-        sample: how many faces.
-        draws: of chance, for each face, kind and strength.
-        tolerance: points by which a score may rise.
-        seed: of the sample and of all draws.
+        sample: number of faces.
+        draws: random draws for each face, kind and strength.
+        tolerance: a rise of up to so many points is ignored.
+        seed: random seed of the sample and of all draws.
     """
     network = load_quality_model(model)
     paths = [path for path in read_table(faces).paths() if kind_of(path) == CLEAN]
@@ -130,7 +129,7 @@ def _white_noise(face: Image, rng: np.random.Generator) -> Image:
 
 
 def _texture(face: Image, rng: np.random.Generator) -> Image:
-    """Noise of all sizes at once, as clouds, stone and cloth have it."""
+    """Noise at all scales, like clouds, stone and cloth."""
     picture = np.zeros(face.shape, np.float32)
     for side in (2, 4, 8, 16, 32, 64):
         layer = rng.uniform(-1, 1, (side, side, 3)).astype(np.float32)
@@ -139,7 +138,7 @@ def _texture(face: Image, rng: np.random.Generator) -> Image:
 
 
 def _stripes(face: Image, rng: np.random.Generator) -> Image:
-    """Two waves across each other."""
+    """Two crossing waves."""
     y, x = np.mgrid[:FACE_SIZE, :FACE_SIZE].astype(np.float32)
     picture = np.zeros((FACE_SIZE, FACE_SIZE), np.float32)
     for _ in range(2):
@@ -149,7 +148,7 @@ def _stripes(face: Image, rng: np.random.Generator) -> Image:
 
 
 def _landscape(face: Image, rng: np.random.Generator) -> Image:
-    """A sky that grows lighter downwards, a sun, and three ranges of hills."""
+    """A sky that is lighter below, a sun, and three ranges of hills."""
     y, x = np.mgrid[:FACE_SIZE, :FACE_SIZE] / FACE_SIZE
     picture = np.array([90, 140, 210]) + 90 * y[:, :, None] * np.array([1, 0.8, 0.4])
     sun = np.hypot(x - rng.uniform(0, 1), y - rng.uniform(0, 0.4)) < rng.uniform(0.03, 0.12)
@@ -178,7 +177,7 @@ def _beside_the_face(face: Image, rng: np.random.Generator) -> Image:
 
 
 def _shuffled(face: Image, rng: np.random.Generator) -> Image:
-    """The face in 16 tiles, in any order."""
+    """The face cut into 16 tiles, in random order."""
     tiles = face.reshape(4, 28, 4, 28, 3).swapaxes(1, 2).reshape(16, 28, 28, 3)
     mixed = tiles[rng.permutation(16)].reshape(4, 4, 28, 28, 3).swapaxes(1, 2)
     return np.asarray(mixed.reshape(face.shape), np.uint8)

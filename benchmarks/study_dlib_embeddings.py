@@ -1,13 +1,13 @@
-"""Embeddings by dlib's recogniser, a third one that had no part in any label here.
+"""Embeddings by dlib's recogniser, a third one that made no label of this project.
 
     pip install dlib-bin
     python benchmarks/study_dlib_embeddings.py --image-list annotations/DATA.labelpath \
         --out-dir dlib --weights dlib_face_recognition_resnet_model_v1.dat
 
 The weights (CC0) are in the package face_recognition_models 0.3.0, face_recognition_models/models/.
-dlib compares its 128 numbers by their distance; lengths differ by 5 %, so cosines order pairs
-nearly as it does. An aligned face of 112x112 becomes its chip of 150x150 by the similarity that
-puts the eyes where dlib has them; what lies outside repeats the edge.
+dlib compares its 128 numbers by Euclidean distance. Their lengths differ by 5 %, so cosines order
+pairs nearly the same. dlib expects a crop ("chip") of 150x150: a similarity transform maps the eyes
+of our 112x112 crop to the eyes of the chip. Pixels outside the crop repeat its edge.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sdd_fiqa.alignment import TEMPLATE
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import cv2
 
-_SIDE = 150  # pixels of a chip
-# Middles of the eyes in dlib's chip with a padding of .25, by its mean five landmarks.
+_SIDE = 150  # pixels, width and height of a chip
+# Centres of the eyes in dlib's chip with a padding of .25, from its mean five landmarks.
 _EYES = np.array([[47.73, 47.14], [100.28, 47.12]])
 
 
@@ -71,7 +71,7 @@ def main(*, image_list: Path, weights: Path, out_dir: Path) -> int:
 
 
 def chip_of_crop() -> npt.NDArray[np.float64]:
-    """(2, 3) the similarity from the template's eyes to those of dlib's chip."""
+    """(2, 3) similarity transform from the eyes of our template to those of dlib's chip."""
     (a, b), (c, d) = TEMPLATE[:2], _EYES
     turn = complex(*(d - c)) / complex(*(b - a))
     matrix = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])

@@ -1,23 +1,22 @@
-"""What labels and training faces are worth: a head on frozen trunk features for each choice.
+"""Compares labels and training faces: one head on frozen trunk features for each choice.
 
     python benchmarks/study_heads.py --train annotations/DATA.labelpath --out-dir heads \
         --test lfw/clean/DATA.labelpath lfw/unseen/DATA.labelpath \
         --variants exact=annotations/quality_pseudo_labels.txt \
                    "clean only=annotations/quality_pseudo_labels.txt:clean"
 
-Training a network for each of a dozen choices takes days; a linear head on the features of a
-frozen recogniser takes seconds. The head is that of `train.py --fit-head`
-(training/closed_form_head.py).
+To train a network for each of a dozen choices takes days. A linear head on the features of a frozen
+recogniser takes seconds. The head is that of `train.py --fit-head` (training/closed_form_head.py).
 
 A variant is name=<label file>[:<choice>,...]; choices:
 
-    clean            only faces that are no degraded copies
-    -<kind>          no copies that this kind had a part in
-    balanced         each twentieth of the label range weighs the same
-    cap <N>          an identity weighs no more than N images
+    clean            only undegraded faces
+    -<kind>          no copies degraded by this kind (alone or with another)
+    balanced         each twentieth of the label range has the same weight
+    cap <N>          an identity has at most the weight of N images
 
-Each variant's scores of each test list go to `<out-dir>/<folder of the list>/<name>.csv`, for
-eval_edc.py.
+The scores of a test list are written to `<out-dir>/<folder of the list>/<name>.csv`, which
+eval_edc.py reads.
 """
 
 from __future__ import annotations
@@ -70,13 +69,13 @@ def main(
         train: DATA.labelpath of the training faces.
         variants: name=<label file>[:<choice>,...].
         test: lists to score.
-        out_dir: gets the features and the scores.
-        start: the recogniser whose trunk it is, as for train.py.
-        held_out: share of the identities that heads do not see; Spearman to their labels is told.
-        folds: cut the identities into so many parts instead; a face is scored by the head that saw
-            all parts but its own identity's. The test lists then show the same people as the
-            training list, in folders of the same names.
-        seed: of that share, or of the parts.
+        out_dir: the features and the scores are written here.
+        start: the recogniser that gives the trunk, as in train.py --finetuning-model.
+        held_out: share of the identities held out; Spearman with their labels is printed.
+        folds: cross-validation instead: the identities are cut into so many parts, and a face is
+            scored by the head that was trained without its part. The test lists then show the
+            people of the training list, in folders of the same names.
+        seed: random seed of that share, or of the parts.
     """
     table, identities = read_labelpath(train)
     features = trunk_features(start, table, out_dir)
@@ -86,7 +85,7 @@ def main(
     rng = np.random.default_rng([seed, 1])
     if folds:
         parts = np.array_split(rng.permutation(np.unique(people)), folds)
-    else:  # holds out whom train.py holds out
+    else:  # the same people as train.py holds out
         out = rng.choice(numbers, round(held_out * len(numbers)), replace=False)
         parts = [np.unique(people[np.isin(identities, out)])]
     kinds = [frozenset(kind_of(path).split("+")) for path in table.paths()]
@@ -113,14 +112,14 @@ def main(
 
 
 def people_of(table: ImageList) -> npt.NDArray[np.str_]:
-    """(N,) whom each face shows: the name of its folder."""
+    """(N,) the person on each face: the name of its folder."""
     return np.array([path.split("/")[-2] for path in table.paths()])
 
 
 def trunk_features(start: str, table: ImageList, folder: Path) -> Floats:
-    """What a head sees of each face on a trunk's last map: (N, D) float32.
+    """The features of each face for the head, from the trunk's last map: (N, D) float32.
 
-    Kept in a file named after the trunk, how many values they are, and the list's sha256.
+    They are kept in a file whose name has the trunk, D, and the sha256 of the list.
     """
     network = start_network(start).network
     assert isinstance(network, GraphNetwork)
@@ -130,7 +129,7 @@ def trunk_features(start: str, table: ImageList, folder: Path) -> Floats:
         kept: Floats = np.load(path)
         return kept
     compute = choose_compute()
-    network.quality = torch.nn.Sequential()  # nothing: the trunk's map comes out
+    network.quality = torch.nn.Sequential()  # no head: the output is the trunk's map
     model = FaceModel(network).to(memory_format=torch.channels_last).to(compute.device).eval()
     found = np.zeros((len(table), dimension), np.float32)
     with torch.inference_mode(), compute.autocast():
@@ -164,7 +163,7 @@ class Variant:
     def sees(
         self, table: ImageList, identities: npt.NDArray[Any], kinds: list[frozenset[str]]
     ) -> tuple[Floats, Floats]:
-        """Of each face of the list: its label, and its weight; 0 where it is not learned from."""
+        """(N,) labels and (N,) weights of the faces in the list; weight 0: not used."""
         given = read_table(self.labels, "label")
         rows = join(given, table)
         labels = np.zeros(len(table), np.float32)
@@ -188,7 +187,7 @@ class Variant:
 
 
 def fit(features: Floats, labels: Floats, weights: Floats) -> Callable[[Floats], Floats]:
-    """A head, (N, D) -> (N,), from (N, D) features, (N,) labels and (N,) weights (0: unseen)."""
+    """Fits a head, (N, D) -> (N,), to (N, D) features, (N,) labels and (N,) weights (0: unused)."""
     ridge = Ridge(features.shape[1])
     rows = np.flatnonzero(weights)
     for part in np.array_split(rows, max(1, len(rows) // 8192)):

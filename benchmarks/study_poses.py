@@ -1,11 +1,12 @@
-"""Frontal faces and profiles of the same people, out of a list: a test set of pose.
+"""Selects frontal faces and profiles of the same people from a list: a test set for pose.
 
     python benchmarks/study_poses.py --image-list annotations/DATA.labelpath --out-dir poses
 
-The turn of a head is read off YuNet's landmarks on the aligned face: how far the nose lies beside
-the line from between the eyes to the middle of the mouth, as a share of that line. 0 is frontal,
-about .27 and more a profile. People with four of each or more give up to `most` of each, drawn by a
-seed, to <out-dir>/DATA.labelpath, which extract_feats.py, heads.py and eval_edc.py read.
+The turn of a head is measured from YuNet's landmarks on the aligned face. It is the distance of the
+nose from the line between the middle of the eyes and the middle of the mouth, divided by the length
+of that line: 0 is frontal, about .27 and more is a profile. People need at least four faces of each
+kind. Up to `most` of each kind are drawn and written to <out-dir>/DATA.labelpath, which
+extract_feats.py, study_heads.py and eval_edc.py read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sdd_fiqa.cores import own_cores
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
 
-_MARGIN = 40  # pixels of black: the detector wants room around a face
+_MARGIN = 40  # pixels of black: the detector needs room around a face
 _FEWEST = 4
 
 
@@ -39,15 +40,15 @@ def main(
     most: int = 15,
     seed: int = 0,
 ) -> int:
-    """Lists frontal faces and profiles.
+    """Writes the list of frontal faces and profiles.
 
     Args:
         image_list: DATA.labelpath of aligned faces.
-        out_dir: gets the DATA.labelpath of the chosen.
+        out_dir: the DATA.labelpath of the chosen faces is written here.
         frontal: the largest turn of a frontal face.
         profile: the smallest turn of a profile.
-        most: frontal faces, and profiles, of one person.
-        seed: of the draw.
+        most: at most so many frontal faces, and so many profiles, of one person.
+        seed: random seed of the draw.
     """
     if (out_dir / LABELPATH).resolve() == image_list.resolve():
         raise UserError(
@@ -69,7 +70,7 @@ def main(
             people += 1
             chosen += [row for kind in kinds for row in rng.permutation(kind)[:most].tolist()]
     if people < 2:
-        raise UserError(f"{image_list}: {people} people with {_FEWEST} frontal faces and profiles")
+        raise UserError(f"{image_list}: {people} people with {_FEWEST} faces of each kind; needs 2")
     with replacing(out_dir / LABELPATH) as file:
         for row in sorted(chosen):
             file.write(f"{paths[row]}\t{identities[row]}\n")
@@ -78,7 +79,7 @@ def main(
 
 
 def turn_of(path: str, aligner: FaceAligner) -> float:
-    """How far the head of an aligned face is turned aside; NaN where it is not found."""
+    """The turn of the head on an aligned face; NaN if no face is found."""
     try:
         face = read_face(path)
     except UnreadableImage:
@@ -89,7 +90,7 @@ def turn_of(path: str, aligner: FaceAligner) -> float:
 
 
 def turn(landmarks: Points) -> float:
-    """The nose's distance from the line between eyes and mouth, as a share of its length."""
+    """Distance of the nose from the line between eyes and mouth, divided by its length."""
     eyes, mouth = landmarks[:2].mean(axis=0), landmarks[3:].mean(axis=0)
     down, beside = mouth - eyes, landmarks[2] - eyes
     length: npt.NDArray[np.float64] = down @ down
