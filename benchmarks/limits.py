@@ -43,7 +43,7 @@ class Limit:
     products: float
     copies: float
 
-    def beside(self, seconds: float) -> str:
+    def compared_with(self, seconds: float) -> str:
         """A human-readable comparison of a measured time with the limit."""
         return (
             f"{self.operations / seconds / 1e12:.2f} TFLOP/s; {self.seconds / seconds:.0%} of what "

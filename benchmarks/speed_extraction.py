@@ -103,7 +103,7 @@ def report_limit(name: str, network: nn.Module, ours: Recogniser, rate: float) -
     forward = Forward(network, choose_compute(device, precision[0]), fold)
     batch = np.zeros((ours.batch_size, 112, 112, 3), np.uint8)
     limit = limit_of(lambda: forward.run(batch)(), forward.compute)
-    print(f"{name}: {limit.beside(len(batch) / rate)}")
+    print(f"{name}: {limit.compared_with(len(batch) / rate)}")
 
 
 def settled_network(backbone: str, faces: Array) -> nn.Module:

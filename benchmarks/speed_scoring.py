@@ -181,7 +181,7 @@ def report_limit(backbone: str, checkpoint: Path, rate: float, device: str) -> N
     forward = Forward(load_network(checkpoint, recognition=False)[1], choose_compute(device))
     batch = np.zeros((forward.batch_size, 112, 112, 3), np.uint8)
     limit = limit_of(lambda: forward.run(batch)(), forward.compute)
-    print(f"{backbone}: {limit.beside(len(batch) / rate)}")
+    print(f"{backbone}: {limit.compared_with(len(batch) / rate)}")
 
 
 def make_models(folder: Path, backbone: str) -> Path:

@@ -80,7 +80,7 @@ def main(
         rates["plain"] = best(repeats, images, lambda: plain.epoch(table, batch_size))
     for name, rate in rates.items():
         print(f"{name:<14}{rate:>10.1f} images/s")
-    print(f"step alone: {limit.beside(batch_size / rates['step alone'])}")
+    print(f"step alone: {limit.compared_with(batch_size / rates['step alone'])}")
     slower = min(rates["step alone"], rates["loader alone"])
     print(f"real loop / the slower of its parts: {rates['real loop'] / slower:.2f}")
     print(f"real loop / plain: {rates['real loop'] / rates['plain']:.2f}")

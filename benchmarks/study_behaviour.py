@@ -79,8 +79,8 @@ def degradations(
         for draw in range(draws):
             for place, strength in enumerate(STRENGTHS):
                 rngs = (np.random.default_rng([seed, draw, row]) for row in range(len(faces)))
-                spoilt = [degrade(f, kind, strength, r) for f, r in zip(faces, rngs, strict=True)]
-                of[draw, place] = network(np.stack(spoilt))
+                degraded = [degrade(f, kind, strength, r) for f, r in zip(faces, rngs, strict=True)]
+                of[draw, place] = network(np.stack(degraded))
         score = np.median(of, axis=0)  # (strengths, faces)
         lowest = np.minimum.accumulate(score, axis=0)
         falls, above = (
