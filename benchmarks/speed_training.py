@@ -32,7 +32,7 @@ from common.cli import EXIT_DONE, run_script
 from common.device import Compute, choose_compute
 from dataset.lists import ImageList, read_table
 from dataset.loader import batches
-from models.backbones.prelu import PReLU
+from models.backbones.layers import PReLU
 from models.networks import FaceModel, build_network
 from train_config import TrainConfig
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.backbones.ir import R50
-from models.backbones.ir_normed import NormedIR
+from models.backbones import RGB, Pixels
+from models.backbones.ir import R50, NormedIR
 from models.backbones.iresnet import IResNet
 from models.backbones.layer_graph import GraphNetwork
-from models.backbones.layers import RGB, Pixels, add_floor, floor_of
+from models.backbones.layers import add_floor, floor_of
 from models.backbones.mobilefacenet import MobileFaceNet
 from sdd_fiqa.errors import UserError
 

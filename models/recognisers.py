@@ -133,7 +133,7 @@ def _load_onnx(
     compute = choose_compute(device, precision)
     if str(compute) == "cpu fp32":
         return _OnnxRecogniser(path, name, wants, device)
-    from models.backbones.layers import Pixels
+    from models.backbones import Pixels
     from models.onnx_import import read_embedder
 
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from models.backbones import Pixels
 from models.backbones.layer_graph import GraphNetwork, graph_network, is_graph
-from models.backbones.layers import Pixels
 from models.checkpoints import read_about
 from models.fitting import Loaded, copy_fitting, differences, find_trunk
 from models.networks import HEAD, build_network, restore_floor

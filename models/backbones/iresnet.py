@@ -1,8 +1,8 @@
-"""InsightFace's iresnet, key for key as arcface_torch distributes it.
+"""InsightFace's iresnet, with the keys of the files of arcface_torch.
 
-An IR network of its own: a BatchNorm between a unit's first convolution and its PReLU, a convolved
-shortcut wherever the map shrinks, and a BatchNorm on the last map. Layout read from
-recognition/arcface_torch/backbones/iresnet.py of github.com/deepinsight/insightface.
+It differs from R_50 in three places. A BatchNorm lies between a unit's first convolution and its
+PReLU. The shortcut has a convolution wherever the map shrinks. The last map has a BatchNorm. Layout
+read from recognition/arcface_torch/backbones/iresnet.py of github.com/deepinsight/insightface.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from common.device import in_float32
-from models.backbones.layers import EMBEDDING_DIM, MAP, RGB, head
-from models.backbones.prelu import PReLU
+from models.backbones import RGB
+from models.backbones.layers import EMBEDDING_DIM, MAP, PReLU, head
 
 
 class Unit(nn.Module):
-    """BN, conv, BN, PReLU, conv (stride), BN, plus the shortcut."""
+    """BN, conv, BN, PReLU, conv (of stride 1 or 2), BN, plus the shortcut."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        """Makes one unit; `stride` is 1 or 2, and 2 convolves the shortcut."""
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, 1, 1, bias=False)
@@ -52,7 +51,6 @@ class IResNet(nn.Module):
     def __init__(
         self, units: tuple[int, int, int, int], recognition: bool = False, dropout: float = 0.5
     ) -> None:
-        """Makes the network with random weights; `units` of each stage."""
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)

@@ -1,7 +1,7 @@
 """A network given as a list of layers: the trunk of an ONNX recogniser under a quality head.
 
-The list is plain data and goes into the .json beside a checkpoint; with it the checkpoint stands
-alone, and neither the ONNX file nor the package `onnx` is needed again.
+The list is plain data, and is saved in the .json next to a checkpoint. With both files, neither the
+ONNX file nor the package `onnx` is needed again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from common.device import in_float32
-from models.backbones.layers import RGB, Pixels, head
-from models.backbones.mobilefacenet import convolve
-from models.backbones.prelu import PReLU
+from models.backbones import RGB, Pixels
+from models.backbones.layers import PReLU, convolve, head
 from sdd_fiqa.errors import UserError
 
 
@@ -29,7 +28,7 @@ class Convolution(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, in float32 under autocast too: what follows it may blow its rounding up."""
+    """nn.Linear, in float32 under autocast too: the next layer may amplify rounding errors."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D_in) -> (B, D)."""
@@ -37,7 +36,7 @@ class Linear(nn.Linear):
 
 
 class Norm(nn.BatchNorm2d):
-    """BatchNorm of maps, (B, C, H, W), and of what has been flattened, (B, C)."""
+    """BatchNorm of maps, (B, C, H, W), or of flattened values, (B, C)."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() not in (2, 4):
@@ -45,7 +44,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class Arithmetic(nn.Module):
-    """Adds, subtracts or multiplies two maps, or a map and a constant."""
+    """Adds, subtracts or multiplies two maps, or a map and a constant (a number, or C numbers)."""
 
     constant: Tensor | None
 
@@ -54,20 +53,19 @@ class Arithmetic(nn.Module):
         function: Callable[[Tensor, Tensor], Tensor],
         constant: list[float] | None = None,
     ) -> None:
-        """Takes two maps, or one and `constant`: one number, or one a channel."""
         super().__init__()
         self.function = function
         value = None if constant is None else torch.tensor(constant).view(-1, 1, 1)
         self.register_buffer("constant", value, persistent=False)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), twice where there is no constant -> the same shape."""
+        """(B, C, H, W), and a second map if there is no constant -> the same shape."""
         other = self.constant if y is None else y
         assert other is not None
         return self.function(x, other)
 
 
-# What a layer may be: its ONNX name, and what makes it from its settings.
+# The known layers: ONNX name -> what makes the layer from its settings.
 OPERATIONS: dict[str, Callable[..., nn.Module]] = {
     "Conv": Convolution,
     "BatchNormalization": Norm,
@@ -89,10 +87,9 @@ class Graph(nn.ModuleList):
     graph's own, input k + 1 the output of layer k; the last layer's output is the graph's.
     """
 
-    pixels = RGB  # of a graph that stands alone: whoever makes it says what it wants
+    pixels = RGB  # the default; an ONNX file does not record its input, so the reader sets it
 
     def __init__(self, layers: list[dict[str, Any]]) -> None:
-        """Makes the layers with random weights."""
         super().__init__(OPERATIONS[layer["op"]](**layer["settings"]) for layer in layers)
         self.inputs: list[list[int]] = [list(layer["inputs"]) for layer in layers]
         if not layers or any(
@@ -100,7 +97,7 @@ class Graph(nn.ModuleList):
             for place, sources in enumerate(self.inputs)
             for source in sources
         ):
-            raise ValueError("a layer takes what no layer before it gives")
+            raise ValueError("a layer takes an input that no earlier layer gives")
         # Maps are dropped after their last use: a batch of 512 faces has gigabytes of them.
         last_use = {source: place for place, of in enumerate(self.inputs) for source in of}
         self._done_with = [
@@ -123,18 +120,16 @@ class Graph(nn.ModuleList):
 class GraphNetwork(nn.Module):
     """A quality head (`quality`) on a trunk that a list of layers describes (`trunk`).
 
-    Input (B, 3, 112, 112) float as `pixels` say. Output (B, 1), the quality on the label scale
+    Input (B, 3, 112, 112) float as `pixels` says. Output (B, 1), the quality on the label scale
     0..100.
+
+    Args:
+        graph: {"layers": see `Graph`, "map": [C, H, W] of its output}.
+        pixels: the input of the trunk.
+        dropout: share of the head's inputs dropped while training.
     """
 
     def __init__(self, graph: dict[str, Any], pixels: Pixels, dropout: float = 0.5) -> None:
-        """Makes the network with random weights.
-
-        Args:
-            graph: {"layers": see `Graph`, "map": [C, H, W] of its output}.
-            pixels: what the trunk takes.
-            dropout: share of the head's inputs dropped while training.
-        """
         super().__init__()
         self.graph, self.pixels = graph, pixels
         self.trunk = Graph(graph["layers"])
@@ -146,30 +141,28 @@ class GraphNetwork(nn.Module):
 
 
 def is_graph(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state_dict is that of a `GraphNetwork`: no other network has a `trunk`."""
+    """Whether a state_dict is of a `GraphNetwork`: no other network has a `trunk`."""
     return any(key.startswith("trunk.") for key in state)
 
 
 def graph_network(about: dict[str, Any], where: str, dropout: float = 0.5) -> GraphNetwork:
-    """Makes the network that the .json beside a checkpoint describes, with random weights.
+    """Makes the network that the .json next to a checkpoint describes, with random weights.
 
     Raises:
         UserError: it describes none, or it is damaged; the message begins with `where`.
     """
     if "graph" not in about:
         raise UserError(
-            f"{where}: its trunk came from an ONNX file, and its layers stand in the .json that "
-            "was saved beside it; put that there again"
+            f"{where}: its trunk came from an ONNX file; the list of its layers is in the .json "
+            "saved with it; put that file next to it"
         )
     try:
-        wants = about["input"]
-        pixels = Pixels(str(wants["colour"]), float(wants["mean"]), float(wants["scale"]))
-        network = GraphNetwork(about["graph"], pixels, dropout)
+        network = GraphNetwork(about["graph"], Pixels.read(about["input"]), dropout)
         with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, 112, 112))  # some settings fail in use alone
+            network.eval()(torch.zeros(1, 3, 112, 112))  # some wrong settings only fail here
         return network.train()
     except Exception as error:  # a damaged description fails in many ways
         raise UserError(
-            f"{where}: the .json beside it describes no network that can be made ({error!r}); "
-            "get both again"
+            f"{where}: the .json next to it does not describe a working network ({error!r}); "
+            "get both files again"
         ) from error

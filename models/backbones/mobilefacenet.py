@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 
 from common.device import in_float32
-from models.backbones.layers import EMBEDDING_DIM, head
-from models.backbones.prelu import PReLU
+from models.backbones.layers import EMBEDDING_DIM, PReLU, convolve, head
 
 
 class ConvBlock(nn.Module):
@@ -25,7 +23,6 @@ class ConvBlock(nn.Module):
         padding: int = 0,
         linear: bool = False,
     ) -> None:
-        """Makes one block."""
         super().__init__()
         self.conv = nn.Conv2d(
             channels_in, channels, kernel, stride, padding, groups=groups, bias=False
@@ -39,24 +36,12 @@ class ConvBlock(nn.Module):
         return out
 
 
-def convolve(function: Callable[[Tensor], Tensor], conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`function(x)`, the convolution `conv`; in float32 where a CPU's bf16 gradient is slow.
-
-    That is depthwise with stride 2: eleven times the time of float32 (oneDNN, torch 2.15).
-    """
-    strided = conv.groups > 1 and conv.stride[0] > 1
-    if strided and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.requires_grad:
-        return in_float32(function, x).to(x.dtype)
-    return function(x)
-
-
 class Bottleneck(nn.Module):
-    """1x1 up to `groups` channels, 3x3 depthwise, 1x1 down; with its input added if `residual`."""
+    """1x1 up to `groups` channels, 3x3 depthwise, 1x1 down; plus its input if `residual`."""
 
     def __init__(
         self, channels_in: int, channels: int, groups: int, stride: int = 1, residual: bool = False
     ) -> None:
-        """Makes one bottleneck."""
         super().__init__()
         self.conv = ConvBlock(channels_in, groups)
         self.conv_dw = ConvBlock(groups, groups, 3, stride, groups, padding=1)
@@ -69,59 +54,43 @@ class Bottleneck(nn.Module):
         return x + out if self.residual else out
 
 
-class Residuals(nn.Module):
-    """A run of residual bottlenecks of one width."""
+def residuals(channels: int, count: int, groups: int) -> nn.Sequential:
+    """`count` residual bottlenecks of one width, (B, C, H, W) -> the same shape."""
+    run = (Bottleneck(channels, channels, groups, residual=True) for _ in range(count))
+    return nn.Sequential(OrderedDict(model=nn.Sequential(*run)))
 
-    def __init__(self, channels: int, count: int, groups: int) -> None:
-        """Makes `count` bottlenecks."""
-        super().__init__()
-        self.model = nn.Sequential(
-            *(Bottleneck(channels, channels, groups, residual=True) for _ in range(count))
+
+def recognition_head() -> nn.Sequential:
+    """Global depthwise convolution, Linear, BN: (B, 512, 7, 7) -> (B, 512)."""
+    return nn.Sequential(
+        OrderedDict(
+            conv_6_dw=ConvBlock(512, 512, 7, groups=512, linear=True),
+            flatten=nn.Flatten(),
+            linear=nn.Linear(512, EMBEDDING_DIM, bias=False),
+            bn=nn.BatchNorm1d(EMBEDDING_DIM),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        out: Tensor = self.model(x)
-        return out
-
-
-class RecognitionHead(nn.Module):
-    """Global depthwise convolution, Linear, BN: 512x7x7 -> 512."""
-
-    def __init__(self) -> None:
-        """Makes the head."""
-        super().__init__()
-        self.conv_6_dw = ConvBlock(512, 512, 7, groups=512, linear=True)
-        self.flatten = nn.Flatten()
-        self.linear = nn.Linear(512, EMBEDDING_DIM, bias=False)
-        self.bn = nn.BatchNorm1d(EMBEDDING_DIM)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 512, 7, 7) -> (B, 512)."""
-        out: Tensor = self.bn(self.linear(self.flatten(self.conv_6_dw(x))))
-        return out
+    )
 
 
 class MobileFaceNet(nn.Module):
     """MobileFaceNet with a quality head (`quality`) or a recognition head (`output_layer`).
 
-    Input and output as `R50`.
+    Input and output are those of `R50`.
     """
 
     def __init__(self, recognition: bool = False, dropout: float = 0.5) -> None:
-        """Makes the network with random weights."""
         super().__init__()
         self.conv1 = ConvBlock(3, 64, 3, 2, padding=1)  # 112 -> 56
         self.conv2_dw = ConvBlock(64, 64, 3, 1, groups=64, padding=1)
         self.conv_23 = Bottleneck(64, 64, groups=128, stride=2)  # -> 28
-        self.conv_3 = Residuals(64, 4, groups=128)
+        self.conv_3 = residuals(64, 4, groups=128)
         self.conv_34 = Bottleneck(64, 128, groups=256, stride=2)  # -> 14
-        self.conv_4 = Residuals(128, 6, groups=256)
+        self.conv_4 = residuals(128, 6, groups=256)
         self.conv_45 = Bottleneck(128, 128, groups=512, stride=2)  # -> 7
-        self.conv_5 = Residuals(128, 2, groups=256)
+        self.conv_5 = residuals(128, 2, groups=256)
         self.conv_6_sep = ConvBlock(128, 512)
         if recognition:
-            self.output_layer = RecognitionHead()
+            self.output_layer = recognition_head()
         else:
             self.quality = head(1, dropout)
         self.recognition = recognition

@@ -306,7 +306,7 @@ def test_a_checkpoint_without_its_description_is_refused(tmp_path: Path) -> None
             start_network(str(path))
 
     layers = [dict(layer) for layer in about["graph"]["layers"]]
-    refused("describes no network that can be made", graph={"layers": layers})
+    refused("does not describe a working network", graph={"layers": layers})
     other = [{**layers[0], "op": "Loop"}, *layers[1:]]
     refused("describes no network", graph={**about["graph"], "layers": other})
     ahead = [{**layers[0], "inputs": [5]}, *layers[1:]]

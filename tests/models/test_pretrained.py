@@ -127,7 +127,7 @@ def test_eval_takes_it_without_being_told(run_script: Run, tmp_path: Path) -> No
 def test_shrinking_halves_and_keeps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         shrink(model=tmp_path / "none.pth", out=tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"its layers stand in the \.json"):
+    with pytest.raises(UserError, match=r"the list of its layers is in the \.json"):
         lonely = tmp_path / "lonely.pth"
         lonely.write_bytes(PRETRAINED[DEFAULT_MODEL].read_bytes())
         shrink(model=lonely, out=tmp_path / "x.pth")

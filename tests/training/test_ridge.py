@@ -11,8 +11,9 @@ from torch import nn
 
 from common.device import choose_compute
 from common.distributed import ProcessGroup
+from models.backbones import RGB
 from models.backbones.layer_graph import GraphNetwork
-from models.backbones.layers import FLOOR, RGB, add_floor
+from models.backbones.layers import FLOOR, add_floor
 from models.checkpoints import load_network, save_network
 from models.networks import FaceModel, build_network, describe_network, quality_head
 from sdd_fiqa.errors import UserError

@@ -14,7 +14,7 @@ from torch import nn
 
 from common.distributed import ProcessGroup
 from dataset.loader import Batch
-from models.backbones.prelu import PReLU
+from models.backbones.layers import PReLU
 from models.checkpoints import read_resume, save_resume
 from models.networks import build_network
 from sdd_fiqa.errors import UserError
