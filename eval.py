@@ -32,9 +32,9 @@ from dataset.lists import ImageList
 from dataset.loader import Batch, one_behind
 from dataset.scores import Scores, write_scores
 from evaluation.summary import summarise
+from models import QualityModel, load_quality_model
 from models.backbones import Backbone
 from models.pretrained import DEFAULT_MODEL
-from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing

@@ -1,10 +1,10 @@
-"""Turns a checkpoint into one ONNX file that takes uint8 RGB faces and gives scores.
+"""Writes a checkpoint as one ONNX file that takes uint8 RGB faces and gives scores.
 
     python export_onnx.py --model checkpoints/sdd_fiqa/best.pth --out sdd_fiqa.onnx
     python export_onnx.py --model checkpoints/sdd_fiqa/best.pth --out small.onnx --int8-faces faces/
     python eval.py faces/ --model sdd_fiqa.onnx
 
-docs/onnx.md loads the file with onnxruntime and with OpenCV.
+docs/onnx.md shows how to use the file with onnxruntime and with OpenCV.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from dataset.left_out import Skipped
 from evaluation.calibration import held_out_measures
 from models.backbones import Backbone
 from models.checkpoints import load_network
-from models.onnx_export import onnx_bytes
-from models.onnx_int8 import quantised
+from models.onnx_export import onnx_bytes, quantised
 from models.pretrained import find_model
 from models.quality import load_quality_model
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing, sha256_of
-from sdd_fiqa.quality_onnx import is_onnx
+from sdd_fiqa.onnx_runner import is_onnx
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
 MIN_SPEARMAN = 0.999  # of int8, against float32
@@ -49,9 +48,9 @@ def main(
         model: a checkpoint of train.py or in the published format, or the name of a shipped model.
         out: the .onnx file to write.
         backbone: its architecture; found from the file when not given.
-        int8_faces: write the convolutions in int8, by these aligned faces (a folder, pattern or
-            list of some hundreds, not of those you test on): half are for the ranges, half to see
-            that faces keep their order.
+        int8_faces: write the convolutions in int8, with the help of these aligned faces (a folder,
+            pattern or list of some hundreds, not those you test on): half set the ranges, half
+            check that faces keep their order.
     """
     if not is_onnx(out):
         raise UserError(f"--out {out}: must end in .onnx")
@@ -67,17 +66,17 @@ def main(
     }
     content = onnx_bytes(network, properties)
     difference = compare(path, content, backbone)
-    held = f"largest difference to torch {difference:.2g} points"
+    checked = f"largest difference to torch {difference:.2g} points"
     if int8_faces is not None:
-        content, held = in_int8(content, int8_faces)
+        content, checked = in_int8(content, int8_faces)
     with replacing(out, "wb") as file:
         file.write(content)
-    print(f"{out}: {name}, {len(content) / 1e6:.1f} MB; {held}")
+    print(f"{out}: {name}, {len(content) / 1e6:.1f} MB; {checked}")
     return EXIT_DONE
 
 
 def compare(model: Path, content: bytes, backbone: str | None) -> float:
-    """The largest difference between a checkpoint and its export, on noise of every contrast.
+    """The largest difference between the scores of a checkpoint and of its export, on noise.
 
     Raises:
         UserError: they differ by more than MAX_DIFFERENCE (of a score of 100).
@@ -90,17 +89,17 @@ def compare(model: Path, content: bytes, backbone: str | None) -> float:
     difference = float(np.abs(by_torch - by_onnx).max())
     if not difference <= MAX_DIFFERENCE * max(1.0, float(np.abs(by_torch).max()) / 100):
         raise UserError(
-            f"{model}: its export scores differently, by {difference:.3g} points, and is not kept; "
-            "report this with the versions of torch and onnxruntime"
+            f"{model}: the scores of its export differ by {difference:.3g} points, so it was not "
+            "written; report this with the versions of torch and onnxruntime"
         )
     return difference
 
 
 def in_int8(content: bytes, inputs: str) -> tuple[bytes, str]:
-    """The export in int8, and in words how well it holds.
+    """The export in int8, and a line that compares its scores with float32.
 
     Raises:
-        UserError: too few faces, or it orders them differently: Spearman below MIN_SPEARMAN.
+        UserError: too few faces, or their order changes: Spearman below MIN_SPEARMAN.
     """
     faces = read_faces(inputs)
     note(f"int8: ranges from {len(faces[::2])} faces; a minute or two")
@@ -108,13 +107,13 @@ def in_int8(content: bytes, inputs: str) -> tuple[bytes, str]:
     exact, rough = scores_of(content, faces[1::2]), scores_of(small, faces[1::2])
     rank = held_out_measures(rough, exact)
     largest = float(np.abs(exact - rough).max())
-    held = f"int8 against float32 on {len(exact)} faces: Spearman {rank['spearman']:.5f}, "
-    held += f"largest difference {largest:.2g} points"
+    checked = f"int8 against float32 on {len(exact)} faces: Spearman {rank['spearman']:.5f}, "
+    checked += f"largest difference {largest:.2g} points"
     if not rank["spearman"] >= MIN_SPEARMAN:
         raise UserError(
-            f"{held}; below Spearman {MIN_SPEARMAN} it is not kept: leave out --int8-faces"
+            f"{checked}; int8 needs a Spearman of {MIN_SPEARMAN}: leave out --int8-faces"
         )
-    return small, held
+    return small, checked
 
 
 def read_faces(inputs: str) -> npt.NDArray[np.uint8]:
@@ -126,7 +125,7 @@ def read_faces(inputs: str) -> npt.NDArray[np.uint8]:
             faces.append(read_face(paths[row]))
     if len(faces) < FEWEST_FACES:
         raise UserError(
-            f"--int8-faces {inputs}: has {len(faces)} readable faces; {FEWEST_FACES} are the least"
+            f"--int8-faces {inputs}: has {len(faces)} readable faces; {FEWEST_FACES} are needed"
         )
     return np.stack(faces)
 

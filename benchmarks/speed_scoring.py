@@ -30,7 +30,7 @@ from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
 from dataset.lists import ImageList
-from models.quality import QualityModel, load_quality_model
+from models import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,8 +26,8 @@ from dataset.degradations import KINDS, TEST_KINDS, degrade
 from dataset.images import read_face
 from dataset.lists import read_table
 from evaluation.by_kind import CLEAN, kind_of
+from models import QualityModel, load_quality_model
 from models.pretrained import DEFAULT_MODEL
-from models.quality import QualityModel, load_quality_model
 from sdd_fiqa.images import FACE_SIZE, Image
 
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

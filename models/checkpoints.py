@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, matched by key name, written whole or not at all."""
+"""Checkpoint files: loading executes no code and matches keys; writing is all or nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import nn
 
 from common.cli import note
 from models.backbones.layer_graph import graph_network, is_graph
-from models.fitting import differences, identify, misfit, skeleton
 from models.networks import build_network, restore_floor
-from models.state_dicts import read_state
+from models.state_dicts import differences, explain_mismatch, identify, read_state, skeleton
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, replacing, sha256_of, write_json
 
@@ -24,8 +23,8 @@ def load_network(
 ) -> tuple[str, nn.Module, dict[str, Any]]:
     """Makes the network that a checkpoint file holds; every key must match.
 
-    A network whose trunk came from an ONNX file is made from the .json beside it, which also says
-    whether the head has a floor.
+    The .json next to the file records whether the head has a floor. If the trunk came from an ONNX
+    file, the .json also holds the list of its layers.
 
     Args:
         path: the file.
@@ -33,8 +32,8 @@ def load_network(
         backbone: its name; None finds it from the keys.
 
     Returns:
-        The backbone's name; the network, in evaluation mode; of a quality network the .json beside
-        the file, as `read_about` gives it.
+        The backbone's name; the network, in evaluation mode; and what `read_about` gives, for a
+        quality network.
 
     Raises:
         UserError: unreadable, or the keys or shapes are not those of the wanted network.
@@ -46,12 +45,11 @@ def load_network(
     found = (str(about.get("architecture")), "quality") if graph else identify(state)
     if found is None:
 
-        def explain(name: str) -> str:
+        def differences_to(name: str) -> str:
             return differences(skeleton(name, recognition), state)
 
-        raise UserError(
-            f"{path}: " + misfit(state, backbone, f"{{}} with a {wanted} head", explain)
-        )
+        part = f"{{}} with a {wanted} head"
+        raise UserError(f"{path}: {explain_mismatch(state, backbone, part, differences_to)}")
     if found[1] != wanted:
         raise UserError(
             f"{path}: is a {found[0]} network with a {found[1]} head; a {wanted} head is needed"
@@ -62,7 +60,7 @@ def load_network(
     if graph:
         network = graph_network(about, str(path))
         if unlike := differences(network.state_dict(), state):
-            raise UserError(f"{path}: does not fit the .json beside it: {unlike}")
+            raise UserError(f"{path}: does not fit the .json next to it: {unlike}")
     else:
         network = build_network(found[0], recognition=recognition)
     network.load_state_dict(state, strict=True)
@@ -71,7 +69,7 @@ def load_network(
 
 
 def save_network(path: str | os.PathLike[str], network: nn.Module, about: dict[str, Any]) -> None:
-    """Writes the bare state_dict, and beside it a .json with `about` and the file's sha256."""
+    """Writes the bare state_dict, and a .json next to it with `about` and the file's sha256."""
     target = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     with replacing(target, "wb") as file:
@@ -80,7 +78,7 @@ def save_network(path: str | os.PathLike[str], network: nn.Module, about: dict[s
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The .json beside a checkpoint; empty where there is none (a published file).
+    """The .json next to a checkpoint; empty if there is none (a published file).
 
     Raises:
         UserError: it belongs to another file (sha256), or is not JSON.
@@ -98,11 +96,11 @@ RESUME, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def save_resume(folder: Path, key: dict[str, Any], content: dict[str, Any]) -> None:
-    """Writes last.ckpt; the one before becomes previous.ckpt.
+    """Writes last.ckpt; the existing one becomes previous.ckpt.
 
     Args:
         folder: of the training.
-        key: what makes a training the same training.
+        key: settings that a resume must not change.
         content: state dicts and plain values.
     """
     last = folder / RESUME
@@ -114,12 +112,12 @@ def save_resume(folder: Path, key: dict[str, Any], content: dict[str, Any]) -> N
 
 
 def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """Reads what `save_resume` wrote; None where there is nothing to go on from.
+    """Reads what `save_resume` wrote; None if there is no save.
 
-    A damaged last.ckpt is passed over, with a line, for the one before.
+    If last.ckpt is damaged, a line says so, and previous.ckpt is read.
 
     Raises:
-        UserError: the folder holds another training; the message names a setting that differs.
+        UserError: the folder holds a run with other settings; the message names one.
     """
     for name in (RESUME, PREVIOUS):
         path = folder / name
@@ -133,14 +131,15 @@ def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
             if not isinstance(content, dict) or not isinstance(content.get("key"), dict):
                 raise ValueError
         except Exception:  # as in read_state
-            note(f"{path}: is damaged; passed over")
+            note(f"{path}: is damaged; skipped")
             continue
         differing = [name for name in key if content["key"].get(name) != key[name]]
         if differing:
             first = differing[0]
             raise UserError(
-                f"{path}: is of another training ({first} {content['key'].get(first)}, now "
-                f"{key[first]}); choose another --checkpoints-name, or remove the folder"
+                f"{path}: this folder holds a run with other settings: {first} was "
+                f"{content['key'].get(first)}, is now {key[first]}; choose another "
+                "--checkpoints-name, or remove the folder"
             )
         return content
     return None

@@ -1,4 +1,4 @@
-"""The networks by name, and the one form in which every stage calls them: uint8 faces in."""
+"""The networks by name, and the model that every stage calls: uint8 faces in."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def build_network(backbone: str, *, recognition: bool = False, dropout: float = 
 
 
 def pixels_of(network: nn.Module) -> Pixels:
-    """How a network wants its faces; one that does not say takes RGB, (x - 127.5) / 127.5."""
+    """The input of a network; RGB, (x - 127.5) / 127.5, if it has no `pixels`."""
     pixels = getattr(network, "pixels", RGB)
     assert isinstance(pixels, Pixels)
     return pixels
 
 
 def describe_network(backbone: str, network: nn.Module) -> dict[str, Any]:
-    """What the .json beside a quality network must say for the network to be made again."""
+    """What the .json next to a quality network's weights must hold to rebuild the network."""
     about: dict[str, Any] = {
         "architecture": backbone,
         "head": "quality",
@@ -79,43 +79,32 @@ def quality_head(network: nn.Module) -> nn.Sequential:
 
 
 def restore_floor(network: nn.Module, about: dict[str, Any], where: str) -> None:
-    """Gives a quality network the floor that the .json beside its weights tells of, if any.
+    """Gives a quality network the floor that the .json next to its weights records, if any.
 
     Raises:
-        UserError: it is no number above 0; the message begins with `where`.
+        UserError: it is not a number above 0; the message begins with `where`.
     """
     if "floor" not in about:
         return
     floor = about["floor"]
     if not isinstance(floor, (int, float)) or not 0 < floor < math.inf:
         raise UserError(
-            f"{where}: the .json beside it gives a floor of {floor!r}, no number above 0; get both "
-            "again"
+            f"{where}: the .json next to it gives a floor of {floor!r}, not a number above 0; get "
+            "both files again"
         )
     add_floor(quality_head(network), floor)
-
-
-def head_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a quality network's head."""
-    return [value for name, value in network.named_parameters() if name.startswith(HEAD)]
-
-
-def trunk_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters of a quality network but the head's."""
-    return [value for name, value in network.named_parameters() if not name.startswith(HEAD)]
 
 
 class FaceModel(nn.Module):
     """A network with its normalisation inside: uint8 RGB faces in, its output out.
 
-    The wrapped network's own state_dict keeps the published key names: save `model.network`.
+    The keys of its state_dict have a prefix. To keep the published keys, save `model.network`.
     """
 
     mean: Tensor
     scale: Tensor
 
     def __init__(self, network: nn.Module) -> None:
-        """Wraps `network`, which gets (B, 3, 112, 112) float as its `pixels` say."""
         super().__init__()
         self.network = network
         pixels = pixels_of(network)
@@ -132,10 +121,10 @@ class FaceModel(nn.Module):
         Returns:
             (B, 1) float32 scores on the label scale, or (B, D) float32 embeddings, not normalised.
         """
-        # A contiguous NHWC batch seen as NCHW is channels_last as it stands: nothing is copied.
+        # A contiguous NHWC batch, permuted to NCHW, is channels_last: nothing is copied.
         x = faces.permute(0, 3, 1, 2) if faces.shape[-1] == 3 else faces  # (B, 3, 112, 112)
         if self.bgr:
-            # Still bytes, the cheapest place to swap; ONNX knows `flip` from opset 10 on only.
+            # Swapping bytes is cheapest. `flip` would need ONNX opset 10.
             x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1)
         x = (x.float() - self.mean) * self.scale
         out: Tensor = self.network(x)
@@ -144,7 +133,8 @@ class FaceModel(nn.Module):
 
 def parameter_groups(network: nn.Module, lr: float, trunk_lr: float) -> list[dict[str, Any]]:
     """An optimiser's groups: the head at `lr`, the trunk at `trunk_lr` times that; 0 freezes it."""
-    head, trunk = head_parameters(network), trunk_parameters(network)
+    head = list(quality_head(network).parameters())
+    trunk = [value for name, value in network.named_parameters() if not name.startswith(HEAD)]
     if trunk_lr == 0:
         for parameter in trunk:
             parameter.requires_grad_(False)
@@ -153,7 +143,7 @@ def parameter_groups(network: nn.Module, lr: float, trunk_lr: float) -> list[dic
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Puts the trunk into evaluation mode: a frozen trunk's BatchNorm must not move either."""
+    """Puts the trunk into evaluation mode, so that a frozen trunk's BatchNorms do not change."""
     for name, child in network.named_children():
         if not f"{name}.".startswith(HEAD):
             child.eval()

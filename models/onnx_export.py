@@ -1,7 +1,8 @@
-"""A quality network as one ONNX file: uint8 RGB faces in, scores out, nothing to get wrong between.
+"""Writes a quality network as one ONNX file: uint8 RGB faces in, scores out; in int8 if asked.
 
-torch's older exporter writes it: it needs only the package `onnx` and reaches opset 9, which
-runtimes of many years read. The newer one needs `onnxscript` too, and writes no opset below 18.
+torch's older exporter writes it. That needs only the package `onnx`, and can write opset 9, which
+runtimes of many years can read. The newer exporter also needs `onnxscript`, and writes no opset
+below 18.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
+import tempfile
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +22,12 @@ from torch import Tensor, nn
 
 from models.networks import FaceModel
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.onnx_runner import Faces
 
-# Of the operators in use, PRelu with one slope a channel came with opset 7 and MaxPool's strides
-# before that; torch folds the BatchNorms from 9 on.
-OPSET = 9
+OPSET = 9  # the lowest from which torch folds the BatchNorms
+_INT8_OPSET = 13  # the lowest with a scale for each channel
+_INT8_BATCH = 16
 INPUT, OUTPUT = "faces", "scores"
-_SIDE = 112
 
 
 class _Scorer(nn.Module):
@@ -30,7 +35,11 @@ class _Scorer(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.model = FaceModel(_with_quick_prelu(copy.deepcopy(network)))
+        network = copy.deepcopy(network)
+        for name, module in list(network.named_modules()):
+            if isinstance(module, nn.PReLU) and float(module.weight.max()) <= 1:
+                network.set_submodule(name, _MaxPReLU(module.weight.detach()))
+        self.model = FaceModel(network)
 
     def forward(self, faces: Tensor) -> Tensor:
         out: Tensor = self.model(faces)[:, 0]
@@ -38,10 +47,10 @@ class _Scorer(nn.Module):
 
 
 class _MaxPReLU(nn.Module):
-    """PReLU with slopes a <= 1: x where x > 0, else a x, is max(x, a x).
+    """PReLU with slopes a <= 1, as max(x, a x): that is x where x > 0, else a x.
 
-    onnxruntime chooses element by element in PRelu, and spends two thirds of a MobileFaceNet's time
-    there on a CPU; Mul and Max are vector operations.
+    onnxruntime's PRelu branches on every element, and takes two thirds of a MobileFaceNet's time on
+    a CPU. Mul and Max are vector operations.
     """
 
     def __init__(self, slopes: Tensor) -> None:
@@ -53,19 +62,12 @@ class _MaxPReLU(nn.Module):
         return torch.maximum(x, slopes * x)
 
 
-def _with_quick_prelu(network: nn.Module) -> nn.Module:
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.PReLU) and float(module.weight.max()) <= 1:
-            network.set_submodule(name, _MaxPReLU(module.weight.detach()))
-    return network
-
-
 def onnx_bytes(network: nn.Module, properties: dict[str, Any]) -> bytes:
     """Writes a quality network as an ONNX model, checked by the `onnx` package.
 
     Args:
         network: a float32 quality network, (N, 3, 112, 112) -> (N, 1).
-        properties: the model's metadata; what is not text becomes JSON.
+        properties: the model's metadata; values that are not text become JSON.
 
     Returns:
         The file's content: input `faces`, (N, 112, 112, 3) uint8 RGB; output `scores`, (N,)
@@ -78,14 +80,13 @@ def onnx_bytes(network: nn.Module, properties: dict[str, Any]) -> bytes:
         import onnx
     except ImportError as error:
         raise UserError("the export needs the package onnx: pip install onnx") from error
-    example = torch.zeros(2, _SIDE, _SIDE, 3, dtype=torch.uint8)
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        # That this exporter is the older one, and that the shape of `faces` is fixed here.
+        # It warns that this exporter is the older one, and that the size of `faces` is fixed.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _Scorer(network).eval(),
-            (example,),
+            (torch.zeros(2, 112, 112, 3, dtype=torch.uint8),),
             buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=OPSET,
@@ -100,3 +101,70 @@ def onnx_bytes(network: nn.Module, properties: dict[str, Any]) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     return content
+
+
+def quantised(content: bytes, faces: Faces) -> bytes:
+    """Turns the convolutions of an exported quality model into int8; its metadata stays.
+
+    Weights become int8 with a scale for each channel, activations uint8. The ranges of the
+    activations are those seen on `faces` (onnxruntime's static quantisation). The first convolution
+    and the depthwise ones stay float32: they do little of the work, and would cause most of the
+    error.
+
+    Args:
+        content: what `onnx_bytes` wrote.
+        faces: (N, 112, 112, 3) uint8 RGB, aligned, similar to those that will be scored; some
+            hundreds.
+    """
+    import onnx
+    from onnx import version_converter
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            starts = range(0, len(faces), _INT8_BATCH)
+            self._batches: Iterator[dict[str, Any]] = iter(
+                {INPUT: faces[start : start + _INT8_BATCH]} for start in starts
+            )
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._batches, None)
+
+    model = onnx.load_from_string(content)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(version_converter.convert_version(model, _INT8_OPSET), source)
+        logging.disable(logging.WARNING)  # it advises a step that this graph does not need
+        try:
+            quantization.quantize_static(
+                source,
+                target,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                op_types_to_quantize=["Conv"],
+                nodes_to_exclude=_sensitive(model),
+                # The mean range of the batches, so that one outlier does not widen it.
+                extra_options={"CalibMovingAverage": True},
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        small = onnx.load(target)
+    del small.metadata_props[:]
+    for key, value in {**properties, "precision": "int8 convolutions"}.items():
+        small.metadata_props.add(key=key, value=value)
+    out: bytes = small.SerializeToString()
+    return out
+
+
+def _sensitive(model: Any) -> list[str]:
+    """The names of the first convolution and of the depthwise ones."""
+    first, *rest = (node for node in model.graph.node if node.op_type == "Conv")
+    return [first.name] + [
+        node.name
+        for node in rest
+        if any(entry.name == "group" and entry.i > 1 for entry in node.attribute)
+    ]

@@ -1,4 +1,4 @@
-"""Reads an ONNX recogniser as plain data: its trunk, up to the last feature map, or all of it."""
+"""Reads an ONNX recogniser as plain data: its trunk (up to the last feature map) or all of it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Trunk:
     """A trunk read from an ONNX file.
 
     Attributes:
-        graph: the layers and the map's shape, as `backbones.layer_graph.GraphNetwork` takes them.
+        graph: the layers and the map's shape, as `GraphNetwork` takes them.
         state: {key below `trunk.`: weights}.
-        unused: the file's weights that are not in it: the layers of the embedding.
+        unused: the names of the file's other weights: those of the embedding layers.
     """
 
     graph: dict[str, Any]
@@ -38,9 +38,9 @@ class Trunk:
 def read_trunk(path: str | os.PathLike[str]) -> Trunk:
     """Reads an ONNX recogniser's trunk.
 
-    The trunk ends at the last map of more than one position on the way from the faces to the first
-    output. A BatchNorm that the file has folded into its convolutions is gone for good: such a
-    trunk trains without.
+    The trunk ends at the last map with more than one position between the faces and the first
+    output. If the file has its BatchNorms folded into its convolutions, the trunk trains without
+    BatchNorms.
 
     Raises:
         UserError: not an ONNX recogniser, a layer that is not known, or `onnx` is not installed.
@@ -65,7 +65,7 @@ def read_embedder(path: str | os.PathLike[str]) -> tuple[Graph, int]:
         The layers with their weights, (B, 3, 112, 112) -> (B, D), in evaluation mode; and D.
 
     Raises:
-        UserError: as `read_trunk`, or it gives no (B, D).
+        UserError: as `read_trunk`, or its output is not (B, D).
     """
     reader = _open(path)
     if any(side not in (0, wanted) for side, wanted in zip(reader.sides, _FACE, strict=False)):
@@ -75,7 +75,7 @@ def read_embedder(path: str | os.PathLike[str]) -> tuple[Graph, int]:
     if len(shape) != 2:
         raise UserError(f"{path}: gives {list(shape)} for one face; a recogniser gives [1, D]")
     graph = Graph(part.layers)
-    graph.load_state_dict(part.state, strict=False)  # an ONNX file counts no batches
+    graph.load_state_dict(part.state, strict=False)  # an ONNX file has no num_batches_tracked
     return graph.eval(), shape[1]
 
 
@@ -90,8 +90,8 @@ def _open(path: str | os.PathLike[str]) -> _Reader:
         model = onnx.load(os.fspath(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # protobuf's errors share no base class with anything
-        raise UserError(f"{path}: is damaged or no ONNX file; get it again") from error
+    except Exception as error:  # protobuf's errors have no common base class
+        raise UserError(f"{path}: is damaged or not an ONNX file; get it again") from error
     return _Reader(model.graph, str(path))
 
 
@@ -130,15 +130,15 @@ class _Reader:
         if len(inputs) != 1 or not graph.output:
             raise UserError(f"{where}: has {len(inputs)} inputs; a recogniser has one")
         self.input, self.output = inputs[0].name, graph.output[0].name
-        # What it takes beside the batch; 0 is any.
+        # The sizes after the batch; 0 is any.
         self.sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim[1:]]
 
     def data_inputs(self, node: Any) -> list[str]:
-        """What a node takes that depends on the faces."""
+        """The inputs of a node that depend on the faces."""
         return [name for name in node.input if name and name not in self.constants]
 
     def flattened(self) -> str:
-        """The value whose positions the embedding layers give up: what they flatten or pool."""
+        """The last value that the embedding layers flatten or pool."""
         value = self.output
         while value in self.producers:
             node = self.producers[value]
@@ -146,14 +146,13 @@ class _Reader:
             if node.op_type in _FLATTENING:
                 return value
         raise UserError(
-            f"{self.where}: nothing in it flattens or pools a feature map; a recogniser of faces "
-            "is needed"
+            f"{self.where}: no layer flattens or pools a feature map; a face recogniser is needed"
         )
 
     def layers_to(self, wanted: str) -> _Part:
-        """Translates the nodes that lead to a value, and no others."""
+        """Translates only the nodes that lead to a value."""
         needed = {wanted}
-        for node in reversed(self.nodes):  # ONNX lists nodes in an order in which they can run
+        for node in reversed(self.nodes):  # ONNX lists nodes in execution order
             if needed.intersection(node.output):
                 needed.update(self.data_inputs(node))
         part = _Part(places={self.input: 0})
@@ -163,38 +162,35 @@ class _Reader:
             unknown = [name for name in self.data_inputs(node) if name not in part.places]
             if unknown:
                 raise UserError(
-                    f"{self.where}: its layer {_name(node)} takes {unknown[0]}, which nothing in "
-                    "it gives; get the file again"
+                    f"{self.where}: its layer {_name(node)} takes {unknown[0]}, which no "
+                    "earlier layer gives; get the file again"
                 )
             inputs = [part.places[name] for name in self.data_inputs(node)]
             if node.op_type in _NOTHING:
                 part.places[node.output[0]] = inputs[0]
                 continue
             settings, weights = self._translate(node)
-            place = len(part.layers)
+            for name, array in weights.items():
+                key = f"{len(part.layers)}.{name}"
+                part.state[key] = torch.from_numpy(np.array(array, np.float32))
             part.layers.append({"op": node.op_type, "inputs": inputs, "settings": settings})
-            part.state.update(
-                {
-                    f"{place}.{name}": torch.from_numpy(np.array(array, np.float32))
-                    for name, array in weights.items()
-                }
-            )
-            part.used.update(name for name in node.input if name in self.constants)
-            part.places[node.output[0]] = place + 1
+            part.used.update(node.input)
+            part.places[node.output[0]] = len(part.layers)
         return part
 
     def shapes(self, part: _Part) -> dict[str, tuple[int, ...]]:
-        """The shape of each value for one face, by running the layers without their numbers."""
+        """The shape of each value for one face; the layers run without memory."""
         try:
             with torch.device("meta"):
-                graph = Graph(part.layers).eval()
                 outputs = [torch.empty(1, 3, 112, 112)]
-                for place, layer in enumerate(graph):
-                    outputs.append(layer(*(outputs[source] for source in graph.inputs[place])))
+                graph = Graph(part.layers).eval()
+                for layer, sources in zip(graph, graph.inputs, strict=True):
+                    outputs.append(layer(*(outputs[source] for source in sources)))
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
+            where = self.where
             raise UserError(
-                f"{self.where}: does not run on a face of [1, 3, 112, 112] ({reason})"
+                f"{where}: does not run on input [1, 3, 112, 112] ({reason})"
             ) from error
         return {name: tuple(outputs[place].shape) for name, place in part.places.items()}
 
@@ -203,13 +199,13 @@ class _Reader:
         has = self.attributes[node.output[0]]
         arrays = [self.constants[name] for name in node.input if name in self.constants]
         kind = node.op_type
+        settings: dict[str, Any] = {"stride": list(has.get("strides", (1, 1)))}
         if kind == "Conv" and arrays and arrays[0].ndim == 4:
             weight, groups = arrays[0], int(has.get("group", 1))
-            settings = {
+            settings |= {
                 "in_channels": weight.shape[1] * groups,
                 "out_channels": weight.shape[0],
                 "kernel_size": list(weight.shape[2:]),
-                "stride": list(has.get("strides", (1, 1))),
                 "padding": self._padding(node, has),
                 "dilation": list(has.get("dilations", (1, 1))),
                 "groups": groups,
@@ -217,14 +213,10 @@ class _Reader:
             }
             return settings, dict(zip(("weight", "bias"), arrays, strict=False))
         if kind == "MaxPool" and not has.get("ceil_mode", 0):
-            settings = {
-                "kernel_size": list(has["kernel_shape"]),
-                "stride": list(has.get("strides", (1, 1))),
-                "padding": self._padding(node, has),
-            }
-            return settings, {}
+            padding = self._padding(node, has)
+            return settings | {"kernel_size": list(has["kernel_shape"]), "padding": padding}, {}
         if kind == "BatchNormalization" and len(arrays) == 4:
-            # ONNX keeps `momentum` of the old average, torch takes it of the new one.
+            # ONNX weights the old average by `momentum`, torch the new value.
             settings = {
                 "num_features": len(arrays[0]),
                 "eps": float(has.get("epsilon", 1e-5)),
@@ -240,7 +232,7 @@ class _Reader:
         if kind == "Gemm" and _is_plain(has) and node.input[1] in self.constants:
             weight = arrays[0] if has.get("transB", 0) else arrays[0].T
             linear = {"weight": weight}
-            if len(arrays) > 1 and arrays[1].size in (1, len(weight)):  # ONNX stretches one number
+            if len(arrays) > 1 and arrays[1].size in (1, len(weight)):  # ONNX broadcasts one number
                 linear["bias"] = np.broadcast_to(arrays[1].ravel(), len(weight))
             settings = {
                 "in_features": weight.shape[1],
@@ -256,8 +248,8 @@ class _Reader:
             if value.size == 1 or value.shape[-3:] == (value.size, 1, 1):
                 return {"constant": [float(number) for number in value.ravel()]}, {}
         raise UserError(
-            f"{self.where}: its layer {_name(node)} is of a kind that "
-            "is not known here; start a training from a checkpoint, or from sface or w600k_mbf"
+            f"{self.where}: its layer {_name(node)} is of an unknown kind; start a training from a "
+            "checkpoint, or from sface or w600k_mbf"
         )
 
     def _padding(self, node: Any, has: dict[str, Any]) -> list[int]:
@@ -265,14 +257,14 @@ class _Reader:
         automatic = has.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
         if automatic or (top, left) != (bottom, right):
             raise UserError(
-                f"{self.where}: its layer {_name(node)} pads its "
-                "sides differently, which cannot be trained here"
+                f"{self.where}: its layer {_name(node)} pads its sides differently, which is not "
+                "supported"
             )
         return [top, left]
 
 
 def _is_plain(gemm: dict[str, Any]) -> bool:
-    """Whether a Gemm is a linear layer: x W + b, nothing scaled, the faces not turned."""
+    """Whether a Gemm is a linear layer, x W + b: nothing is scaled, and x is not transposed."""
     return not gemm.get("transA", 0) and gemm.get("alpha", 1) == gemm.get("beta", 1) == 1
 
 

@@ -1,8 +1,8 @@
-"""A trained checkpoint at half its size, for shipping: the same keys, in float16.
+"""Writes a trained checkpoint at half its size, to ship it: the same keys, in float16.
 
     python -m models.shrink --model checkpoints/sdd_fiqa/best.pth --out small.pth
 
-Scores are computed as before, in float32 or bf16; only the file is in float16.
+Only the file is in float16: scores are computed in float32 or bf16, as before.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sdd_fiqa.files import replacing, sha256_of, write_json
 
 
 def main(*, model: Path, out: Path) -> int:
-    """Writes a quality checkpoint in float16, and its .json beside it.
+    """Writes a quality checkpoint in float16, and its .json next to it.
 
     Args:
-        model: a checkpoint of train.py, its .json beside it.
+        model: a checkpoint of train.py, with its .json next to it.
         out: the file to write, .pth.
     """
     if not model.is_file():
@@ -29,15 +29,15 @@ def main(*, model: Path, out: Path) -> int:
     if out.suffix != ".pth":
         raise UserError(f"--out {out}: must end in .pth")
     if out.exists() and out.samefile(model):
-        raise UserError(f"--out {out}: is the file that is read; name another")
+        raise UserError(f"--out {out}: is the file of --model; name another")
     name, network, about = load_network(model, recognition=False)
     if not about:
-        raise UserError(f"{model}: has no .json beside it; take a checkpoint of train.py")
+        raise UserError(f"{model}: has no .json next to it; take a checkpoint of train.py")
     state = {}
     for key, value in network.state_dict().items():
         half = value.half() if value.is_floating_point() else value
         if not torch.isfinite(half).all():
-            raise UserError(f"{model}: {key} does not fit float16; ship it as it is")
+            raise UserError(f"{model}: {key} does not fit float16; ship the checkpoint unchanged")
         state[key] = half.contiguous()
     with replacing(out, "wb") as file:
         torch.save(state, file)

@@ -1,4 +1,4 @@
-"""Reads checkpoint files of any make into {key: tensor}, running none of their code."""
+"""Reads checkpoint files without running their code, and finds the network that each belongs to."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.networks import BACKBONES, build_network
 from sdd_fiqa.errors import UserError
 
 State = dict[str, Tensor]
-# Where trainers keep the network: most others, and arcface_torch in checkpoint_gpu_<rank>.pt.
+# Where trainers keep the network; the last is arcface_torch's checkpoint_gpu_<rank>.pt.
 _INSIDE = ("state_dict", "model", "state_dict_backbone")
-# What Lightning leaves beside the weights: callbacks and settings. They are of no use here, and
-# are read as objects that hold nothing and do nothing.
-_BESIDE = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.")
+# The modules of the callbacks and settings that Lightning saves with the weights. Nothing here
+# needs them; they are read as objects that hold nothing and do nothing.
+_IGNORED = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.")
+# Files of old torch releases lack this key; nothing here depends on it.
+_COUNTER = "num_batches_tracked"
+_SHOWN = 3  # keys that an error names before "and N more"
 
 
 def read_state(path: str | os.PathLike[str]) -> State:
     """Reads a checkpoint file into {key: tensor}, on the CPU.
 
-    Files that hold the state_dict under `state_dict`, `model` or `state_dict_backbone` are opened
-    up. A `module.` prefix is taken off every key. Of a Lightning file (AdaFace's) only what stands
-    under `model.` is kept: the rest is the classifier over the identities it was trained on.
+    The state_dict may be inside `state_dict`, `model` or `state_dict_backbone`. A `module.` prefix
+    is removed from every key. Of a Lightning file (AdaFace's) only the keys below `model.` are
+    kept: the rest is the classifier of the training identities.
 
     Raises:
         UserError: missing, damaged, not a checkpoint, or one that needs code to be read.
@@ -52,20 +58,20 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 def _load(path: str | os.PathLike[str]) -> Any:
     try:
-        if zipfile.is_zipfile(path):  # torch itself does not look at the sums of the parts
+        if zipfile.is_zipfile(path):  # torch itself does not check the CRCs
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(damaged)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about pickles; what is wrong is said below
+                warnings.simplefilter("ignore")  # about pickles; the errors below are clearer
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             names = _needs(path)
-            if not names or not all(name.startswith(_BESIDE) for name in names):
+            if not names or not all(name.startswith(_IGNORED) for name in names):
                 raise
-            stand_ins: list[Any] = [(_stand_in(), name) for name in names]
-            with torch.serialization.safe_globals(stand_ins):
+            empty: list[Any] = [(_empty_class(), name) for name in names]
+            with torch.serialization.safe_globals(empty):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -76,7 +82,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
             f"{path}: is no checkpoint of plain tensors, and nothing else is loaded from a file"
             f"{wanted}; save the network's state_dict"
         ) from error
-    except Exception as error:  # damaged bytes end in any of a dozen kinds
+    except Exception as error:  # damaged bytes raise a dozen kinds of exceptions
         raise UserError(f"{path}: is damaged or not a torch checkpoint; get it again") from error
 
 
@@ -85,8 +91,8 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not odd
 
 
-def _stand_in() -> type:
-    """A class of its own whose objects take anything and hold nothing."""
+def _empty_class() -> type:
+    """A new class whose objects accept anything and hold nothing."""
 
     class Ignored:
         def __new__(cls, *values: object) -> Ignored:
@@ -105,8 +111,139 @@ def _stand_in() -> type:
 
 
 def _needs(path: str | os.PathLike[str]) -> list[str]:
-    """What a file asks for besides tensors, by name; empty where that cannot be seen."""
+    """The names of the classes that a file asks for; empty if that is not known."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(os.fspath(path)))
     except Exception:  # a file of the old format, or none at all
         return []
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a network took over from another network's weights.
+
+    Attributes:
+        loaded: keys taken from the file.
+        new: keys that keep their random start (the head).
+        unused: keys of the file that do not exist here (its own head).
+    """
+
+    loaded: list[str]
+    new: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        new = f"new: {_names(self.new)}" if self.new else "nothing new"
+        unused = f"; not used: {_names(self.unused)}" if self.unused else ""
+        return f"{len(self.loaded)} tensors loaded; {new}{unused}"
+
+
+def copy_fitting(network: nn.Module, state: State) -> LoadReport:
+    """Copies into `network` what it has under the same key with the same shape."""
+    own = network.state_dict()
+    fitting = {
+        key: value for key, value in state.items() if key in own and own[key].shape == value.shape
+    }
+    network.load_state_dict(fitting, strict=False)
+    return LoadReport(
+        loaded=list(fitting),
+        new=[key for key in own if key not in fitting and not key.endswith(_COUNTER)],
+        unused=[key for key in state if key not in fitting],
+    )
+
+
+def identify(state: State) -> tuple[str, str] | None:
+    """The backbone and head ("quality" or "recognition") whose keys and shapes a state has."""
+    for backbone in BACKBONES:
+        for recognition in (False, True):
+            if not differences(skeleton(backbone, recognition), state):
+                return backbone, "recognition" if recognition else "quality"
+    return None
+
+
+def find_trunk(state: State, where: str, backbone: str | None = None) -> str:
+    """Finds the backbone whose whole trunk a state holds, under any head.
+
+    Args:
+        state: of a recognition or quality network.
+        where: the file; begins the error message.
+        backbone: the only one to consider; None considers all.
+
+    Raises:
+        UserError: the state holds none; the message names the nearest and what is missing.
+    """
+    candidates = BACKBONES if backbone is None else [backbone]
+    fitting = [name for name in candidates if not _trunk_differences(name, state)]
+    if fitting:  # face.evoLVe's trunk is R_50's and one layer more
+        return max(fitting, key=lambda name: len(_trunk(name)))
+    what = "the trunk of {}"
+    reason = explain_mismatch(state, backbone, what, lambda name: _trunk_differences(name, state))
+    raise UserError(f"{where}: {reason}")
+
+
+def explain_mismatch(
+    state: State, backbone: str | None, part: str, differences_to: Callable[[str], str]
+) -> str:
+    """Explains why a state fits no network, or not the backbone asked for.
+
+    Args:
+        state: the one that does not fit.
+        backbone: the one asked for; None if any was allowed.
+        part: the part of it that was wanted, with {} for the backbone's name.
+        differences_to: gives the differences to a backbone, by name.
+    """
+    if backbone is not None:
+        return f"does not fit {part.format(backbone)}: {differences_to(backbone)}"
+    given = {(key, value.shape) for key, value in state.items()}
+
+    def likeness(name: str) -> float:
+        """The share of keys and shapes in common with a network's more similar form."""
+        forms = (skeleton(name, recognition).items() for recognition in (False, True))
+        own = [{(key, value.shape) for key, value in form} for form in forms]
+        return max(len(keys & given) / len(keys | given) for keys in own)
+
+    name = max(BACKBONES, key=likeness)
+    return (
+        f"fits no network known here ({', '.join(BACKBONES)}); the nearest is "
+        f"{part.format(name)}: {differences_to(name)}"
+    )
+
+
+@cache
+def skeleton(backbone: str, recognition: bool) -> State:
+    """A network's keys and shapes, without memory for the values."""
+    with torch.device("meta"):
+        return build_network(backbone, recognition=recognition).state_dict()
+
+
+def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The reasons why `state` does not fit, in words; empty if it fits."""
+    missing = [key for key in expected if key not in state and not key.endswith(_COUNTER)]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} in place of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    parts = [("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)]
+    return "; ".join(f"{word}: {_names(keys)}" for word, keys in parts if keys)
+
+
+@cache
+def _trunk(backbone: str) -> State:
+    """The keys that a network has under either head."""
+    other = skeleton(backbone, True)
+    return {key: value for key, value in skeleton(backbone, False).items() if key in other}
+
+
+def _trunk_differences(backbone: str, state: State) -> str:
+    trunk = _trunk(backbone)
+    both = skeleton(backbone, False).keys() | skeleton(backbone, True).keys()
+    heads = {key.partition(".")[0] for key in both - trunk.keys()}
+    rest = {k: v for k, v in state.items() if k in trunk or k.partition(".")[0] not in heads}
+    return differences(trunk, rest)
+
+
+def _names(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more

@@ -1,100 +1,129 @@
-"""ONNX files through onnxruntime, for recognisers and quality models; torch is not imported."""
+"""Quality models behind one call, uint8 RGB faces in, scores out; here those of .onnx files."""
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from contextlib import redirect_stdout
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.cli import note
-from sdd_fiqa.cores import nvidia_driver
-from sdd_fiqa.errors import UserError
+import numpy as np
+import numpy.typing as npt
 
-_CUDA = "CUDAExecutionProvider"
+from sdd_fiqa.cores import own_cores
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.onnx_runner import GPU_FACES, Faces, OnnxRunner, Outputs
+
+_FORMS = "uint8 RGB faces of shape (N, 112, 112, 3) or (N, 3, 112, 112)"
+_CPU_FACES = 8  # a run
 
 
 @dataclass(frozen=True)
-class OnnxNetwork:
-    """An ONNX network ready to run.
+class QualityModel:
+    """A face image quality model.
 
     Attributes:
-        session: of onnxruntime; one thread a run on the CPU, and runs may go side by side.
-        input: its first input: name, type, shape.
-        on_gpu: whether it runs on CUDA.
+        name: human-readable: file and architecture.
+        calibration: what its scores mean (see sdd_fiqa.calibration), or None.
+        batch_size: faces at a time that suit the device; a call may bring more.
+        run: scores (N, 112, 112, 3) faces; returns a function that waits for the (N,) scores.
     """
 
-    session: Any
-    input: Any
-    on_gpu: bool
+    name: str
+    calibration: dict[str, Any] | None
+    batch_size: int
+    run: Callable[[Faces], Callable[[], Outputs]]
+
+    def __call__(self, faces: npt.ArrayLike) -> Outputs:
+        """Scores aligned faces.
+
+        Args:
+            faces: (N, 112, 112, 3) or (N, 3, 112, 112), uint8 0..255, RGB (OpenCV reads BGR: pass
+                `bgr[..., ::-1]`); a numpy array or a torch tensor on any device. Aligned to the
+                5-point template (`sdd_fiqa.alignment`).
+
+        Returns:
+            (N,) float32, on the label scale: 0 is the worst and 100 the best of the training faces;
+            the network's own output, not clamped.
+
+        Raises:
+            TypeError: not uint8 (a normalised float image, for example).
+            ValueError: another shape: one face without its batch axis, grey, RGBA, not 112x112.
+        """
+        return self.begin(faces)()
+
+    def begin(self, faces: npt.ArrayLike) -> Callable[[], Outputs]:
+        """As a call, but returns a function that waits for the scores: a GPU works in the meantime.
+
+        The function may be called again, for example after Ctrl-C interrupted its first call.
+        """
+        kind = str(getattr(faces, "dtype", "")).removeprefix("torch.")
+        if not kind or kind == "uint8":  # numpy does not know all of torch's types
+            array = np.asarray(faces.detach().cpu() if hasattr(faces, "detach") else faces)
+            kind = str(array.dtype)
+        if kind != "uint8":
+            raise TypeError(
+                f"expected {_FORMS}, got dtype {kind}; pass the pixels as they are, 0..255: "
+                "the model normalises them itself"
+            )
+        allowed = (112, 112, 3), (3, 112, 112)
+        if array.shape in allowed:
+            raise ValueError(f"expected {_FORMS}, got {array.shape}: one face is faces[None]")
+        if array.ndim != 4 or array.shape[1:] not in allowed:
+            raise ValueError(f"expected {_FORMS}, got shape {array.shape}")
+        if array.shape[1] == 3:
+            array = array.transpose(0, 2, 3, 1)
+        if len(array) == 0:
+            return lambda: np.empty(0, np.float32)
+        size = self.batch_size  # larger batches are slower on a CPU, and may not fit a GPU
+        parts = (array[start : start + size] for start in range(0, len(array), size))
+        # Writable, because torch warns otherwise; arrays from Pillow are not.
+        waiting = [self.run(np.require(part, requirements=["C", "W"])) for part in parts]
+        return lambda: np.concatenate([scores() for scores in waiting])
 
 
-def open_onnx(path: str | os.PathLike[str], device: str) -> OnnxNetwork:
-    """Opens an ONNX file.
-
-    A run takes one thread: onnxruntime's threads inside one run wait for each other in busy loops,
-    and lose most on a machine that has other work too. Give the faces to threads of your own.
+def load_onnx_model(path: Path, device: str = "auto", backbone: str | None = None) -> QualityModel:
+    """Loads an .onnx file of export_onnx.py; it runs in the precision it was made in.
 
     Args:
         path: the file.
-        device: auto (CUDA where there is a GPU and this onnxruntime has it), cpu, cuda or cuda:i.
+        device: auto, cpu, cuda or cuda:i.
+        backbone: the architecture that it must have; None allows any.
 
     Raises:
-        UserError: not an ONNX network, no such device, or onnxruntime is missing.
+        UserError: not a quality model, another architecture, no such device, or onnxruntime is
+            missing.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
+    runner = OnnxRunner(path, device)
+    takes, gives = runner.input, runner.session.get_outputs()[0].shape
+    if takes.type != "tensor(uint8)" or takes.shape[1:] != [112, 112, 3] or len(gives) != 1:
         raise UserError(
-            f"{path}: needs the package onnxruntime: pip install onnxruntime"
-        ) from error
-    gpu = _gpu(device)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is reported by us, once
-    options.intra_op_num_threads = 1
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if gpu is not None and _CUDA in onnxruntime.get_available_providers():
-        # The default search tries every kernel anew for each size of batch.
-        providers = [(_CUDA, {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC"})]
+            f"{path}: takes {takes.type} {takes.shape} and gives {gives}; a quality model takes "
+            "uint8 [N, 112, 112, 3] and gives [N]: make it with export_onnx.py"
+        )
+    about = runner.session.get_modelmeta().custom_metadata_map
+    name = about.get("model", "unknown network")
+    if backbone not in (None, name):
+        raise UserError(f"{path}: is a {name} network, not the {backbone} that was asked for")
     try:
-        # It prints where CUDA fails to start, and stdout may be a table of scores.
-        with redirect_stdout(sys.stderr):
-            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise UserError(
-            f"{path}: is not an ONNX network that can be run ({first_line(error)})"
-        ) from error
-    # Without its libraries CUDA is passed over without a word, and the CPU runs the network.
-    on_gpu = session.get_providers()[0] == _CUDA
-    if gpu is not None and not on_gpu:
-        lack = "has no CUDA, or not the CUDA and cuDNN libraries that it wants"
-        mend = "install onnxruntime-gpu in place of onnxruntime"
-        if device != "auto":
+        calibration = json.loads(about.get("calibration", "null"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
+
+    def run(faces: Faces) -> Outputs:
+        scores = runner.run(faces)
+        if scores.shape != (len(faces),):
             raise UserError(
-                f"--device {device}: this onnxruntime {lack}; use --device cpu, or {mend}"
+                f"{path}: gives {scores.shape} for {len(faces)} faces, not a score for each; make "
+                "it with export_onnx.py"
             )
-        note(f"{path}: runs on the CPU: this onnxruntime {lack}; {mend}")
-    return OnnxNetwork(session, session.get_inputs()[0], on_gpu)
+        return scores
 
-
-def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is meant to be ONNX: by its suffix."""
-    return Path(path).suffix.lower() == ".onnx"
-
-
-def _gpu(device: str) -> int | None:
-    """The index of the GPU that `--device` means for this process; None for the CPU."""
-    if device == "cpu" or (device == "auto" and not nvidia_driver()):
-        return None
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
-    if match is None:
-        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:<index>")
-    return int(match[1] or os.environ.get("LOCAL_RANK", 0))
-
-
-def first_line(error: Exception) -> str:
-    """An error of onnxruntime, which may have many lines, in one."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    size = GPU_FACES if runner.on_gpu else _CPU_FACES
+    return QualityModel(
+        name=f"{path.name} ({name})",
+        calibration=calibration,
+        batch_size=size if runner.on_gpu else size * own_cores(),
+        run=lambda faces: runner.begin(faces, size, run),
+    )

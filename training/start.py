@@ -7,21 +7,19 @@ from pathlib import Path
 
 from torch import nn
 
-from models.backbones import Pixels
 from models.backbones.layer_graph import GraphNetwork, graph_network, is_graph
 from models.checkpoints import read_about
-from models.fitting import Loaded, copy_fitting, differences, find_trunk
 from models.networks import HEAD, build_network, restore_floor
 from models.pretrained import PRETRAINED
 from models.recognisers import ONNX_RECOGNISERS, describe_onnx
-from models.state_dicts import read_state
+from models.state_dicts import LoadReport, copy_fitting, differences, find_trunk, read_state
 from sdd_fiqa.assets import fetch
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.quality_onnx import is_onnx
+from sdd_fiqa.onnx_runner import is_onnx
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingNetwork:
     """A quality network ready to train.
 
     Attributes:
@@ -35,7 +33,9 @@ class Start:
     text: str
 
 
-def start_network(weights: str | None, backbone: str | None = None, dropout: float = 0.5) -> Start:
+def start_network(
+    weights: str | None, backbone: str | None = None, dropout: float = 0.5
+) -> StartingNetwork:
     """Makes a quality network and fills its trunk.
 
     Args:
@@ -50,7 +50,7 @@ def start_network(weights: str | None, backbone: str | None = None, dropout: flo
     """
     if weights is None:
         name = backbone or "R_50"
-        return Start(name, build_network(name, dropout=dropout), "random weights")
+        return StartingNetwork(name, build_network(name, dropout=dropout), "random weights")
     weights = str(PRETRAINED.get(weights, weights))
     if weights not in ONNX_RECOGNISERS and not Path(weights).is_file():
         names = ", ".join([*ONNX_RECOGNISERS, *PRETRAINED])
@@ -67,7 +67,7 @@ def start_network(weights: str | None, backbone: str | None = None, dropout: flo
     return start
 
 
-def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
+def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> StartingNetwork:
     state = read_state(path)
     has_head = any(key.startswith(HEAD) for key in state)
     about = read_about(path) if has_head else {}  # of a recogniser nothing is needed
@@ -78,23 +78,23 @@ def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Start:
         trunk = {k: v for k, v in network.state_dict().items() if not k.startswith(HEAD)}
         given = {k: v for k, v in state.items() if not k.startswith(HEAD)}
         if unlike := differences(trunk, given):
-            raise UserError(f"{path}: does not fit the .json beside it: {unlike}")
+            raise UserError(f"{path}: does not fit the .json next to it: {unlike}")
     else:
         name = find_trunk(state, path, backbone)
         network = build_network(name, dropout=dropout)
     loaded = copy_fitting(network, state)
     restore_floor(network, about, path)
-    return Start(name, network, f"{path} ({name}): {loaded}")
+    return StartingNetwork(name, network, f"{path} ({name}): {loaded}")
 
 
-def _from_onnx(weights: str, dropout: float) -> Start:
+def _from_onnx(weights: str, dropout: float) -> StartingNetwork:
     from models.onnx_import import read_trunk
 
     known = weights in ONNX_RECOGNISERS
     path = fetch(weights) if known else Path(weights)
-    wants = ONNX_RECOGNISERS[weights] if known else describe_onnx(path)
+    pixels, _ = describe_onnx(path)
     trunk = read_trunk(path)
-    network = GraphNetwork(trunk.graph, Pixels(wants.colour, wants.mean, wants.scale), dropout)
+    network = GraphNetwork(trunk.graph, pixels, dropout)
     network.trunk.load_state_dict(trunk.state)
     keys = [f"trunk.{key}" for key in trunk.state]
     new = [key for key in network.state_dict() if key.startswith(HEAD)]
@@ -103,9 +103,9 @@ def _from_onnx(weights: str, dropout: float) -> Start:
     shape = " x ".join(str(side) for side in trunk.graph["map"])
     norms = sum(layer["op"] == "BatchNormalization" for layer in layers)
     folded = "" if norms else ", BatchNorm folded away: trains without"
-    return Start(
+    return StartingNetwork(
         name,
         network,
         f"{weights} ({name}, {len(layers)} layers up to a map of {shape}{folded}): "
-        f"{Loaded(keys, new, trunk.unused)}",
+        f"{LoadReport(keys, new, trunk.unused)}",
     )

@@ -24,9 +24,10 @@ from dataset.embedding_writer import FeatureWriter
 from dataset.lists import LABELPATH, ImageList, read_table
 from dataset.loader import Batch, batches, one_behind
 from models.backbones import Backbone
-from models.recognisers import Embeddings, Faces, Recogniser, load_recogniser
+from models.recognisers import Recogniser, load_recogniser
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import lock_folder
+from sdd_fiqa.onnx_runner import Faces, Outputs
 
 PROBED = 8  # faces on which bf16 is compared with float32
 
@@ -121,7 +122,7 @@ def run(
     writer.open(world.rank)
     bar = tqdm(total=len(rows), desc="embed", unit=" images", disable=not world.first)
 
-    def begin() -> Iterator[tuple[Batch, list[Callable[[], Embeddings]]]]:
+    def begin() -> Iterator[tuple[Batch, list[Callable[[], Outputs]]]]:
         for batch in batches(table, rows, size, num_workers):
             begun = [recogniser.begin(batch.faces)]
             if flip:

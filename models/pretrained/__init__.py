@@ -1,4 +1,4 @@
-"""The quality models that come with the project, by name; docs/model.md is their card."""
+"""The quality models that come with the project, by name; docs/model.md is their model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     """The file of a quality model: one of PRETRAINED by name, or the path as given.
 
     Raises:
-        UserError: neither a name nor a file.
+        UserError: neither a known name nor a file.
     """
     path = PRETRAINED.get(os.fspath(model), Path(model))
     if not path.is_file():

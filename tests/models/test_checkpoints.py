@@ -15,11 +15,10 @@ import torch
 
 from models import checkpoints
 from models.checkpoints import load_network, read_about, read_resume, save_network, save_resume
-from models.fitting import Loaded, copy_fitting, find_trunk, identify
 from models.networks import build_network
 from models.quality import load_quality_model
 from models.recognisers import load_recogniser
-from models.state_dicts import read_state
+from models.state_dicts import LoadReport, copy_fitting, find_trunk, identify, read_state
 from sdd_fiqa.errors import UserError
 
 State = dict[str, Any]
@@ -131,7 +130,7 @@ def test_what_does_not_fit_is_said_by_name(
         load_network(save(few), recognition=False, backbone="R_50")
 
 
-def start_from(network: torch.nn.Module, file: Path, backbone: str) -> Loaded:
+def start_from(network: torch.nn.Module, file: Path, backbone: str) -> LoadReport:
     state = read_state(file)
     find_trunk(state, str(file), backbone)
     return copy_fitting(network, state)
@@ -295,7 +294,8 @@ def test_a_resume_passes_over_damage_and_refuses_another_training(
     save_resume(tmp_path, key, {"step": 2})
     assert read_resume(tmp_path, key) == {"key": key, "step": 2}
     with pytest.raises(
-        UserError, match=r"last\.ckpt: is of another training \(lr 0\.1, now 0\.2\)"
+        UserError,
+        match=r"last\.ckpt: this folder holds a run with other settings: lr was 0\.1, is now 0\.2;",
     ):
         read_resume(tmp_path, {**key, "lr": 0.2})
     last = tmp_path / checkpoints.RESUME
@@ -305,7 +305,7 @@ def test_a_resume_passes_over_damage_and_refuses_another_training(
     for damaged in (content[:-30], b"", bytes(flipped)):
         last.write_bytes(damaged)
         assert read_resume(tmp_path, key) == {"key": key, "step": 1}
-        assert "last.ckpt: is damaged; passed over" in capsys.readouterr().err
+        assert "last.ckpt: is damaged; skipped" in capsys.readouterr().err
     for other in ({"conv1": torch.zeros(1)}, [1], {"key": 5}):
         torch.save(other, last)
         assert read_resume(tmp_path, key) == {"key": key, "step": 1}

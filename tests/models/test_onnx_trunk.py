@@ -20,7 +20,7 @@ from onnx import helper
 
 from models.backbones.layer_graph import GraphNetwork
 from models.checkpoints import load_network, save_network
-from models.networks import FaceModel, describe_network, head_parameters, trunk_parameters
+from models.networks import FaceModel, describe_network, parameter_groups
 from models.onnx_import import read_trunk
 from models.quality import load_quality_model
 from onnx_graphs import Array, Maker, every_layer, faces
@@ -218,9 +218,9 @@ def test_two_processes_train_an_onnx_trunk_as_one(
         torch.testing.assert_close(two[key], value, rtol=2e-3, atol=2e-4, msg=key)
 
 
-def test_trunk_and_head_are_told_apart(tmp_path: Path) -> None:
+def test_trunk_and_head_are_separate_groups(tmp_path: Path) -> None:
     network = start_network(str(every_layer(tmp_path / "made.onnx")[0])).network
-    head, trunk = head_parameters(network), trunk_parameters(network)
+    head, trunk = (group["params"] for group in parameter_groups(network, 0.1, 0.5))
     assert [value.numel() for value in head] == [196, 196, 1]
     assert len(head) + len(trunk) == len(list(network.parameters()))
 
@@ -257,13 +257,13 @@ def two(make: Maker) -> str:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (sigmoid, r"its layer v1 \(Sigmoid\) is of a kind that is not known here"),
-        (reverse, r"its layer v0 \(Sub\) is of a kind"),
+        (sigmoid, r"its layer v1 \(Sigmoid\) is of an unknown kind"),
+        (reverse, r"its layer v0 \(Sub\) is of an unknown kind"),
         (oblique, r"its layer v0 \(Conv\) pads its sides differently"),
         (same, r"its layer v0 \(Conv\) pads its sides differently"),
-        (spatial, "nothing in it flattens or pools a feature map"),
-        (large, r"does not run on a face of \[1, 3, 112, 112\]"),
-        (two, r"its layer sum \(Add\) takes other, which nothing in it gives"),
+        (spatial, "no layer flattens or pools a feature map"),
+        (large, r"does not run on input \[1, 3, 112, 112\]"),
+        (two, r"its layer sum \(Add\) takes other, which no earlier layer gives"),
     ],
 )
 def test_other_graphs_are_refused_by_layer(
@@ -277,7 +277,7 @@ def test_other_graphs_are_refused_by_layer(
 
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"\xff" * 100)
-    with pytest.raises(UserError, match="is damaged or no ONNX file"):
+    with pytest.raises(UserError, match="is damaged or not an ONNX file"):
         start_network(str(tmp_path / "junk.onnx"))
     path, _ = every_layer(tmp_path / "made.onnx")
     with pytest.raises(UserError, match="is a onnx:made network, not MFN; leave --backbone out"):
@@ -308,15 +308,18 @@ def test_a_checkpoint_without_its_description_is_refused(tmp_path: Path) -> None
     layers = [dict(layer) for layer in about["graph"]["layers"]]
     refused("does not describe a working network", graph={"layers": layers})
     other = [{**layers[0], "op": "Loop"}, *layers[1:]]
-    refused("describes no network", graph={**about["graph"], "layers": other})
+    refused("does not describe a working network", graph={**about["graph"], "layers": other})
     ahead = [{**layers[0], "inputs": [5]}, *layers[1:]]
-    refused("describes no network", graph={**about["graph"], "layers": ahead})
+    refused("does not describe a working network", graph={**about["graph"], "layers": ahead})
     wide = {**layers[0], "settings": {**layers[0]["settings"], "stride": -1}}
-    refused("describes no network", graph={**about["graph"], "layers": [wide, *layers[1:]]})
+    refused(
+        "does not describe a working network",
+        graph={**about["graph"], "layers": [wide, *layers[1:]]},
+    )
     settings = {"num_features": about["graph"]["map"][0], "eps": 1e-5, "momentum": 0.1}
     more = {"op": "BatchNormalization", "inputs": [len(layers)], "settings": settings}
     refused(
-        "does not fit the .json beside it: missing: ",
+        "does not fit the .json next to it: missing: ",
         graph={**about["graph"], "layers": [*layers, more]},
     )
     save_network(path, start.network, about)
@@ -325,5 +328,5 @@ def test_a_checkpoint_without_its_description_is_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match="with a quality head; a recognition head is needed"):
         load_network(path, recognition=True)
     path.with_suffix(".json").unlink()
-    with pytest.raises(UserError, match=r"came from an ONNX file.*put that there again"):
+    with pytest.raises(UserError, match=r"came from an ONNX file.*put that file next to it"):
         load_quality_model(path, device="cpu")

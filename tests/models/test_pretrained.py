@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
+from models import QualityModel, load_quality_model
 from models.networks import FaceModel
 from models.pretrained import DEFAULT_MODEL, PRETRAINED, find_model
-from models.quality import QualityModel, load_quality_model
 from models.shrink import main as shrink
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, sha256_of
@@ -134,7 +134,7 @@ def test_shrinking_halves_and_keeps(tmp_path: Path) -> None:
     for out in (tmp_path / "again", tmp_path / "again.json"):
         with pytest.raises(UserError, match=r"must end in \.pth"):
             shrink(model=PRETRAINED[DEFAULT_MODEL], out=out)
-    with pytest.raises(UserError, match="is the file that is read"):
+    with pytest.raises(UserError, match="is the file of --model"):
         shrink(model=PRETRAINED[DEFAULT_MODEL], out=PRETRAINED[DEFAULT_MODEL])
     assert shrink(model=PRETRAINED[DEFAULT_MODEL], out=tmp_path / "again.pth") == 0
     faces = np.stack([drawn_face(seed=seed) for seed in range(3)])

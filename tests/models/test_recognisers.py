@@ -1,4 +1,4 @@
-"""ONNX recognisers of every description; the torch ones are in test_checkpoints."""
+"""ONNX recognisers of every description, and bf16; the other torch ones are in test_checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -10,10 +10,13 @@ import numpy.typing as npt
 import onnx
 import pytest
 
+from common import device as compute_device
+from common.precision import Precision
+from models import recognisers
 from models.recognisers import MIN_COSINE, load_recogniser
 from onnx_graphs import Maker
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.quality_onnx import open_onnx
+from sdd_fiqa.onnx_runner import OnnxRunner
 
 CELLS = 4 * 3  # mean of each colour over each quarter of the picture
 
@@ -100,7 +103,7 @@ def test_without_a_description_it_is_assumed_aloud(
     assert np.allclose(found, expected(batch, "RGB", 127.5, 127.5), atol=1e-5)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "tiny.onnx: taken to want RGB, (x - 127.5) / 127.5; if not, write colour" in said
+    assert "tiny.onnx: assumed to take RGB, (x - 127.5) / 127.5; if not, write colour" in said
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def test_half_precision_inputs(tmp_path: Path, batch: Any) -> None:
         ({"shape": ("N", 1, 112, 112)}, "takes input"),
         ({"kind": "DOUBLE"}, r"takes tensor\(double\); a recogniser takes tensor\(float\)"),
         ({"flat": False}, r"gives an output of shape \(1, 3, 2, 2\), not \(N, D\)"),
-        ({"inputs": 2}, r"does not run on a face of \[1, 3, 112, 112\]"),
+        ({"inputs": 2}, r"does not run on input \[1, 3, 112, 112\]"),
     ],
 )
 def test_networks_that_are_no_recogniser(
@@ -275,7 +278,7 @@ def test_a_gpu_that_onnxruntime_cannot_use(
     packed: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """onnxruntime without CUDA, or `packed` with it where CUDA's own libraries are missing."""
     import onnxruntime
@@ -288,12 +291,39 @@ def test_a_gpu_that_onnxruntime_cannot_use(
         "InferenceSession",
         lambda *of, providers: session(*of, providers=["CPUExecutionProvider"]),
     )
-    monkeypatch.setattr("sdd_fiqa.quality_onnx.nvidia_driver", lambda: True)
+    monkeypatch.setattr("sdd_fiqa.onnx_runner.nvidia_driver", lambda: True)
     path = network(tmp_path / "tiny.onnx")
     with pytest.raises(UserError, match="--device cuda:0: this onnxruntime has no CUDA, or not"):
-        open_onnx(path, "cuda:0")
-    open_onnx(path, "auto")
-    assert "runs on the CPU: this onnxruntime has no CUDA" in capsys.readouterr().err
-    monkeypatch.setattr("sdd_fiqa.quality_onnx.nvidia_driver", lambda: False)
-    open_onnx(path, "auto")
-    assert "runs on the CPU" not in capsys.readouterr().err
+        OnnxRunner(path, "cuda:0")
+    OnnxRunner(path, "auto")
+    assert "runs on the CPU: this onnxruntime has no CUDA" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("sdd_fiqa.onnx_runner.nvidia_driver", lambda: False)
+    OnnxRunner(path, "auto")
+    assert caplog.text == ""
+
+
+def test_a_network_that_drifts_in_bf16_runs_in_float32(
+    weights: dict[str, Path],
+    make_face: Callable[[int, int], npt.NDArray[np.uint8]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(compute_device, "_cpu_flags", lambda: {"avx512_bf16"})
+    faces = np.stack([make_face(identity, 7) for identity in range(4)])
+    path = str(weights["recognition"])  # random, with a last BatchNorm that blows rounding up
+
+    def embeddings(precision: Precision) -> npt.NDArray[np.float32]:
+        found = load_recogniser(path, "MFN", "cpu", precision, faces).embed(faces)
+        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+
+    half, full = embeddings("bf16"), embeddings("fp32")
+    cosine = float(np.sum(half * full, axis=1).min())
+    assert cosine < MIN_COSINE
+    capsys.readouterr()
+    assert np.array_equal(embeddings("auto"), full)
+    assert "bf16 changes its embeddings too much; uses float32" in capsys.readouterr().err
+
+    monkeypatch.setattr(recognisers, "MIN_COSINE", cosine - 0.01)
+    assert np.array_equal(embeddings("auto"), half)
+    assert capsys.readouterr().err == ""

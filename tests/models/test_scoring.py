@@ -27,7 +27,7 @@ from dataset.faces import COLUMNS, ListedFaces, PhotoFaces
 from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
 from dataset.lists import read_table
-from models.quality import QualityModel, load_quality_model
+from models import QualityModel, load_quality_model
 from sdd_fiqa.alignment import TEMPLATE, Face, align
 from sdd_fiqa.assets import ASSETS, cache_folder
 from sdd_fiqa.errors import UserError

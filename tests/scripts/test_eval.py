@@ -20,7 +20,7 @@ from dataset.faces import ListedFaces
 from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
-from models.quality import QualityModel, load_quality_model
+from models import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError
 
 Rows = list[dict[str, str]]

@@ -318,7 +318,7 @@ def test_it_learns_brightness_with_every_option(faces: Path, train: Run) -> None
         (["--feats", "annotations/DATA.labelpath"], "is not a .npy file"),
         (["--checkpoints", "features.npy"], "cannot be written"),
         (["--finetuning-model", "annotations/DATA.labelpath"], "is no checkpoint of plain tensors"),
-        (["--checkpoints-name", "plain", "--seed", "3"], "is of another training (seed 0, now 3)"),
+        (["--checkpoints-name", "plain", "--seed", "3"], "other settings: seed was 0, is now 3"),
     ],
 )
 def test_a_mistake_is_refused_with_its_rule(

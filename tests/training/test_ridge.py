@@ -122,7 +122,7 @@ def test_a_floor_is_kept_by_the_file_beside_a_checkpoint(tmp_path: Path) -> None
     for wrong in (0, -1, "7", None):
         save_network(tmp_path / "b.pth", network, {**about, "floor": wrong})
         for load in (lambda p: load_network(p, recognition=False), start_network):
-            with pytest.raises(UserError, match=r"b\.pth: the .json beside it gives a floor of"):
+            with pytest.raises(UserError, match=r"b\.pth: the .json next to it gives a floor of"):
                 load(str(tmp_path / "b.pth"))
     (tmp_path / "a.json").unlink()  # the keys alone: a published network
     with torch.inference_mode():

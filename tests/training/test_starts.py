@@ -17,19 +17,17 @@ from torch import Tensor, nn
 
 from models.backbones import Backbone
 from models.checkpoints import load_network, save_network
-from models.fitting import find_trunk, identify
 from models.networks import (
     BACKBONES,
     FaceModel,
     build_network,
     describe_network,
-    head_parameters,
+    parameter_groups,
     pixels_of,
-    trunk_parameters,
 )
 from models.quality import load_quality_model
 from models.recognisers import load_recogniser
-from models.state_dicts import read_state
+from models.state_dicts import find_trunk, identify, read_state
 from published_networks import TABLES, State, filled, head_of, hollow, ir, iresnet
 from sdd_fiqa.errors import UserError
 from training.start import start_network
@@ -162,8 +160,8 @@ def test_a_start_takes_the_trunk_and_the_result_stands_alone(
     unused = len([key for key in state if key.startswith(head_of(name))])
     assert f"{len(own) - 3} tensors loaded; new: {', '.join(head)}; not used: " in start.text
     assert f"and {unused - 3} more" in start.text or unused <= 3
-    assert len(head_parameters(start.network)) == 3
-    assert len(trunk_parameters(start.network)) + 3 == len(list(start.network.parameters()))
+    groups = [len(group["params"]) for group in parameter_groups(start.network, 0.1, 0.5)]
+    assert groups == [3, len(list(start.network.parameters())) - 3]
 
     save_network(tmp_path / "q.pth", start.network, describe_network(name, start.network))
     model = load_quality_model(tmp_path / "q.pth", device="cpu", precision="fp32")

@@ -147,7 +147,7 @@ def test_a_damaged_save_falls_back(tmp_path: Path, capsys: pytest.CaptureFixture
         last.write_bytes(damage)
         found = read_resume(tmp_path, {"seed": 0})
         assert found is not None and found["state"]["step"] == 1
-        assert "last.ckpt: is damaged; passed over" in capsys.readouterr().err
+        assert "last.ckpt: is damaged; skipped" in capsys.readouterr().err
     last.unlink()
     found = read_resume(tmp_path, {"seed": 0})
     assert found is not None and found["state"]["step"] == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.folding import fold_norms
+from models.inference import fold_norms
 from models.networks import build_network
 
 # All networks of a kind share their units; these are the smallest of each.
