@@ -115,7 +115,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
     rows = offset = 0
     try:
         with open(file_path, "rb") as file:
-            source = OpenFile(file.fileno())
+            source = OpenFile(os.dup(file.fileno()))
             if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
                 offset = len(_BYTE_ORDER_MARK)
                 digest.update(_BYTE_ORDER_MARK)

