@@ -14,6 +14,7 @@ import as_a_script  # noqa: F401
 
 # isort: split
 import cv2
+import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -23,6 +24,10 @@ from sdd_fiqa.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 IDENTITIES, EACH = 6, 4  # of the made-up faces
+
+# A slow machine is no failure.
+hypothesis.settings.register_profile("any_speed")
+hypothesis.settings.load_profile("any_speed")
 
 
 class RunScript(Protocol):

@@ -12,7 +12,7 @@ from dataset.lists import join, read_labelpath, read_table
 names = st.lists(st.integers(0, 60), min_size=1, max_size=40, unique=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(names, names)
 def test_join_equals_a_dictionary(
     tmp_path_factory: "object", left: list[int], right: list[int]

@@ -121,7 +121,7 @@ def test_framing_and_reading_are_inverse(pieces: list[bytes]) -> None:
         assert content_at(read, 0, guess, len(data)) == (content, len(data))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=20), st.randoms())
 def test_round_trip_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, images: list[bytes], rng: random.Random

@@ -113,7 +113,7 @@ def test_a_perfect_score_reaches_the_best_and_none_does_better(start: float) -> 
     assert chance["aoc"] == pytest.approx(0.05, abs=0.25)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), fails=st.integers(1, 39), tied=st.booleans())
 def test_no_score_leaves_the_bounds(seed: int, fails: int, tied: bool) -> None:
     generator = np.random.default_rng(seed)
@@ -135,7 +135,7 @@ def test_theoretical_best_is_the_integral_it_says(start: float, limit: float) ->
     assert best == pytest.approx(integral, abs=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(steps=st.lists(st.floats(0.001, 0.4), min_size=0, max_size=20), limit=st.floats(0.05, 0.95))
 def test_weights_integrate_constants_and_lines(steps: list[float], limit: float) -> None:
     shares = np.concatenate([[0.0], np.cumsum(steps)])
