@@ -216,7 +216,7 @@ def summarise(
             "images": len(given.table),
             "identities": int(np.count_nonzero(groups.sizes())),
             "labelled": len(rows),
-            "skipped": given.counts(),
+            "left_out": given.counts(),
             "mislabelled": int(result.mislabelled.sum()),
             "wrong_way_bound": WRONG_WAY_BOUND,
             "label_percentiles": percentiles(labels, marks),
@@ -244,8 +244,8 @@ def summary_lines(out_dir: Path, given: LabelInput, result: Labelling) -> str:
         f"labels: median {marks['50']:.1f}, middle half {marks['25']:.1f} to {marks['75']:.1f}; "
         f"mean Pos-Sim {summary['mean_pos_sim']:.3f}, mean Neg-Sim {summary['mean_neg_sim']:.3f}",
     ]
-    if summary["skipped"]:
-        causes = "; ".join(f"{count} {text}" for text, count in summary["skipped"].items())
+    if summary["left_out"]:
+        causes = "; ".join(f"{count} {text}" for text, count in summary["left_out"].items())
         lines.append(f"left out: {causes}; listed in {out_dir / UNLABELLED}")
     if summary.get("overlapping"):
         error = summary.get("overlapping_w1_standard_error")

@@ -95,6 +95,7 @@ def test_the_files_it_leaves(run: Run, tmp_path: Path) -> None:
     )
     info = json.loads((out / "distribution_info.json").read_text())
     assert info["labelled"] == 124 and sum(info["label_histogram"]) == 124
+    assert info["left_out"] == {"the only image of its identity": 1}
     assert not list(tmp_path.rglob("*.tmp"))
 
 
