@@ -13,11 +13,16 @@ distribution_info.json and distributions.png. One .npy an image is read as well:
 
 from __future__ import annotations
 
+from common.cpu import one_blas_thread
+
+if __name__ == "__main__":
+    one_blas_thread()  # before numpy is imported
+
+# isort: split
 from pathlib import Path
 from typing import Literal
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
-from common.cpu import one_blas_thread
 from dataset.lists import PSEUDO_LABELS
 from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
@@ -73,7 +78,6 @@ def main(
             below score-dst, which stays.
         device: auto, cpu, cuda or cuda:i.
     """
-    one_blas_thread()  # before numpy: what follows imports it
     from common.distributed import join_process_group
     from generate_pseudo_labels import distributions_plot as picture
     from generate_pseudo_labels import label_files, label_run

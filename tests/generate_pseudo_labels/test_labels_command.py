@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -164,6 +165,33 @@ def test_any_number_of_processes_and_threads_writes_the_same_files(
     done = run("--estimator", estimator, "--process-num", 2, processes=many)
     assert done.returncode == 0, done.stderr
     assert [file.read_bytes() for file in files] == alone
+
+
+SPY = """
+import os, runpy, sys
+class Spy:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            print("numpy with", os.environ.get("OPENBLAS_NUM_THREADS"))
+sys.meta_path.insert(0, Spy())
+sys.argv = [sys.argv[1], "--help"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", ["gen_pseudo_labels", "gen_ers_scores"])
+def test_products_have_one_thread_whatever_the_number_of_cores(script: str) -> None:
+    """The library reads its number of threads once, as numpy is imported."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", SPY, str(root / f"generate_pseudo_labels/{script}.py")],
+        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = [line for line in done.stdout.splitlines() if line.startswith("numpy with")]
+    assert set(seen) <= {"numpy with 1"} and (seen or script == "gen_ers_scores")
 
 
 def truncated(out: Path, f: Floats) -> None:
