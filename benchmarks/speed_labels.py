@@ -197,20 +197,6 @@ def time_resident(folder: Path, images: int, dimension: int, device: str) -> Non
     from generate_pseudo_labels.distance.blocks import group_by_identity
     from generate_pseudo_labels.similarity_distance import similarity_distances
 
-    class Resident:
-        def __init__(self, rows: Any) -> None:
-            self.rows = rows
-
-        @property
-        def shape(self) -> tuple[int, int]:
-            return images, dimension
-
-        def read(self, start: int, stop: int) -> Any:
-            return self.rows[start:stop]
-
-        def take(self, rows: Any) -> Any:
-            return self.rows[torch.from_numpy(rows).to(self.rows.device)]
-
     rows = torch.from_numpy(np.load(folder / "feats_npy" / "Embedding_Features.npy")).to(device)
     groups = group_by_identity(read_labelpath(folder / "DATA.labelpath")[1])
     big = torch.randn(8192, 8192, device=device)
@@ -221,7 +207,7 @@ def time_resident(folder: Path, images: int, dimension: int, device: str) -> Non
 
         def run(estimator: Any = estimator) -> None:
             similarity_distances(
-                Resident(rows),
+                rows,
                 groups,
                 estimator=estimator,
                 arrays=TorchArrays(device),

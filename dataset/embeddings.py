@@ -109,6 +109,10 @@ class EmbeddingsFile:
             self._fill(found[begin : begin + count], int(rows[begin]))
         return found
 
+    def __getitem__(self, rows: slice | Indices) -> Rows:
+        """As of an array: `start:stop`, or rows by their numbers."""
+        return self.read(rows.start, rows.stop) if isinstance(rows, slice) else self.take(rows)
+
     def usable_rows(self) -> npt.NDArray[np.bool_]:
         """(N,) False where a row is zero (an unreadable image) or not finite."""
         usable = np.empty(self.shape[0], np.bool_)

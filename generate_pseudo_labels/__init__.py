@@ -1,1 +1,5 @@
 """From a list of images and their embeddings to SDD-FIQA pseudo-labels."""
+
+from generate_pseudo_labels.labels import LabelSettings, pseudo_labels
+
+__all__ = ["LabelSettings", "pseudo_labels"]

@@ -1,38 +1,42 @@
-"""What distributions.png shows of a labelled set: a sample of similarities and three images."""
+"""distributions.png: how similar people are to themselves and to others, in a labelled set."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset.containers import split_member
-from generate_pseudo_labels.distance.array_backend import NumpyArrays
-from generate_pseudo_labels.distance.blocks import Groups, Positions
+from generate_pseudo_labels.distance.array_backend import Float32, Indices, NumpyArrays
+from generate_pseudo_labels.distance.blocks import Groups
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
 from generate_pseudo_labels.label_files import LabelInput, Labelling
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import replacing
 
 PICTURE = "distributions.png"
 _IMAGES, _MATES, _OTHERS = 400, 64, 1500  # enough for a smooth histogram; read in milliseconds
-# A little inside the range: the very best and worst are often accidents.
+# A little inside the range: the very best and the very worst are often accidents.
 _EXAMPLES = {"good": 0.98, "middling": 0.5, "bad": 0.02}
+_POSITIVE, _NEGATIVE, _NEUTRAL = "#2a7f9e", "#c8553d", "#5a5a6e"
+_BINS = 80
 
-Values = npt.NDArray[np.float32]
+Pair = tuple[Float32, Float32]  # similarities of an image to its identity, and to others
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Random outsiders, and the means to compare an image with them and with its own identity."""
+    """Random outsiders, with which images are compared, and the images' own identities."""
 
     embedded: EmbeddedSet
-    others: Positions
-    other_rows: Values
+    others: Indices
+    other_rows: Float32
 
-    def of(self, position: int) -> tuple[Values, Values]:
+    def of(self, position: int) -> Pair:
         """Similarities of one image: to (some of) its identity, to others."""
         starts = self.embedded.groups.starts
         owner = int(np.searchsorted(starts, position, side="right")) - 1
@@ -48,44 +52,89 @@ class _Sample:
 
 
 def draw_picture(
-    path: Path, given: LabelInput, groups: Groups, result: Labelling, seed: int
+    path: Path, inputs: LabelInput, groups: Groups, labelling: Labelling, seed: int
 ) -> None:
-    """Draws distributions.png for a labelled set."""
-    from evaluation.distributions import Example, draw_distributions
+    """Draws pooled Pos-Sim and Neg-Sim, the labels' histogram and three images' distributions.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     rng = np.random.default_rng(seed)
-    embedded = EmbeddedSet(given.source, groups, NumpyArrays())
+    embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
     others = np.sort(rng.choice(len(groups), min(_OTHERS, len(groups)), replace=False))
     sample = _Sample(embedded, others, embedded.at(others))
-    labels = result.labels if groups.rows is None else result.labels[groups.rows]
+    labels = labelling.labels if groups.rows is None else labelling.labels[groups.rows]
     labelled = np.flatnonzero(~np.isnan(labels))
     some = labelled[np.linspace(0, len(labelled) - 1, min(_IMAGES, len(labelled))).astype(int)]
     pairs = [sample.of(int(position)) for position in some]
+    positives = np.concatenate([own for own, _ in pairs])
+    negatives = np.concatenate([outside[:: 1 + len(outside) // 200] for _, outside in pairs])
+    low = float(min(positives.min(initial=0.0), negatives.min(initial=0.0)))
+    high = float(max(positives.max(initial=0.01), negatives.max(initial=0.01)))
+    edges = np.linspace(low, high, _BINS + 1)
+
+    figure = Figure(figsize=(12, 7.2), layout="constrained")  # no pyplot: no display is needed
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 0.9))[:, 0]
+    pooled, histogram = top.subplots(1, 2, width_ratios=(1.3, 1))
+    _two_histograms(pooled, (positives, negatives), edges)
+    pooled.set_title("cosine similarity, pooled", loc="left")
+    pooled.legend(frameon=False)
+    counts = labelling.summary["label_histogram"]
+    steps = np.linspace(0, 100, len(counts) + 1)
+    histogram.stairs(counts, steps, fill=True, color=_NEUTRAL)
+    histogram.set_title("quality pseudo-label", loc="left")
+    histogram.set_ylabel("images")
+    histogram.set_xlim(0, 100)
     by_label = labelled[np.argsort(labels[labelled], kind="stable")]
-    examples = []
-    for title, share in _EXAMPLES.items():
+    panels = bottom.subplots(1, len(_EXAMPLES), squeeze=False)[0]
+    for axes, (title, share) in zip(panels, _EXAMPLES.items(), strict=True):
         position = int(by_label[round(share * (len(by_label) - 1))])
         row = int(groups.rows_of(np.array([position]))[0])
-        own, outside = sample.of(position)
-        w1 = float(result.distances.w1[row, 0])
-        face = _face(given.table.path(row))
-        examples.append(Example(title, float(result.labels[row]), w1, own, outside, face))
-    draw_distributions(
-        path,
-        positives=np.concatenate([own for own, _ in pairs]),
-        negatives=np.concatenate([outside[:: 1 + len(outside) // 200] for _, outside in pairs]),
-        label_counts=result.summary["label_histogram"],
-        examples=examples,
-        caption=f"{result.summary['labelled']:,} labelled images of "
-        f"{result.summary['identities']:,} identities; similarities of {len(some)} of them",
+        w1 = float(labelling.distances.w1[row, 0])
+        _two_histograms(axes, sample.of(position), edges[::2])
+        axes.set_title(f"{title}: label {labels[position]:.1f}, W1 {w1:.3f}", loc="left")
+        face = _face(inputs.images.path(row))
+        if face is not None:
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.8)  # room for the face above the bars
+            corner = axes.inset_axes((0.72, 0.52, 0.27, 0.46))
+            corner.imshow(face)
+            corner.set_axis_off()
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    summary = labelling.summary
+    caption = (
+        f"{summary['labelled']:,} labelled images of {summary['identities']:,} identities; "
+        f"similarities of {len(some)} of them"
     )
+    figure.supxlabel(caption, fontsize=9, color=_NEUTRAL)
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+
+
+def _two_histograms(axes: Any, pair: Pair, edges: npt.NDArray[np.float64]) -> None:
+    """Both as densities, so that few positives can be compared with many negatives."""
+    for values, name, colour in (
+        (pair[1], "Neg-Sim (others)", _NEGATIVE),
+        (pair[0], "Pos-Sim (own identity)", _POSITIVE),
+    ):
+        counts, _ = np.histogram(values, edges)
+        density = counts / max(1, counts.sum()) / np.diff(edges)
+        axes.stairs(density, edges, fill=True, alpha=0.55, color=colour, label=name)
+        if len(values):
+            axes.axvline(float(np.mean(values)), color=colour, linewidth=1.2)
+    axes.set_yticks([])
 
 
 def _face(path: str) -> npt.NDArray[np.uint8] | None:
     """The face, or None: labels need embeddings only, the images may be elsewhere."""
     inside = split_member(path)
     if not Path(inside[0] if inside else path).is_file():
-        return None  # without loading what decodes images
+        return None  # without importing what decodes images
     from dataset.images import read_face
     from sdd_fiqa.errors import UnreadableImage
 

@@ -4,56 +4,47 @@
 
 needs no identities, so single images are scored too. Writes annotations/ers_scores.txt. The four
 sources of unrecognisable faces: embeddings (--ui-feats), images (--ui-image-dir), faces of the list
-spoilt beyond recognition (--ui-from-degraded), or a cluster in the set (--ui-from-cluster).
+degraded beyond recognition (--ui-from-degraded), or a cluster in the set (--ui-from-cluster).
 """
 
 from __future__ import annotations
 
+from common.cpu import one_blas_thread
+
+if __name__ == "__main__":
+    one_blas_thread()  # before numpy is imported
+
+# isort: split
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
-from common.cpu import one_blas_thread
+from generate_pseudo_labels.ers import UnrecognisableSource, find_centre, write_scores
+from generate_pseudo_labels.label_files import read_input
+
+NO_SOURCE = UnrecognisableSource()
 
 
 def main(
     *,
     out_dir: Path = Path("annotations"),
-    ui_feats: Path | None = None,
-    ui_image_dir: Path | None = None,
-    ui_from_degraded: int | None = None,
-    ui_from_cluster: bool = False,
-    weights: str | None = None,
-    backbone: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
+    source: Annotated[UnrecognisableSource, tyro.conf.arg(name="")] = NO_SOURCE,
 ) -> int:
     """Embedding recognisability scores of all listed faces.
 
     Args:
         out_dir: folder of the list and its embeddings; ers_scores.txt is written there.
-        ui_feats: .npy with embeddings of unrecognisable images, one a row.
-        ui_image_dir: folder of unrecognisable face images (needs weights).
-        ui_from_degraded: spoil this many faces of the list beyond recognition (needs weights).
-        ui_from_cluster: look for the place where images of different people gather.
-        weights: the recogniser that made the list's embeddings: a known name or a file.
-        backbone: of a torch checkpoint; found from the file when not given.
-        seed: of the choice of faces and of their degradation.
-        device: auto, cpu, cuda or cuda:i.
+        source: where unrecognisable faces come from.
     """
-    check_seed(seed)
-    one_blas_thread()
-    from generate_pseudo_labels import ers as ers_files
-    from generate_pseudo_labels.label_files import read_input
-
-    given = read_input(out_dir)
-    wanted = ers_files.UnrecognisableSource(
-        ui_feats, ui_image_dir, ui_from_degraded, ui_from_cluster, weights, backbone, seed, device
-    )
-    centre, about = ers_files.find_centre(wanted, given, out_dir)
-    print(ers_files.write_scores(out_dir, given, centre, about))
-    for line in given.notes:
+    check_seed(source.seed)
+    inputs = read_input(out_dir)
+    centre, about = find_centre(source, inputs, out_dir)
+    print(write_scores(out_dir, inputs, centre, about))
+    for line in inputs.notes:
         note(f"note: {line}")
-    return EXIT_SKIPPED if given.reasons.any() else EXIT_DONE
+    return EXIT_SKIPPED if inputs.reasons.any() else EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -1,123 +1,71 @@
-"""The label step from checked settings to labels, with a user's words for what can go wrong."""
+"""The label step from checked settings to labels, with its errors in the user's words."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.distributed import ProcessGroup
-from generate_pseudo_labels.distance.array_backend import Arrays
+from generate_pseudo_labels.distance.array_backend import Arrays, Float32
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import UnusableRow
-from generate_pseudo_labels.distance.results import Distances, gather
-from generate_pseudo_labels.label_files import LabelInput, Labelling, label_images, summarise
-from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
+from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances, gather
+from generate_pseudo_labels.label_files import LabelInput, Labelling
+from generate_pseudo_labels.labels import LabelSettings, assign_labels
+from generate_pseudo_labels.similarity_distance import DistanceResult, TooFewOutsiders
 from sdd_fiqa.errors import UserError
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line says; see gen_pseudo_labels."""
-
-    estimator: Literal["sampled", "exact"] = "sampled"
-    fix_num: int = 24
-    repeats: int = 12
-    seed: int = 0
-    pool_size: int = 1024
-    min_images_per_id: int = 2
-    drop_top_percent: float = 0.0
-    exclude_mislabelled: bool = False
-    level_identities: bool = False
-    label_power: float = 1.0
-
-
-def checked(settings: Settings) -> Settings:
-    """The settings, if they can be used.
-
-    Raises:
-        UserError: a number is out of its range.
-    """
-    least = {"fix_num": 1, "repeats": 1, "pool_size": 2, "min_images_per_id": 1, "seed": 0}
-    for name, low in least.items():
-        if getattr(settings, name) < low:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(settings, name)}: must be {low} or more")
-    if not 0 <= settings.drop_top_percent < 100:
-        raise UserError(
-            f"--drop-top-percent {settings.drop_top_percent:g}: must be at least 0 and below 100"
-        )
-    if not 0 < settings.label_power < math.inf:
-        raise UserError(f"--label-power {settings.label_power:g}: must be a number above 0")
-    return settings
+_MARKS = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # percentiles of the summary
 
 
 def find_distances(
-    given: LabelInput, settings: Settings, arrays: Arrays, processes: ProcessGroup, threads: int
-) -> tuple[Groups, Distances, dict[str, float]] | None:
-    """Runs the estimator over this process's share; everybody's results on rank 0, else None.
-
-    The results: groups, distances by position, and what is known of their error.
+    inputs: LabelInput,
+    settings: LabelSettings,
+    arrays: Arrays,
+    processes: ProcessGroup,
+    threads: int,
+) -> tuple[Groups, DistanceResult] | None:
+    """Runs the estimator over this process's share; all results on rank 0, else None.
 
     Raises:
         UserError: rows without a direction, or too few outsiders.
     """
-    groups = group_by_identity(given.identities, given.reasons == 0)
+    groups = group_by_identity(inputs.identities, inputs.reasons == 0)
     if groups.rows is not None and np.any(np.diff(groups.rows) < 0):
-        given.notes.append(
-            f"{given.table.file}: images of one identity do not stand together; reading their "
-            "embeddings in that order takes several times as long as from a list that is sorted"
+        inputs.notes.append(
+            f"{inputs.images.file}: images of one identity are not next to each other; reading "
+            "their embeddings in that order takes several times as long as from a sorted list"
         )
-    table = given.table
     try:
         with progress_bar(len(groups) // processes.size, not processes.first) as bar:
-            part = similarity_distances(
-                given.source,
+            part = settings.distances(
+                inputs.embeddings,
                 groups,
-                estimator=settings.estimator,
-                pool_size=settings.pool_size,
-                add_up=processes.add_up,
-                m=settings.fix_num,
-                repeats=settings.repeats,
-                seed=settings.seed,
                 arrays=arrays,
-                rank=processes.rank,
-                ranks=processes.size,
+                processes=processes,
                 threads=threads,
                 progress=bar,
             )
     except UnusableRow as error:
-        raise UserError(
-            f"{getattr(given.source, 'path', 'embeddings')}: row {error.row} "
-            f"({table.path(error.row)}) {error.fault}; extract the embeddings again, or take that "
-            "image out of the list"
-        ) from error
+        raise inputs.unusable(error) from error
     except TooFewOutsiders as error:
-        mend = " or ask for fewer (--fix-num)" if settings.estimator == "sampled" else ""
-        raise UserError(f"{table.file}: {error}{mend}") from error
+        fix = " or ask for fewer (--fix-num)" if settings.estimator == "sampled" else ""
+        raise UserError(f"{inputs.images.file}: {error}{fix}") from error
     errors = processes.add_up(np.array([part.overlapping, part.checked, part.squares]))
     whole = gather(processes, part.begin, part.distances, len(groups))
-    return None if whole is None else (groups, whole, overlap(errors))
-
-
-def overlap(errors: npt.NDArray[np.float64]) -> dict[str, float]:
-    """For the summary: images whose distributions overlap, and the second pool's error on them."""
-    overlapping, checked, squares = errors.tolist()
-    summary: dict[str, float] = {"overlapping": int(overlapping)}
-    if checked:
-        error = np.sqrt(squares / checked)
-        summary["overlapping_w1_standard_error"] = float(f"{error:.3g}")
-    return summary
+    if whole is None:
+        return None
+    return groups, DistanceResult(0, whole, int(errors[0]), int(errors[1]), float(errors[2]))
 
 
 @contextmanager
 def progress_bar(images: int, silent: bool) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, counting whole images; parts of an image's work are saved up."""
+    """A bar on stderr that counts whole images; parts of an image's work are added up."""
     from tqdm import tqdm
 
     with tqdm(total=images, unit=" images", unit_scale=True, smoothing=0.05, disable=silent) as bar:
@@ -132,28 +80,68 @@ def progress_bar(images: int, silent: bool) -> Iterator[Callable[[float], None]]
 
 
 def label(
-    given: LabelInput, settings: Settings, found: tuple[Groups, Distances, dict[str, float]]
+    inputs: LabelInput, settings: LabelSettings, groups: Groups, result: DistanceResult
 ) -> Labelling:
-    """Distances to labels, and the summary.
+    """Labels in list order, and the summary; images without a label are given a reason.
 
     Raises:
-        UserError: nobody is left to label, or all distances are equal.
+        UserError: no image is left to label, or all distances are equal.
     """
-    groups, distances, errors = found
     try:
-        result = label_images(
-            given,
-            groups,
-            distances,
-            min_images_per_id=settings.min_images_per_id,
-            drop_top_percent=settings.drop_top_percent,
-            exclude_mislabelled=settings.exclude_mislabelled,
-            level_identities=settings.level_identities,
-            label_power=settings.label_power,
-        )
+        labels, left_out = assign_labels(result.distances, groups, settings)
     except ValueError as error:
-        raise UserError(f"{given.table.file}: {error}") from error
-    summarise(asdict(settings), given, groups, result)
+        raise UserError(f"{inputs.images.file}: {error}") from error
+    for reason, which in left_out.items():
+        inputs.leave_out(groups.rows_of(np.flatnonzero(which)), reason)
+
+    def in_list_order(values: npt.NDArray[Any], absent: Any = np.nan) -> npt.NDArray[Any]:
+        if groups.rows is None:
+            return values
+        placed = np.full(len(inputs.images), absent, values.dtype)
+        placed[groups.rows] = values
+        return placed
+
+    found = result.distances
+    w1 = in_list_order(found.w1.mean(axis=1, dtype=np.float64).astype(np.float32))
+    distances = Distances(w1[:, None], *map(in_list_order, (found.pos, found.neg, found.excess)))
+    mislabelled = in_list_order(found.mislabelled(), False)
+    labelling = Labelling(in_list_order(labels), distances, mislabelled, {})
+    return replace(labelling, summary=_summary(inputs, settings, groups, result, labelling))
+
+
+def _summary(
+    inputs: LabelInput,
+    settings: LabelSettings,
+    groups: Groups,
+    result: DistanceResult,
+    labelling: Labelling,
+) -> dict[str, Any]:
+    """What `distribution_info.json` says: how many, how far apart, which were left out."""
+    rows = np.flatnonzero(~np.isnan(labelling.labels))
+    labels, distances = labelling.labels[rows], labelling.distances
+    summary: dict[str, Any] = {
+        "settings": asdict(settings),
+        "images": len(inputs.images),
+        "identities": int(np.count_nonzero(groups.sizes())),
+        "labelled": len(rows),
+        "left_out": inputs.counts(),
+        "mislabelled": int(labelling.mislabelled.sum()),
+        "wrong_way_bound": EXCESS_BOUND,
+        "label_percentiles": _percentiles(labels),
+        "w1_percentiles": _percentiles(distances.w1[rows, 0]),
+        "mean_pos_sim": float(distances.pos[rows].mean(dtype=np.float64)),
+        "mean_neg_sim": float(distances.neg[rows].mean(dtype=np.float64)),
+        "label_histogram": np.histogram(labels, 50, (0, 100))[0].tolist(),
+    }
     if settings.estimator == "exact":
-        result.summary.update(errors)
-    return result
+        summary["overlapping"] = result.overlapping
+        if result.checked:
+            error = np.sqrt(result.squares / result.checked)
+            summary["overlapping_w1_standard_error"] = float(f"{error:.3g}")
+    return summary
+
+
+def _percentiles(values: Float32) -> dict[str, float]:
+    """Percent -> value."""
+    found = np.percentile(values, _MARKS)
+    return {str(mark): round(float(value), 6) for mark, value in zip(_MARKS, found, strict=True)}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePath
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,13 @@ from dataset.embedding_writer import FeatureWriter
 from dataset.embeddings import EMBEDDINGS
 from dataset.lists import (
     LABELPATH,
-    Identities,
     ImageList,
     identities_in,
     read_labelpath,
     read_table,
     refuse_repeats,
 )
-from generate_pseudo_labels.distance.embedded_set import InMemory
+from generate_pseudo_labels.distance.array_backend import Float32
 from generate_pseudo_labels.label_files import UNREADABLE, LabelInput, read_input
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
@@ -37,22 +37,111 @@ _BATCH = 4096
 MISSING, DAMAGED = "its .npy is missing", "its .npy cannot be read"
 EMPTY = "its embedding is zero or not finite"
 
-Floats = npt.NDArray[np.float32]
+
+@dataclass(frozen=True)
+class NpyFolder:
+    """Where the .npy files are. Each field is a flag of gen_pseudo_labels; its text is the help.
+
+    Attributes:
+        feature_root: folder with one .npy an image; with it, image-list-file and score-dst take
+            the place of out-dir.
+        image_list_file: the list that goes with feature-root, one image path a line.
+        image_root: what the list's paths begin with; the .npy files mirror what follows.
+        id_key_index: which part of a listed path names the identity (with feature-root).
+        score_dst: folder for everything written (with feature-root).
+        load_feature: True keeps the .npy files' content in memory; False gathers it in one file
+            below score-dst, which stays.
+    """
+
+    feature_root: Path | None = None
+    image_list_file: Path | None = None
+    image_root: Path | None = None
+    id_key_index: int = -3
+    score_dst: Path | None = None
+    load_feature: Literal["True", "False"] = "False"
+
+
+def open_input(
+    out_dir: Path, files: NpyFolder, threads: int, processes: ProcessGroup
+) -> tuple[Path, LabelInput]:
+    """The label folder and its input: the folder as it is, or made of a list and its .npy files.
+
+    Args:
+        out_dir: the label folder where no .npy files are given.
+        files: the .npy files, if any.
+        threads: files read at a time.
+        processes: rank 0 gathers the files, all of them read the result.
+
+    Raises:
+        UserError: flags that need each other, no .npy at all, embeddings of different lengths, a
+            path without the identity's part.
+    """
+    if files.feature_root is None:
+        for name in ("image_list_file", "image_root", "score_dst"):
+            if getattr(files, name) is not None:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag}: goes with --feature-root, the folder of .npy files")
+        return out_dir, read_input(out_dir)
+    if files.id_key_index == -1:
+        raise UserError("--id-key-index -1: is the image's own name; -2 is its folder")
+    if files.image_list_file is None or files.score_dst is None:
+        raise UserError("--feature-root: needs --image-list-file and --score-dst too")
+    if not files.feature_root.is_dir():
+        raise UserError(f"--feature-root {files.feature_root}: no such folder")
+    in_memory = files.load_feature == "True"
+    if in_memory and processes.size > 1:
+        raise UserError("--load-feature True: every process would hold all embeddings; use False")
+    inputs = None
+    if processes.first:
+        listed = read_table(files.image_list_file)
+        refuse_repeats(listed)
+        dimension = _Reader(files, files.feature_root, listed).dimension()
+        numbers = identities_in(listed, files.id_key_index).tolist()
+        with replacing(files.score_dst / LABELPATH) as file:
+            for path, number in zip(listed.paths(), numbers, strict=True):
+                file.write(f"{path}\t{number}\n")
+        inputs = _gather(files, files.feature_root, files.score_dst, dimension, in_memory, threads)
+    processes.barrier()  # the files must be there first
+    return files.score_dst, inputs or read_input(files.score_dst)
+
+
+def _gather(
+    files: NpyFolder, root: Path, target: Path, dimension: int, in_memory: bool, threads: int
+) -> LabelInput | None:
+    """The embeddings in memory; or None, after writing them to the label folder `target`."""
+    images, identities = read_labelpath(target / LABELPATH)
+    batches = _Reader(files, root, images).batches(dimension, threads)
+    if in_memory:
+        embeddings = np.zeros((len(images), dimension), np.float32)
+        inputs = LabelInput(images, identities, embeddings)
+        for start, rows, failures in batches:
+            length = np.linalg.norm(rows, axis=1, keepdims=True)
+            embeddings[start : start + len(rows)] = rows / np.where(length > 0, length, 1)
+            for row, reason in failures.items():
+                inputs.leave_out(np.array([start + row]), UNREADABLE + reason)
+        return inputs
+    described = {"path": str(target / LABELPATH), "sha256": images.sha256, "rows": len(images)}
+    about: dict[str, Any] = {"list": described, "weights": {"features": str(root)}}
+    about["preprocessing"] = {}
+    writer = FeatureWriter((target / EMBEDDINGS).parent, len(images), dimension, about)
+    writer.prepare()
+    writer.open(0)
+    try:
+        for start, rows, failures in batches:
+            writer.write(start, rows, failures)
+    finally:
+        writer.close()
+    writer.finish(images)
+    return None
 
 
 @dataclass(frozen=True)
-class FeatureFolder:
-    """Where the .npy of an image is.
+class _Reader:
+    """Reads the .npy files of a list."""
 
-    Attributes:
-        root: holds the .npy files.
-        image_root: the list's paths are taken relative to it; None takes them as they are.
-        table: the list.
-    """
-
+    files: NpyFolder
     root: Path
-    image_root: Path | None
-    table: ImageList
+    images: ImageList
 
     def file_of(self, row: int, path: str) -> Path:
         """The .npy of one record.
@@ -60,188 +149,79 @@ class FeatureFolder:
         Raises:
             UserError: an absolute path that is not below the image root.
         """
-        relative = PurePath(path)
-        if self.image_root is not None and relative.is_relative_to(self.image_root):
-            relative = relative.relative_to(self.image_root)
+        relative, image_root = PurePath(path), self.files.image_root
+        if image_root is not None and relative.is_relative_to(image_root):
+            relative = relative.relative_to(image_root)
         if relative.is_absolute():
             raise UserError(
-                f"{self.table.file}:{row + 1}: {path} is not below --image-root "
-                f"{self.image_root or ''}; give the folder that the list's paths begin with"
+                f"{self.images.file}:{row + 1}: {path} is not below --image-root "
+                f"{image_root or ''}; give the folder that the list's paths begin with"
             )
         if not relative.name:
-            raise UserError(f"{self.table.file}:{row + 1}: {path} names no image")
+            raise UserError(f"{self.images.file}:{row + 1}: {path} names no image")
         return self.root / relative.with_suffix(".npy")
 
-    def read(self, threads: int) -> Iterator[tuple[int, list[npt.NDArray[np.float64] | str]]]:
-        """Batches in list order: the first row, and an embedding or a reason for each image."""
+    def dimension(self) -> int:
+        """The length of the first embedding that can be read.
+
+        Raises:
+            UserError: there is none.
+        """
+        for row, path in enumerate(self.images.paths()):
+            embedding = _read_one(self.file_of(row, path))
+            if not isinstance(embedding, str):
+                return len(embedding)
+        first = self.file_of(0, self.images.path(0))
+        raise UserError(
+            f"{self.images.file}: none of its {len(self.images)} images has a readable .npy under "
+            f"{self.root} (the first one would be {first}); check --image-root"
+        )
+
+    def batches(
+        self, dimension: int, threads: int
+    ) -> Iterator[tuple[int, Float32, dict[int, str]]]:
+        """In list order: the first row, the embeddings, and place -> reason where there is none.
+
+        Embeddings are as they are in the files, and zero where there is a reason.
+        """
         from tqdm import tqdm
 
-        paths = self.table.paths()
-        bar = tqdm(total=len(self.table), unit=" files", desc="gathering")
+        paths = self.images.paths()
+        bar = tqdm(total=len(self.images), unit=" files", desc="gathering")
         with ThreadPoolExecutor(threads) as pool, bar:
             start = 0
             while some := list(islice(paths, _BATCH)):
-                files = [self.file_of(start + i, path) for i, path in enumerate(some)]
-                yield start, list(pool.map(_read_one, files, chunksize=64))
+                names = [self.file_of(start + i, path) for i, path in enumerate(some)]
+                rows = np.zeros((len(some), dimension), np.float32)
+                failures: dict[int, str] = {}
+                for place, embedding in enumerate(pool.map(_read_one, names, chunksize=64)):
+                    if isinstance(embedding, str):
+                        failures[place] = embedding
+                        continue
+                    if len(embedding) != dimension:
+                        raise UserError(
+                            f"{names[place]}: holds {len(embedding)} numbers, the first of the "
+                            f"list {dimension}; embeddings of one recogniser have one length"
+                        )
+                    with np.errstate(over="ignore", under="ignore"):
+                        rows[place] = embedding  # as float32, which may be inf or 0
+                    length = np.linalg.norm(rows[place])
+                    if not (np.isfinite(length) and length > 0):
+                        failures[place] = EMPTY
+                        rows[place] = 0
+                yield start, rows, failures
                 start += len(some)
                 bar.update(len(some))
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the command line says of a layout of one .npy an image.
-
-    Attributes:
-        image_list_file: one path a line.
-        feature_root: holds the .npy files; None where that layout is not used.
-        image_root: what the list's paths begin with; None takes relative paths as they are.
-        id_key_index: which part of a path names the identity.
-        score_dst: the label folder to make.
-    """
-
-    image_list_file: Path | None
-    feature_root: Path | None
-    image_root: Path | None
-    id_key_index: int
-    score_dst: Path | None
-
-
-def open_input(
-    out_dir: Path, features: Features, in_memory: bool, threads: int, processes: ProcessGroup
-) -> tuple[Path, LabelInput]:
-    """The label folder and its input: as it stands, or made of a list and its .npy files.
-
-    Args:
-        out_dir: the label folder where no .npy files are given.
-        features: the .npy files, if any.
-        in_memory: keep their content in memory; else it is gathered in one file, which stays.
-        threads: files read at a time.
-        processes: rank 0 gathers the one file, all read it.
-
-    Raises:
-        UserError: flags that need each other, no .npy at all, embeddings of different lengths, a
-            path without the identity's part.
-    """
-    if features.feature_root is None:
-        for name in ("image_list_file", "image_root", "score_dst"):
-            if getattr(features, name) is not None:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag}: goes with --feature-root, the folder of .npy files")
-        return out_dir, read_input(out_dir)
-    if features.id_key_index == -1:
-        raise UserError("--id-key-index -1: is the image's own name; -2 is the folder it lies in")
-    if features.image_list_file is None or features.score_dst is None:
-        raise UserError("--feature-root: needs --image-list-file and --score-dst too")
-    if not features.feature_root.is_dir():
-        raise UserError(f"--feature-root {features.feature_root}: no such folder")
-    if in_memory and processes.size > 1:
-        raise UserError("--load-feature True: every process would hold everything; use False")
-    target = features.score_dst
-    given = None
-    if processes.first:
-        given = _gather(
-            features, features.feature_root, features.image_list_file, target, in_memory, threads
-        )
-    processes.barrier()  # the files must be there first
-    return target, given or read_input(target)
-
-
-def _gather(
-    features: Features, root: Path, list_file: Path, target: Path, in_memory: bool, threads: int
-) -> LabelInput:
-    listed = read_table(list_file)
-    refuse_repeats(listed)
-    dimension = _dimension(FeatureFolder(root, features.image_root, listed))
-    numbers = identities_in(listed, features.id_key_index).tolist()
-    with replacing(target / LABELPATH) as file:
-        for path, number in zip(listed.paths(), numbers, strict=True):
-            file.write(f"{path}\t{number}\n")
-    table, identities = read_labelpath(target / LABELPATH)
-    folder = FeatureFolder(root, features.image_root, table)
-    if in_memory:
-        return _in_memory(folder, identities, dimension, threads)
-    described = {"path": str(target / LABELPATH), "sha256": table.sha256, "rows": len(table)}
-    about = {"list": described, "weights": {"features": str(root)}, "preprocessing": {}}
-    writer = FeatureWriter((target / EMBEDDINGS).parent, len(table), dimension, about)
-    writer.prepare()
-    writer.open(0)
-    try:
-        for start, found in folder.read(threads):
-            writer.write(start, *_stacked(folder, start, found, dimension))
-    finally:
-        writer.close()
-    writer.finish(table)
-    return read_input(target)
-
-
-def _in_memory(
-    folder: FeatureFolder, identities: Identities, dimension: int, threads: int
-) -> LabelInput:
-    embeddings = np.zeros((len(folder.table), dimension), np.float32)
-    given = LabelInput(folder.table, identities, InMemory(embeddings))
-    for start, found in folder.read(threads):
-        rows, failures = _stacked(folder, start, found, dimension)
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        embeddings[start : start + len(rows)] = rows / np.where(length > 0, length, 1)
-        for row, reason in failures.items():
-            given.leave_out(np.array([start + row]), UNREADABLE + reason)
-    return given
-
-
-def _dimension(folder: FeatureFolder) -> int:
-    """The length of the first embedding that can be read.
-
-    Raises:
-        UserError: there is none.
-    """
-    for row, path in enumerate(folder.table.paths()):
-        found = _read_one(folder.file_of(row, path))
-        if not isinstance(found, str):
-            return len(found)
-    first = folder.file_of(0, folder.table.path(0))
-    raise UserError(
-        f"{folder.table.file}: none of its {len(folder.table)} images has a .npy that can be read "
-        f"under {folder.root} (the first is looked for at {first}); check --image-root"
-    )
-
-
-def _stacked(
-    folder: FeatureFolder,
-    start: int,
-    found: list[npt.NDArray[np.float64] | str],
-    dimension: int,
-) -> tuple[Floats, dict[int, str]]:
-    """Rows of a batch as they are, zero where there is a reason, and the reasons."""
-    rows = np.zeros((len(found), dimension), np.float32)
-    failures: dict[int, str] = {}
-    for place, embedding in enumerate(found):
-        if isinstance(embedding, str):
-            failures[place] = embedding
-            continue
-        if len(embedding) != dimension:
-            file = folder.file_of(start + place, folder.table.path(start + place))
-            raise UserError(
-                f"{file}: holds {len(embedding)} numbers, the first of the list {dimension}; "
-                "embeddings of one recogniser have one length"
-            )
-        with np.errstate(over="ignore", under="ignore"):
-            rows[place] = embedding  # as float32, which may be inf or 0
-        length = np.linalg.norm(rows[place])
-        if not (np.isfinite(length) and length > 0):
-            failures[place] = EMPTY
-            rows[place] = 0
-    return rows, failures
 
 
 def _read_one(file: Path) -> npt.NDArray[np.float64] | str:
     """The numbers of one .npy, flat, or why there are none."""
     try:
-        content = file.read_bytes()
-        found = np.load(BytesIO(content), allow_pickle=False)
+        content = np.load(BytesIO(file.read_bytes()), allow_pickle=False)
     except FileNotFoundError:
         return MISSING
     except Exception:  # a damaged header is parsed as Python: it raises many kinds
         return DAMAGED
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or found.size == 0:
+    if not isinstance(content, np.ndarray) or content.dtype.kind not in "fiu" or content.size == 0:
         return DAMAGED
-    return found.astype(np.float64).ravel()
+    return content.astype(np.float64).ravel()

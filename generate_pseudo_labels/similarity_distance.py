@@ -6,22 +6,25 @@ For an image i with embedding f(x_i): P_i are its cosine similarities to the oth
 identity, N_i those to all images of other identities, and its quality is Q_i = W1(P_i, N_i).
 
     groups = group_by_identity(identities)
-    found = similarity_distances(InMemory(embeddings), groups, estimator="exact")
+    result = similarity_distances(embeddings, groups, estimator="exact")
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.array_backend import Arrays, NumpyArrays
-from generate_pseudo_labels.distance.blocks import Groups, Plan, plan_blocks
-from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, Source
-from generate_pseudo_labels.distance.exact import AddUp, ExactEstimator, draw_pools, mean_embedding
-from generate_pseudo_labels.distance.results import Distances, OnThreads, Progress, run_blocks
+from generate_pseudo_labels.distance.blocks import Groups, plan_blocks
+from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, Embeddings
+from generate_pseudo_labels.distance.exact import ExactEstimator, draw_pools, mean_embedding
+from generate_pseudo_labels.distance.results import BlockRunner, Distances, Progress
 from generate_pseudo_labels.distance.sampled import SampledEstimator
+
+Estimator: TypeAlias = Literal["sampled", "exact"]
 
 _FIRST_PASS = 0.1  # of the exact estimator's work, for the progress
 
@@ -31,8 +34,8 @@ class TooFewOutsiders(ValueError):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one process found out.
+class DistanceResult:
+    """What one process computed.
 
     Attributes:
         begin: position of its first image.
@@ -50,75 +53,57 @@ class Found:
 
 
 def similarity_distances(
-    source: Source,
+    embeddings: Embeddings,
     groups: Groups,
     *,
-    estimator: Literal["sampled", "exact"] = "sampled",
+    estimator: Estimator = "sampled",
     m: int = 24,
     repeats: int = 12,
     seed: int = 0,
     pool_size: int = 1024,
     arrays: Arrays | None = None,
     batch_rows: int | None = None,
-    rank: int = 0,
-    ranks: int = 1,
-    add_up: AddUp = lambda array: array,
+    processes: ProcessGroup | None = None,
     threads: int = 1,
     progress: Progress | None = None,
-) -> Found:
+) -> DistanceResult:
     """W1(P_i, N_i) of every image of a set, by position.
 
     Args:
-        source: (N, D) embeddings; `InMemory` for an array. Rows are normalised here.
-        groups: who is who; see `group_by_identity`.
+        embeddings: (N, D) floats of any length; rows are normalised here.
+        groups: the identities; see `group_by_identity`.
         estimator: `sampled`, as published (m against m, `repeats` times), or `exact`, all against
             all.
         m: positives and negatives of a repeat (sampled).
         repeats: K (sampled).
-        seed: of all draws; the same seed gives the same distances on any split of the work.
-        pool_size: random images that stand for all where overlap is looked for (exact); all of
-            them make it exact to float rounding.
+        seed: random seed; the same seed gives the same distances on any split of the work.
+        pool_size: random images with which overlap is looked for (exact); with all images the
+            result is exact to float rounding.
         arrays: where to compute; numpy when None.
-        batch_rows: images worked on together; None as it suits `arrays`.
-        rank: this process.
-        ranks: how many processes share the set.
-        add_up: sums an array of whole numbers over the processes.
-        threads: batches worked on at a time, where `arrays` bears so many.
-        progress: told how many images are done.
+        batch_rows: images worked on together; None takes what suits `arrays`.
+        processes: those that share the set; None for this one alone.
+        threads: batches worked on at a time, at most as many as `arrays` allows.
+        progress: is told how many images are done.
 
     Raises:
         TooFewOutsiders: fewer outsiders than `m` (exact: none).
         UnusableRow: a row that is zero or not finite.
     """
-    arrays = arrays or NumpyArrays()
+    arrays, processes = arrays or NumpyArrays(), processes or ProcessGroup(0, 1)
     _check_outsiders(groups, m if estimator == "sampled" else 1)
     plan = plan_blocks(groups)
-    blocks = plan.share(rank, ranks)
-    embedded = EmbeddedSet(source, groups, arrays)
+    embedded = EmbeddedSet(embeddings, groups, arrays)
     at_once = int(min(threads, arrays.most_batches))
-    over = OnThreads(plan, batch_rows or arrays.batch_rows, at_once, progress)
-    begin = int(plan.bounds[blocks.start])
+    rows = batch_rows or arrays.batch_rows
+    runner = BlockRunner(plan, plan.share(processes.rank, processes.size), rows, at_once, progress)
     if estimator == "sampled":
         sampled = SampledEstimator(embedded, plan, m, repeats, seed)
-        return Found(begin, run_blocks(sampled, plan, blocks, repeats, over))
-    return _exact(embedded, plan, blocks, pool_size, seed, add_up, over)
-
-
-def _exact(
-    embedded: EmbeddedSet,
-    plan: Plan,
-    blocks: range,
-    pool_size: int,
-    seed: int,
-    add_up: AddUp,
-    over: OnThreads,
-) -> Found:
-    mean = mean_embedding(embedded, plan, blocks, add_up, over, _FIRST_PASS)
+        return DistanceResult(runner.begin, runner.collect(sampled.distances, repeats))
+    mean = mean_embedding(embedded, runner, processes, _FIRST_PASS)
     exact = ExactEstimator(embedded, plan, draw_pools(embedded, pool_size, seed), mean)
-    distances = run_blocks(exact, plan, blocks, 1, over, 1 - _FIRST_PASS)
-    checked, squares, overlapping = np.array(exact.errors or [(0, 0.0, 0)]).sum(axis=0)
-    begin = int(plan.bounds[blocks.start])
-    return Found(begin, distances, int(overlapping), int(checked), float(squares))
+    distances = runner.collect(exact.distances, 1, 1 - _FIRST_PASS)
+    overlapping, checked, squares = np.array(exact.errors or [(0, 0, 0.0)]).sum(axis=0)
+    return DistanceResult(runner.begin, distances, int(overlapping), int(checked), float(squares))
 
 
 def _check_outsiders(groups: Groups, needed: int) -> None:

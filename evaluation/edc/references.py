@@ -55,5 +55,5 @@ def own_labels(path: Path, table: ImageList, identities: Identities) -> npt.NDAr
     except TooFewOutsiders as error:
         raise UserError(f"{path}: gives no labels: {error}") from error
     labels = np.full(len(table), np.nan)
-    labels[groups.rows_of(np.arange(len(groups)))] = found.w1[:, 0]
+    labels[groups.all_rows()] = found.w1[:, 0]
     return labels

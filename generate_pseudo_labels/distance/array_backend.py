@@ -1,14 +1,14 @@
-"""One array path for two libraries: numpy on the CPU, torch on CUDA.
+"""One array path for two libraries: numpy on the CPU, torch on a CUDA device.
 
-The mathematics is written once, against the functions that `numpy` and `torch` share by name; what
-they do not share stands here. Torch is imported only where a CUDA device is used.
+The mathematics is written once, with the functions that numpy and torch share by name (`xp`). The
+two classes below hold what they do not share. torch is imported only where a GPU is used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,126 +19,98 @@ from sdd_fiqa.errors import UserError
 
 Array = Any  # a numpy array or a torch tensor
 Float32 = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
-# A float16's exponent and fraction, moved to a float32's place, is the number times 2**-112; its
-# infinities and NaNs come out as 65536 and more.
+# The bits of a float16's exponent and fraction, shifted to their place in a float32, are the number
+# times 2**-112. Its infinities and NaNs become 65536 and more.
 _HALF_BITS = np.int32(0x8FFFE000 - 2**32)
 _HALF_SCALE = np.float32(2.0**112)
 _HALF_LIMIT = np.float32(65536.0**2)
 
 
-class Arrays(Protocol):
-    """What the mathematics asks of an array library."""
+class NumpyArrays:
+    """The CPU.
 
-    xp: Any
-    batch_rows: int  # rows worked on together; never changes a result
-    most_batches: float  # worked on at a time
-    cells: int  # numbers that are sorted at a time
+    Attributes:
+        xp: the library.
+        batch_rows: images that are worked on together; never changes a result.
+        most_batches: batches that are worked on at a time.
+        cells: numbers that are sorted at a time.
+    """
+
+    xp: Any = np
+    batch_rows = 1  # one block at a time, so that its data stays in the cache
+    most_batches = math.inf
+    cells = 1 << 20  # fits the cache
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
-
-    def device(self, array: npt.NDArray[Any]) -> Array:
-        """A numpy array on the device, as it is."""
-
-    def host(self, array: Array) -> npt.NDArray[Any]:
-        """The array as a numpy array."""
-
-    def sort(self, array: Array) -> Array:
-        """Sorted along the last axis."""
-
-    def double(self, array: Array) -> Array:
-        """As float64."""
-
-    def empty(self, shape: Sequence[int]) -> Array:
-        """Uninitialised float32."""
-
-
-class NumpyArrays:
-    """The CPU."""
-
-    xp: Any = np
-    batch_rows = 1  # one block at a time: what it touches stays in the cache
-    most_batches = math.inf
-    cells = 1 << 20  # what fits the cache
-
-    def rows(self, raw: npt.NDArray[Any]) -> tuple[Float32, Float32]:
-        """(n, D) of any float type -> float32 rows, and their squared norms."""
         rows = _half_to_float(raw) if raw.dtype == np.float16 else raw.astype(np.float32)
         squares = np.einsum("ij,ij->i", rows, rows)
         if raw.dtype == np.float16 and not np.all(squares < _HALF_LIMIT):
-            rows = raw.astype(np.float32)  # far from unit rows: slowly, but with inf and NaN
+            rows = raw.astype(np.float32)  # far from unit rows: slower, but keeps inf and NaN
             squares = np.einsum("ij,ij->i", rows, rows)
         return rows, squares
 
-    def device(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The array itself."""
-        return array
-
-    def host(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The array itself."""
-        return array
-
-    def sort(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Sorted along the last axis."""
-        return np.sort(array, axis=-1)
-
-    def double(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """As float64."""
-        return array.astype(np.float64)
-
-    def empty(self, shape: Sequence[int]) -> Float32:
-        """Uninitialised float32."""
-        return np.empty(shape, np.float32)
-
-
-class TorchArrays:
-    """A torch device; `cpu` serves to test the path without a GPU."""
-
-    batch_rows = 1 << 17  # enough work for each of a GPU's launches
-    most_batches: float = 4  # a GB or more of a GPU each; while one computes, others are drawn
-    cells = 1 << 25  # half a GB with what is worked out from them
-
-    def __init__(self, device: str) -> None:
-        """Picks the device and full float32 products: TF32 would cost three digits."""
-        import torch
-
-        self.xp: Any = torch
-        self._torch = torch
-        self._device = torch.device(device)
-        if self._device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = False
-
-    def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
-        """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
-        if not isinstance(raw, np.ndarray):  # a tensor: the source keeps its rows on the device
-            rows = raw.float() if raw.dtype != self._torch.float32 else raw.clone()
-            return rows, self._torch.einsum("ij,ij->i", rows, rows)
-        if raw.dtype.newbyteorder("=") != raw.dtype or not raw.flags.writeable:
-            raw = raw.astype(raw.dtype.newbyteorder("="))
-        rows = self._torch.from_numpy(raw).to(self._device, copy=True).float()
-        return rows, self._torch.einsum("ij,ij->i", rows, rows)
-
     def device(self, array: npt.NDArray[Any]) -> Array:
-        """A numpy array on the device, as it is."""
-        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        """A numpy array on the device, with its type unchanged."""
+        return array
 
     def host(self, array: Array) -> npt.NDArray[Any]:
-        """The tensor as a numpy array."""
-        result: npt.NDArray[Any] = array.cpu().numpy()
+        """The array as a numpy array."""
+        result: npt.NDArray[Any] = array
         return result
 
     def sort(self, array: Array) -> Array:
         """Sorted along the last axis."""
-        return array.sort(-1).values
-
-    def double(self, array: Array) -> Array:
-        """As float64."""
-        return array.double()
+        return np.sort(array, axis=-1)
 
     def empty(self, shape: Sequence[int]) -> Array:
-        """Uninitialised float32."""
-        return self._torch.empty(tuple(shape), device=self._device)
+        """Uninitialised float32 on the device."""
+        return np.empty(shape, np.float32)
+
+
+class TorchArrays:
+    """A torch device, with the methods of `NumpyArrays`; `cpu` tests the path without a GPU."""
+
+    batch_rows = 1 << 17  # enough work for each kernel that a GPU starts
+    most_batches = 4  # each takes 1 GB or more; while one computes, the others draw
+    cells = 1 << 25  # half a GB, with what is computed from them
+
+    def __init__(self, device: str) -> None:
+        """Picks the device. Products are full float32: TF32 would lose three digits."""
+        import torch
+
+        self.xp: Any = torch
+        self._device = torch.device(device)
+        if self._device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    def rows(self, raw: Any) -> tuple[Array, Array]:  # noqa: D102
+        if isinstance(raw, np.ndarray):
+            if raw.dtype.newbyteorder("=") != raw.dtype or not raw.flags.writeable:
+                raw = raw.astype(raw.dtype.newbyteorder("="))
+            raw = self.xp.from_numpy(raw)
+        # A copy, since the caller scales these rows in place; converted on the device.
+        rows = raw.to(self._device).to(self.xp.float32, copy=True)
+        return rows, self.xp.einsum("ij,ij->i", rows, rows)
+
+    def device(self, array: npt.NDArray[Any]) -> Array:  # noqa: D102
+        return self.xp.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def host(self, array: Array) -> npt.NDArray[Any]:  # noqa: D102
+        result: npt.NDArray[Any] = array.cpu().numpy()
+        return result
+
+    def sort(self, array: Array) -> Array:  # noqa: D102
+        return array.sort(-1).values
+
+    def empty(self, shape: Sequence[int]) -> Array:  # noqa: D102
+        return self.xp.empty(tuple(shape), device=self._device)
+
+
+Arrays: TypeAlias = NumpyArrays | TorchArrays
 
 
 def arrays_for(device: str, local_rank: int = 0) -> Arrays:

@@ -1,8 +1,8 @@
 """Identities as ranges of positions, and the fixed blocks of images that work is cut into.
 
 Images are counted by *position*: the usable images ordered by identity, so that an identity is a
-range. A block is a range of positions that depends on the identities alone, so that nothing which
-goes by blocks depends on how the work is split.
+range. A block is a range of positions. It depends on the identities alone, so results that are
+computed by blocks do not depend on how the work is split.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from generate_pseudo_labels.distance.array_backend import Indices, Mask
+
 BLOCK = 4096  # images that are worked on together
 OWN_BLOCK = 256  # an identity with more images than this has blocks of its own
-
-Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -28,34 +28,36 @@ class Groups:
         starts: (C + 1,) int64, identity c is the positions starts[c] .. starts[c + 1].
     """
 
-    rows: npt.NDArray[np.int64] | None
-    starts: Positions
+    rows: Indices | None
+    starts: Indices
 
     def __len__(self) -> int:
         """The number of images."""
         return int(self.starts[-1])
 
-    def rows_of(self, positions: Positions) -> Positions:
+    def rows_of(self, positions: Indices) -> Indices:
         """Rows of the embeddings."""
         return positions if self.rows is None else self.rows[positions]
 
-    def sizes(self) -> Positions:
+    def all_rows(self) -> Indices:
+        """(n,) the row of each position."""
+        return self.rows_of(np.arange(len(self)))
+
+    def sizes(self) -> Indices:
         """(C,) images of each identity."""
         return np.diff(self.starts)
 
 
-def group_by_identity(
-    identities: npt.NDArray[np.int32], usable: npt.NDArray[np.bool_] | None = None
-) -> Groups:
+def group_by_identity(identities: npt.NDArray[np.int32], usable: Mask | None = None) -> Groups:
     """Orders images by identity; keeps their order within one.
 
-    Where a list already holds each identity in one run, nothing is reordered and nothing is stored.
+    Where each identity is one run of the list already, nothing is reordered and nothing is stored.
 
     Args:
         identities: (N,) identity of each image.
         usable: (N,) False for images to leave out altogether; None keeps all.
     """
-    rows: Positions | None = None
+    rows: Indices | None = None
     if usable is not None and not usable.all():
         rows = np.flatnonzero(usable)
         identities = identities[rows]
@@ -68,7 +70,7 @@ def group_by_identity(
     return Groups(rows, np.append(starts, len(identities)))
 
 
-def _run_starts(identities: npt.NDArray[np.int32]) -> Positions:
+def _run_starts(identities: npt.NDArray[np.int32]) -> Indices:
     changes = np.flatnonzero(identities[1:] != identities[:-1]) + 1
     return np.concatenate([np.zeros(min(1, len(identities)), np.int64), changes])
 
@@ -79,49 +81,42 @@ class Block:
 
     Attributes:
         start, stop: positions.
-        starts: (c + 1,) int64, the positions at which its identities start, and the last one's
-            end; for a piece, the whole identity's start and end.
+        starts: (c + 1,) int64, where each of its identities starts, and the end of the last one;
+            for a piece, the whole identity's start and end.
         whole: whether it holds whole identities.
     """
 
     start: int
     stop: int
-    starts: Positions
+    starts: Indices
     whole: bool
 
 
 @dataclass(frozen=True)
-class Batch:
+class BlockBatch:
     """Consecutive blocks that are worked on together; their images are its rows.
 
     Attributes:
         blocks: the blocks.
-        starts, stops: (I,) the positions of each identity, piece by piece where it is cut.
-        rows: (I + 1,) where each one's images begin among the rows, and the end.
+        starts, stops: (I,) the positions of each identity; one entry for each piece of a cut one.
+        rows: (I + 1,) the first row of each entry, and the end.
+        begin, end: the position of the first row, and the one after the last row.
     """
 
     blocks: list[Block]
-    starts: Positions
-    stops: Positions
-    rows: Positions
+    starts: Indices
+    stops: Indices
+    rows: Indices
+    begin: int
+    end: int
 
-    @property
-    def begin(self) -> int:
-        """The position of the first row."""
-        return self.blocks[0].start
-
-    @property
-    def end(self) -> int:
-        """The position after the last row."""
-        return self.blocks[-1].stop
-
-    def owners(self) -> Positions:
-        """(R,) which of `starts` each row belongs to."""
+    def owners(self) -> Indices:
+        """(R,) the entry of `starts` that each row belongs to."""
         return np.repeat(np.arange(len(self.starts)), np.diff(self.rows))
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """All blocks of a set, as arrays.
 
     Attributes:
@@ -131,34 +126,32 @@ class Plan:
     """
 
     groups: Groups
-    bounds: Positions
-    firsts: Positions
+    bounds: Indices
+    firsts: Indices
 
     def __len__(self) -> int:
         """The number of blocks."""
         return len(self.firsts)
 
-    def block(self, number: int) -> Block:
-        """One block."""
-        start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
-        first = int(self.firsts[number])
-        last = int(np.searchsorted(self.groups.starts, stop, side="left"))
-        starts = self.groups.starts[first : last + 1]
-        whole = bool(starts[0] == start and starts[-1] == stop)
-        return Block(start, stop, starts, whole)
-
-    def batch(self, numbers: range) -> Batch:
+    def batch(self, numbers: range) -> BlockBatch:
         """Consecutive blocks as a batch."""
-        blocks = [self.block(number) for number in numbers]
+        blocks = []
+        for number in numbers:
+            start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
+            last = int(np.searchsorted(self.groups.starts, stop, side="left"))
+            of_block = self.groups.starts[int(self.firsts[number]) : last + 1]
+            whole = bool(of_block[0] == start and of_block[-1] == stop)
+            blocks.append(Block(start, stop, of_block, whole))
+        begin, end = blocks[0].start, blocks[-1].stop
         starts = np.concatenate([block.starts[:-1] for block in blocks])
         stops = np.concatenate([block.starts[1:] for block in blocks])
-        begins = [np.maximum(block.starts[:-1], block.start) for block in blocks]
-        rows = np.append(np.concatenate(begins), blocks[-1].stop) - blocks[0].start
-        return Batch(blocks, starts, stops, rows)
+        firsts = [np.maximum(block.starts[:-1], block.start) for block in blocks]
+        rows = np.append(np.concatenate(firsts), end) - begin
+        return BlockBatch(blocks, starts, stops, rows, begin, end)
 
-    def share(self, rank: int, ranks: int) -> range:
-        """The blocks of one rank: about equally many images each."""
-        cuts = np.searchsorted(self.bounds, np.arange(ranks + 1) * (len(self.groups) / ranks))
+    def share(self, rank: int, size: int) -> range:
+        """The blocks of one of `size` processes: about equally many images each."""
+        cuts = np.searchsorted(self.bounds, np.arange(size + 1) * (len(self.groups) / size))
         cuts[0], cuts[-1] = 0, len(self)
         return range(int(cuts[rank]), int(cuts[rank + 1]))
 
@@ -172,7 +165,7 @@ class Plan:
             first = last
 
 
-def plan_blocks(groups: Groups) -> Plan:
+def plan_blocks(groups: Groups) -> BlockPlan:
     """Cuts a set into blocks of about BLOCK images, from the identities alone.
 
     Small identities stay whole and share a block. An identity of more than OWN_BLOCK images, or of
@@ -189,4 +182,4 @@ def plan_blocks(groups: Groups) -> Plan:
     firsts = np.repeat(firsts, pieces)
     piece = np.arange(len(firsts)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     bounds = np.append(groups.starts[firsts] + piece * BLOCK, len(groups))
-    return Plan(groups, bounds, firsts)
+    return BlockPlan(groups, bounds, firsts)

@@ -1,7 +1,7 @@
 """Seeded draws: who is compared with whom, a function of the seed and the identities alone.
 
 All draws are keyed by (seed, repeat, block or identity), so they do not depend on how the work is
-split or where it is done.
+split or on the device.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from generate_pseudo_labels.distance.array_backend import Array, Arrays, NumpyArrays
-from generate_pseudo_labels.distance.blocks import Batch, Positions
+from generate_pseudo_labels.distance.array_backend import (
+    Array,
+    Arrays,
+    Indices,
+    Mask,
+    NumpyArrays,
+)
+from generate_pseudo_labels.distance.blocks import BlockBatch
 
-# Images of one identity lie close together: with the same negatives they would all err the same
-# way, and the ends of the label range with them. Dealing the images of a block out in turn keeps
-# the errors of neighbours apart.
-HANDS = 8  # lots of a block's images that each share their negatives
+# The images of a block are dealt in turn to this many groups; a group shares its negatives. Images
+# that share negatives share the sampling error, and images of one identity have similar embeddings:
+# in one group, a whole identity would be wrong the same way, at the ends of the label range too.
+NEGATIVE_GROUPS = 8
 
 _NEGATIVES, _POSITIVES = 1, 2  # streams of random numbers
 # Sixty-four bit constants as the signed numbers that both array libraries multiply by.
@@ -28,23 +33,25 @@ _GOLDEN, _MIX_1, _MIX_2 = (
 
 @dataclass(frozen=True)
 class NegativeDraws:
-    """The negatives of every hand of a batch: of images hand, hand + HANDS, ... of each block.
+    """The negatives of every group of a batch: images g, g + NEGATIVE_GROUPS, ... of a block.
 
     Attributes:
-        shared: (B * HANDS, repeats, m) positions, block by block and hand by hand.
-        patches: (p, 6) hand of the batch, repeat, slot, first and end of the images (within the
-            hand), position: these images have that one there, as the shared one is of their own
-            identity.
+        shared: (B * NEGATIVE_GROUPS, repeats, m) positions, block by block and group by group.
+        replacements: (p, 6) group of the batch, repeat, slot, first and end of the images (within
+            the group), position. These images have that position in that slot, since the shared
+            one is of their own identity.
     """
 
-    shared: Positions
-    patches: Positions
+    shared: Indices
+    replacements: Indices
 
 
-def draw_negatives(batch: Batch, images: int, m: int, repeats: int, seed: int) -> NegativeDraws:
+def draw_negatives(
+    batch: BlockBatch, images: int, m: int, repeats: int, seed: int
+) -> NegativeDraws:
     """Draws m outsiders for each image of a batch and each repeat, without replacement.
 
-    A repeat's draw is the beginning of one random order of all images; every image takes the first
+    A repeat's draw is the beginning of one random order of all images. Every image takes the first
     m of that order that are not of its own identity, which is a uniform draw from its outsiders.
 
     Args:
@@ -55,14 +62,14 @@ def draw_negatives(batch: Batch, images: int, m: int, repeats: int, seed: int) -
         seed: of the whole run.
     """
     blocks = batch.blocks
-    hand = np.tile(np.arange(HANDS), len(blocks))
-    keys = np.repeat([block.start for block in blocks], HANDS) + hand * 2**48
-    # A block of one identity has no draw of its own images; the numbers close up over them.
+    group = np.tile(np.arange(NEGATIVE_GROUPS), len(blocks))
+    keys = np.repeat([block.start for block in blocks], NEGATIVE_GROUPS) + group * 2**48
+    # A block of one identity draws from the others only: the numbers skip its own images.
     alone = [len(block.starts) == 2 for block in blocks]
     own = np.array([block.starts[:2] for block in blocks]) * np.array(alone)[:, None]
-    own_start, own_size = np.repeat([own[:, 0], own[:, 1] - own[:, 0]], HANDS, axis=1)
+    own_start, own_size = np.repeat([own[:, 0], own[:, 1] - own[:, 0]], NEGATIVE_GROUPS, axis=1)
     shared = np.empty((len(keys), repeats, m), np.int64)
-    patches = [np.empty((0, 6), np.int64)]
+    replacements = [np.empty((0, 6), np.int64)]
     todo, slots = np.arange(len(keys)), m + 8
     while len(todo):
         counts = images - own_size[todo, None, None]
@@ -73,30 +80,30 @@ def draw_negatives(batch: Batch, images: int, m: int, repeats: int, seed: int) -
         order, fresh, drawn = order[enough], fresh[enough], todo[enough]
         rank = np.cumsum(fresh, axis=2)
         shared[drawn] = order[fresh & (rank <= m)].reshape(-1, repeats, m)
-        found, short = _substitutes(batch, drawn, shared[drawn], order, fresh & (rank > m))
-        patches.append(found)
+        found, short = _replacements(batch, drawn, shared[drawn], order, fresh & (rank > m))
+        replacements.append(found)
         todo, slots = np.union1d(todo[~enough], short), slots * 2
-    return NegativeDraws(shared, np.concatenate(patches))
+    return NegativeDraws(shared, np.concatenate(replacements))
 
 
-def _substitutes(
-    batch: Batch, hands: Positions, shared: Positions, order: Positions, spare: Positions
-) -> tuple[Positions, Positions]:
-    """The patches of some hands, and those hands whose spare draws are too few for them.
+def _replacements(
+    batch: BlockBatch, groups: Indices, shared: Indices, order: Indices, spare: Mask
+) -> tuple[Indices, Indices]:
+    """The replacements of some groups, and those groups whose spare draws are too few for them.
 
     Args:
         batch: the blocks.
-        hands: (h,) numbers of the hands within the batch.
+        groups: (h,) numbers of the groups within the batch.
         shared: (h, K, m) their draws.
         order: (h, K, slots) positions in the order drawn.
-        spare: (h, K, slots) bool, those that come after the shared ones.
+        spare: (h, K, slots) those that come after the shared ones.
     """
-    start = np.array([block.start for block in batch.blocks])[hands // HANDS]
-    stop = np.array([block.stop for block in batch.blocks])[hands // HANDS]
+    start = np.array([block.start for block in batch.blocks])[groups // NEGATIVE_GROUPS]
+    stop = np.array([block.stop for block in batch.blocks])[groups // NEGATIVE_GROUPS]
     inside = (shared >= start[:, None, None]) & (shared < stop[:, None, None])
     at, k, slot = np.nonzero(inside)
     owner = np.searchsorted(batch.starts, shared[at, k, slot], side="right") - 1
-    # The j-th of a repeat's draws that are of one identity has its j-th spare one of others.
+    # Of one repeat's draws of one identity, the j-th takes the j-th spare draw of other identities.
     case = (at * shared.shape[1] + k) * len(batch.starts) + owner
     by_case = np.argsort(case, kind="stable")
     firsts = np.searchsorted(case[by_case], case[by_case])
@@ -108,20 +115,20 @@ def _substitutes(
     reached = np.cumsum(allowed, axis=1) > j[:, None]
     short = np.unique(at[~reached[:, -1]]) if len(at) else at
     position = others[np.arange(len(at)), np.argmax(reached, axis=1)] if len(at) else at
-    # Image `hand + HANDS * i` of the block is image i of the hand.
-    shift = HANDS - 1 - start[at] - hands[at] % HANDS
-    first, end = (own_start + shift) // HANDS, (own_stop + shift) // HANDS
-    patches = np.stack([hands[at], k, slot, first, end, position], axis=1)
-    return patches[~np.isin(at, short)], hands[short]
+    # Image `group + NEGATIVE_GROUPS * i` of the block is image i of the group.
+    shift = NEGATIVE_GROUPS - 1 - start[at] - groups[at] % NEGATIVE_GROUPS
+    first, end = (own_start + shift) // NEGATIVE_GROUPS, (own_stop + shift) // NEGATIVE_GROUPS
+    found = np.stack([groups[at], k, slot, first, end, position], axis=1)
+    return found[~np.isin(at, short)], groups[short]
 
 
 def draw_positives(
-    arrays: Arrays, starts: Positions, size: int, m: int, repeats: int, seed: int
+    arrays: Arrays, starts: Indices, size: int, m: int, repeats: int, seed: int
 ) -> Array:
-    """For identities of one size > m: (g, HANDS, repeats, m + 1) members, all different.
+    """For identities of one size > m: (g, NEGATIVE_GROUPS, repeats, m + 1) different members.
 
-    An image takes the first m of its hand's, with the last in place of itself: a uniform draw from
-    its identity's other images. Image i of an identity is of hand i % HANDS.
+    Image i of an identity is of group i % NEGATIVE_GROUPS. It takes the first m members of its
+    group, and the last in place of itself: a uniform draw from its identity's other images.
 
     Args:
         arrays: where to draw; the draws are the same on every device.
@@ -131,17 +138,17 @@ def draw_positives(
         repeats: K.
         seed: of the whole run.
     """
-    shape = (len(starts), HANDS, repeats, m + 1)
+    shape = (len(starts), NEGATIVE_GROUPS, repeats, m + 1)
     if size <= 4 * (m + 1):
-        # Members in the order of random numbers: each number's last bits say whose it is.
+        # Members sorted by random numbers: the last bits of each number say whose it is.
         mask = 2 ** (size - 1).bit_length() - 1
-        words = random_words(arrays, seed, _POSITIVES, starts, HANDS * repeats, size)
+        words = random_words(arrays, seed, _POSITIVES, starts, NEGATIVE_GROUPS * repeats, size)
         words &= ~mask
         words |= arrays.device(np.arange(size))
         return (arrays.sort(words)[..., : m + 1] & mask).reshape(*shape)
     slots = m + 17
     while True:
-        order = _uniform(seed, _POSITIVES, starts, HANDS * repeats, slots, np.array(size))
+        order = _uniform(seed, _POSITIVES, starts, NEGATIVE_GROUPS * repeats, slots, np.array(size))
         fresh = first_occurrences(order)
         if fresh.sum(axis=-1).min() > m:
             chosen = fresh & (np.cumsum(fresh, axis=-1) <= m + 1)
@@ -149,7 +156,7 @@ def draw_positives(
         slots *= 2
 
 
-def first_occurrences(order: Positions) -> npt.NDArray[np.bool_]:
+def first_occurrences(order: Indices) -> Mask:
     """Along the last axis, True where a number is seen for the first time."""
     by_value = np.argsort(order, axis=-1, kind="stable")
     values = np.take_along_axis(order, by_value, axis=-1)
@@ -159,27 +166,30 @@ def first_occurrences(order: Positions) -> npt.NDArray[np.bool_]:
 
 
 def _uniform(
-    seed: int, stream: int, keys: Positions, repeats: int, slots: int, counts: Positions
-) -> Positions:
-    """(len(keys), repeats, slots) integers, uniform in 0 .. count - 1; more slots begin alike."""
+    seed: int, stream: int, keys: Indices, repeats: int, slots: int, counts: Indices
+) -> Indices:
+    """(len(keys), repeats, slots) integers, uniform in 0 .. count - 1.
+
+    More slots give the same first numbers.
+    """
     words = random_words(NumpyArrays(), seed, stream, keys, repeats, slots)
-    uniform: Positions = (_shifted(words, 11) * (2.0**-53 * counts)).astype(np.int64)
+    uniform: Indices = (_shifted(words, 11) * (2.0**-53 * counts)).astype(np.int64)
     return uniform
 
 
 def random_words(
-    arrays: Arrays, seed: int, stream: int, keys: Positions, repeats: int, slots: int
+    arrays: Arrays, seed: int, stream: int, keys: Indices, repeats: int, slots: int
 ) -> Array:
     """(len(keys), repeats, slots) random 64-bit words, each a function of its own coordinates.
 
     A counter put through SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014; constants of
-    Stafford's mix 13), coordinate by coordinate: no state, so any part can be had alone, and on
-    any device.
+    Stafford's mix 13), coordinate by coordinate. There is no state, so any part can be computed
+    alone and on any device.
     """
     words = np.array([seed % 2**64], np.uint64).view(np.int64)
     words = _mixed(_mixed(words, np.array([stream])), keys)
     words = _mixed(words[:, None], np.arange(repeats))
-    # All but the last are few, and a GPU's launches are dear.
+    # Only the last step is large; the others are not worth starting kernels on a GPU.
     return _mixed(arrays.device(words)[:, :, None], arrays.device(np.arange(slots)))
 
 
@@ -195,5 +205,5 @@ def _mixed(words: Array, coordinate: Array) -> Array:
 
 
 def _shifted(words: Array, bits: int) -> Array:
-    """To the right, zeros moving in: the words are signed, as torch knows no others."""
+    """Shifted right with zeros moving in. The words are signed, since torch has no other."""
     return (words >> bits) & (2 ** (64 - bits) - 1)

@@ -1,4 +1,4 @@
-"""A set of embeddings seen by position: unit rows on the device, read when they are asked for."""
+"""A set of embeddings seen by position: unit rows on the device, read when they are needed."""
 
 from __future__ import annotations
 
@@ -7,44 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from generate_pseudo_labels.distance.array_backend import Array, Arrays
-from generate_pseudo_labels.distance.blocks import Block, Groups, Positions
-
-
-class Source(Protocol):
-    """Rows of embeddings, in memory or on disk."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, D)."""
-
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start .. stop."""
-
-    def take(self, rows: Positions) -> npt.NDArray[Any]:
-        """Some rows, in the order asked for."""
+from generate_pseudo_labels.distance.array_backend import Array, Arrays, Indices
+from generate_pseudo_labels.distance.blocks import Block, Groups
 
 
-@dataclass(frozen=True)
-class InMemory:
-    """An (N, D) array as a source."""
-
-    array: npt.NDArray[Any]
+class Embeddings(Protocol):
+    """(N, D) rows: an array, a tensor on a GPU, or a file that reads what is asked for."""
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(N, D)."""
-        return self.array.shape[0], self.array.shape[1]
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start .. stop."""
-        return self.array[start:stop]
-
-    def take(self, rows: Positions) -> npt.NDArray[Any]:
-        """Some rows, in the order asked for."""
-        return self.array[rows]
+    def __getitem__(self, rows: Any) -> Any:
+        """A slice of rows, or rows by their numbers."""
 
 
 class UnusableRow(ValueError):
@@ -55,8 +31,7 @@ class UnusableRow(ValueError):
         fault: "is zero" or "is not finite".
     """
 
-    def __init__(self, row: int, fault: str) -> None:
-        """Says which row, and what is wrong with it."""
+    def __init__(self, row: int, fault: str) -> None:  # noqa: D107
         super().__init__(f"row {row} {fault}")
         self.row = row
         self.fault = fault
@@ -66,30 +41,28 @@ class UnusableRow(ValueError):
 class EmbeddedSet:
     """The images of `groups` with their embeddings."""
 
-    source: Source
+    source: Embeddings
     groups: Groups
     arrays: Arrays
 
     def span(self, start: int, stop: int) -> Array:
         """(stop - start, D) unit rows of consecutive positions."""
         if self.groups.rows is None:
-            return self._unit(self.source.read(start, stop), np.arange(start, stop))
-        rows = self.groups.rows[start:stop]
-        return self._unit(self._sorted_take(rows), rows)
+            return self._unit(self.source[start:stop], np.arange(start, stop))
+        return self._take(self.groups.rows[start:stop])
 
-    def at(self, positions: Positions) -> Array:
+    def at(self, positions: Indices) -> Array:
         """(len(positions), D) unit rows of any positions."""
-        rows = self.groups.rows_of(positions)
-        return self._unit(self._sorted_take(rows), rows)
+        return self._take(self.groups.rows_of(positions))
 
-    def _sorted_take(self, rows: Positions) -> npt.NDArray[Any]:
-        """Reads in the order of the file, whatever the order asked for."""
+    def _take(self, rows: Indices) -> Array:
+        """Unit rows of some row numbers, read in the order of the file."""
         if len(rows) < 2 or np.all(rows[1:] > rows[:-1]):
-            return self.source.take(rows)
+            return self._unit(self.source[rows], rows)
         distinct, inverse = np.unique(rows, return_inverse=True)
-        return self.source.take(distinct)[inverse]
+        return self._unit(self.source[distinct][inverse], rows)
 
-    def _unit(self, raw: npt.NDArray[Any], row_numbers: Positions) -> Array:
+    def _unit(self, raw: Any, row_numbers: Indices) -> Array:
         """float32 rows of length 1.
 
         Raises:
@@ -116,8 +89,8 @@ class SameSize:
     """
 
     size: int
-    starts: Positions
-    rows: Positions
+    starts: Indices
+    rows: Indices
 
     def of(self, arrays: Arrays, span: Array) -> Array:
         """(g, size, ...) the identities' entries of a span; a view where they are neighbours."""

@@ -1,4 +1,4 @@
-"""Similarities of images to all others of their own identities."""
+"""Similarities of images to all others of their own identity (their mates)."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from generate_pseudo_labels.distance.array_backend import Array
-from generate_pseudo_labels.distance.blocks import Batch, Block, Positions
+from generate_pseudo_labels.distance.array_backend import Array, Indices
+from generate_pseudo_labels.distance.blocks import Block, BlockBatch
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, by_size
 
 PIECE = 2048  # mates of one product
 
 
-class Mates:
+class SameIdentitySimilarities:
     """Similarities of a batch's R rows within their identities.
 
     Attributes:
         counts: (R,) mates of each row.
-        total: (R,) its similarities' sum, with itself.
-        itself: (R,) the one with itself.
-        lowest: (R,) the smallest to a mate; infinity without one.
+        total: (R,) the sum of its similarities, the one to itself included.
+        itself: (R,) the similarity to itself.
+        lowest: (R,) the smallest similarity to a mate; infinity without one.
     """
 
-    def __init__(self, embedded: EmbeddedSet, batch: Batch, faces: Array) -> None:
-        """Computes them; similarities within small identities are few, and kept."""
+    def __init__(self, embedded: EmbeddedSet, batch: BlockBatch, faces: Array) -> None:
+        """Computes them. Similarities within small identities are few, so they are kept."""
         self.embedded, self.batch, self.faces = embedded, batch, faces
         arrays = embedded.arrays
         xp = arrays.xp
@@ -50,7 +50,7 @@ class Mates:
                 self._piece(block)
 
     def _piece(self, block: Block) -> None:
-        """The rows of a piece of one large identity; its mates are read."""
+        """The rows of a piece of one large identity, whose mates are read."""
         xp = self.embedded.arrays.xp
         rows = slice(block.start - self.batch.begin, block.stop - self.batch.begin)
         some = np.arange(rows.start, rows.stop)
@@ -60,8 +60,8 @@ class Mates:
             self._blank(similarities, some, begin)
             self.lowest[rows] = xp.minimum(self.lowest[rows], xp.amin(similarities, 1))
 
-    def sorted(self, some: Positions) -> tuple[Array, Positions]:
-        """The sorted positives of some rows, one after the other, and how many each has."""
+    def sorted(self, some: Indices) -> tuple[Array, Indices]:
+        """The sorted positives of some rows, one row after the other, and how many each has."""
         arrays = self.embedded.arrays
         counts = self.counts[some]
         first = np.cumsum(counts) - counts
@@ -84,21 +84,21 @@ class Mates:
             self._put(p, first[mine], read)
         return p, counts
 
-    def _put(self, p: Array, first: Positions, similarities: Array) -> None:
-        """Sorts rows of similarities, which end in the one with itself, into their places."""
+    def _put(self, p: Array, first: Indices, similarities: Array) -> None:
+        """Sorts rows of similarities into their places, without the one to itself (the last)."""
         arrays = self.embedded.arrays
         into = first[:, None] + np.arange(similarities.shape[1] - 1)
         p[arrays.device(into)] = arrays.sort(similarities)[:, :-1]
 
-    def _read(self, some: Positions, bounds: Positions) -> Iterator[tuple[int, Array]]:
-        """Similarities of some rows to an identity's images, with the position that each starts."""
+    def _read(self, some: Indices, bounds: Indices) -> Iterator[tuple[int, Array]]:
+        """Similarities of some rows to an identity's images: first position, (r, pieces)."""
         faces = self.faces[self.embedded.arrays.device(some)]
         start, stop = (int(bound) for bound in bounds)
         for begin in range(start, stop, PIECE):
             yield begin, faces @ self.embedded.span(begin, min(begin + PIECE, stop)).T
 
-    def _blank(self, similarities: Array, some: Positions, begin: int) -> None:
-        """Puts infinity where an image meets itself."""
+    def _blank(self, similarities: Array, some: Indices, begin: int) -> None:
+        """Puts infinity in place of an image's similarity to itself."""
         arrays = self.embedded.arrays
         column = some + self.batch.begin - begin
         rows = np.flatnonzero((column >= 0) & (column < similarities.shape[1]))

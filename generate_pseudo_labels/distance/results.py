@@ -1,26 +1,24 @@
-"""What an estimator finds out about images, and the labels that follow from it."""
+"""What an estimator computes for every image, and how its blocks are run on threads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from common.distributed import ProcessGroup
-from generate_pseudo_labels.distance.blocks import Plan
+from generate_pseudo_labels.distance.array_backend import Float32, Mask
+from generate_pseudo_labels.distance.blocks import BlockPlan
 
-Float32 = npt.NDArray[np.float32]
 Progress = Callable[[float], object]
 
-# An image whose wrong-way share is above this is called mislabelled, and so is one whose mean
-# Pos-Sim is below its mean Neg-Sim (its share is above one half). The similarities of a stranger to
-# an identity lie close together, at one random place among his Neg-Sims: above their mean as often
-# as below it. For normal Neg-Sims this bound finds him up to 1.1 standard deviations above.
-WRONG_WAY_BOUND = 0.05
+# An image whose share of negative excess is above this is called mislabelled, and so is one whose
+# mean Pos-Sim is below its mean Neg-Sim (its share is above one half). A stranger's similarities to
+# an identity are close together, at a random place among his Neg-Sims: below their mean as often as
+# above it. For normal Neg-Sims this bound finds him up to 1.1 standard deviations above the mean.
+EXCESS_BOUND = 0.05
 _GATHERED = 1 << 22  # numbers sent at a time
 
 
@@ -33,13 +31,13 @@ class Distances:
             image without mates.
         pos: (n,) mean Pos-Sim.
         neg: (n,) mean Neg-Sim.
-        wrong: (n,) wrong-way share: integral (N^-1 - P^-1)+ / W1, in [0, 1].
+        excess: (n,) share of the negative excess: integral (N^-1 - P^-1)+ / W1, in [0, 1].
     """
 
     w1: Float32
     pos: Float32
     neg: Float32
-    wrong: Float32
+    excess: Float32
 
     @staticmethod
     def empty(images: int, repeats: int) -> Distances:
@@ -52,11 +50,11 @@ class Distances:
         stop = start + len(part.pos)
         self.w1[start:stop] = part.w1
         self.pos[start:stop], self.neg[start:stop] = part.pos, part.neg
-        self.wrong[start:stop] = part.wrong
+        self.excess[start:stop] = part.excess
 
-    def mislabelled(self) -> npt.NDArray[np.bool_]:
+    def mislabelled(self) -> Mask:
         """(n,) whether an image looks more like others than like its own identity."""
-        flagged: npt.NDArray[np.bool_] = (self.pos < self.neg) | (self.wrong > WRONG_WAY_BOUND)
+        flagged: Mask = (self.pos < self.neg) | (self.excess > EXCESS_BOUND)
         return flagged
 
 
@@ -78,7 +76,7 @@ def gather(processes: ProcessGroup, begin: int, part: Distances, images: int) ->
         if low < high:
             mine, into = slice(low - begin, high - begin), slice(low - start, high - start)
             piece[into, :repeats] = part.w1[mine]
-            for column, values in enumerate((part.pos, part.neg, part.wrong)):
+            for column, values in enumerate((part.pos, part.neg, part.excess)):
                 piece[into, repeats + column] = values[mine]
         processes.add_up(piece, first_only=True)
         if whole is not None:
@@ -87,159 +85,67 @@ def gather(processes: ProcessGroup, begin: int, part: Distances, images: int) ->
     return whole
 
 
-class Estimator(Protocol):
-    """Anything that knows the distances of blocks of images."""
-
-    def distances(self, numbers: range) -> Distances:
-        """The distances of the images of consecutive blocks."""
-
-
-def run_blocks(
-    estimator: Estimator,
-    plan: Plan,
-    blocks: range,
-    repeats: int,
-    over: OnThreads,
-    share: float = 1.0,
-) -> Distances:
-    """Runs an estimator over blocks; the results are in order.
-
-    Args:
-        estimator: what computes a batch.
-        plan: the blocks of the set.
-        blocks: those to do.
-        repeats: columns of W1.
-        over: the threads, and who is told of progress.
-        share: how much of an image's whole work this is.
-    """
-    begin, end = int(plan.bounds[blocks.start]), int(plan.bounds[blocks.stop])
-    results = Distances.empty(end - begin, repeats)
-
-    def work(batch: range) -> None:
-        results.put(int(plan.bounds[batch.start]) - begin, estimator.distances(batch))
-
-    over.run(work, blocks, share)
-    return results
-
-
 @dataclass(frozen=True)
-class OnThreads:
-    """Runs work over consecutive blocks, batch by batch.
+class BlockRunner:
+    """Runs work over this process's blocks, batch by batch, on threads.
 
     Attributes:
         plan: the blocks of the set.
+        blocks: those of this process.
         batch_rows: images of a batch, about; changes speed and memory, never a result.
         threads: batches worked on at a time.
-        progress: told the number of images of each batch that is done.
+        progress: is told the number of images of each batch that is done.
     """
 
-    plan: Plan
+    plan: BlockPlan
+    blocks: range
     batch_rows: int
     threads: int = 1
     progress: Progress | None = None
 
-    def run(self, work: Callable[[range], None], blocks: range, share: float = 1.0) -> None:
-        """Calls `work` for every batch of `blocks`; the first exception ends it.
+    @property
+    def begin(self) -> int:
+        """The position of the first image."""
+        return int(self.plan.bounds[self.blocks.start])
+
+    def collect(
+        self, distances: Callable[[range], Distances], repeats: int, weight: float = 1.0
+    ) -> Distances:
+        """The distances of all blocks, in order.
 
         Args:
-            work: takes a range of blocks; runs on any thread.
-            blocks: all of them.
-            share: how much of an image's whole work this is, for the progress.
+            distances: of the images of consecutive blocks; runs on any thread.
+            repeats: columns of W1.
+            weight: how much of an image's whole work this is, for the progress.
         """
+        end = int(self.plan.bounds[self.blocks.stop])
+        results = Distances.empty(end - self.begin, repeats)
+
+        def work(batch: range) -> None:
+            results.put(int(self.plan.bounds[batch.start]) - self.begin, distances(batch))
+
+        self.run(work, weight)
+        return results
+
+    def run(self, work: Callable[[range], None], weight: float = 1.0) -> None:
+        """Calls `work` for every batch of blocks; the first exception ends it."""
         with ThreadPoolExecutor(self.threads) as pool:
-            running: set[Future[None]] = set()
-            sizes: dict[Future[None], int] = {}
+            running: dict[Future[None], float] = {}  # with the images of each
+
+            def finish(some: set[Future[None]]) -> None:
+                for future in some:
+                    future.result()  # raises what the batch raised
+                    images = running.pop(future)
+                    if self.progress is not None:
+                        self.progress(images)
+
             try:
-                for batch in self.plan.batches(blocks, self.batch_rows):
-                    future = pool.submit(work, batch)
-                    running.add(future)
-                    bounds = self.plan.bounds
-                    sizes[future] = int(bounds[batch.stop] - bounds[batch.start])
-                    if len(running) > self.threads:  # one for each thread, and one waiting
-                        done, running = wait(running, return_when=FIRST_COMPLETED)
-                        self._report(done, sizes, share)
-                self._report(running, sizes, share)
+                for batch in self.plan.batches(self.blocks, self.batch_rows):
+                    images = int(self.plan.bounds[batch.stop] - self.plan.bounds[batch.start])
+                    running[pool.submit(work, batch)] = images * weight
+                    if len(running) > self.threads:  # one for each thread, and one that waits
+                        finish(wait(running, return_when=FIRST_COMPLETED).done)
+                finish(set(running))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-    def _report(
-        self, done: set[Future[None]], sizes: dict[Future[None], int], share: float
-    ) -> None:
-        for future in done:
-            future.result()  # raises what the batch raised
-            count = sizes.pop(future)
-            if self.progress is not None:
-                self.progress(count * share)
-
-
-def quality_labels(w1: Float32, labelled: npt.NDArray[np.bool_]) -> Float32:
-    """Distances -> labels 0..100: min-max per repeat over the labelled images, then the mean.
-
-    Args:
-        w1: (n, K).
-        labelled: (n,) which images get a label; the others neither get one nor set the range.
-
-    Returns:
-        (n,) float32; NaN where `labelled` is False.
-
-    Raises:
-        ValueError: in some repeat all distances are equal (or there are none).
-    """
-    if not labelled.any():
-        raise ValueError(
-            "no image is left to label: it takes identities of two readable images or more, and of "
-            "--min-images-per-id; add images, or ask for fewer"
-        )
-    labels = np.zeros(len(w1), np.float64)
-    for k in range(w1.shape[1]):
-        column = w1[labelled, k].astype(np.float64)
-        low, high = column.min(), column.max()
-        if not high > low:
-            raise ValueError("all distances are equal, so they cannot be put on a scale")
-        labels[labelled] += (column - low) * (100 / (high - low) / w1.shape[1])
-    labels[~labelled] = np.nan
-    return labels.astype(np.float32)
-
-
-def with_level_identities(w1: Float32, starts: npt.NDArray[np.int64]) -> Float32:
-    """Distances on one scale for all identities: each identity's upper quartile becomes the same.
-
-    How alike the pictures of a person are depends on the person (years apart, one film or many)
-    as well as on the pictures, and no single picture shows it. A network that learns labels with it
-    inside learns people. Zero, which is a face that is as far from its own as from others, stays.
-
-    Args:
-        w1: (n, K).
-        starts: (C + 1,) identity c is the rows starts[c] .. starts[c + 1].
-
-    Returns:
-        (n, K): each identity's distances times the mean of all identities' upper quartiles over its
-        own; an identity without any distance above zero stays as it is.
-    """
-    sizes = np.diff(starts)
-    identity = np.repeat(np.arange(len(sizes)), sizes)
-    mean = np.zeros(len(w1), np.float32)
-    for k in range(w1.shape[1]):
-        mean += w1[:, k] / w1.shape[1]
-    ordered = mean[np.lexsort((mean, identity))]
-    quartile = ordered[starts[:-1] + 3 * (sizes - 1) // 4].astype(np.float64)
-    known = quartile > 0  # False for NaN, too
-    if not known.any():
-        return w1
-    factor = np.ones(len(sizes))
-    factor[known] = quartile[known].mean() / quartile[known]
-    levelled: Float32 = w1 * np.repeat(factor, sizes)[:, None].astype(np.float32)
-    return levelled
-
-
-def drop_top(
-    labels: Float32, labelled: npt.NDArray[np.bool_], percent: float
-) -> npt.NDArray[np.bool_]:
-    """(n,) the best `percent` of the labelled images; of equal labels, the later ones."""
-    dropped = np.zeros(len(labels), bool)
-    count = int(np.floor(np.count_nonzero(labelled) * percent / 100))
-    if count:
-        rows = np.flatnonzero(labelled)
-        dropped[rows[np.argsort(labels[rows], kind="stable")[-count:]]] = True
-    return dropped

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from generate_pseudo_labels.distance.array_backend import Array, Arrays
-from generate_pseudo_labels.distance.blocks import Batch, Block, Plan, Positions
-from generate_pseudo_labels.distance.draws import HANDS, draw_negatives, draw_positives
+from generate_pseudo_labels.distance.array_backend import Array, Arrays, Indices
+from generate_pseudo_labels.distance.blocks import Block, BlockBatch, BlockPlan
+from generate_pseudo_labels.distance.draws import NEGATIVE_GROUPS, draw_negatives, draw_positives
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, SameSize, by_size
 from generate_pseudo_labels.distance.results import Distances
-from generate_pseudo_labels.distance.wasserstein import wrong_way
+from generate_pseudo_labels.distance.wasserstein import negative_excess
 
-_PATCHED = 8192  # similarities to substitutes that are worked out at a time
+_REPLACED = 8192  # similarities to replacements that are computed at a time
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,31 @@ class _Work:
         negatives: (K, m, R) similarities to the drawn negatives.
         highest_n: (K, R) the largest of them.
         mean_p: (K, R) mean similarity to the drawn positives.
-        wrong: (K, R) integral (N^-1 - P^-1)+; not 0 only where a positive lies below a negative.
+        excess: (K, R) integral (N^-1 - P^-1)+; 0 unless a positive is below a negative.
     """
 
     negatives: Array
     highest_n: Array
     mean_p: Array
-    wrong: Array
+    excess: Array
 
 
 class SampledEstimator:
     """Distances of whole blocks of images from seeded draws.
 
-    One draw of negatives serves a block of images, so that they cost one matrix product; every
-    image's draw is still uniform over its own outsiders.
+    The images of a block share their draw of negatives, which therefore costs one matrix product.
+    Every image's draw is still uniform over its own outsiders.
     """
 
-    def __init__(self, embedded: EmbeddedSet, plan: Plan, m: int, repeats: int, seed: int) -> None:
-        """Keeps what every block needs."""
+    def __init__(  # noqa: D107
+        self, embedded: EmbeddedSet, plan: BlockPlan, m: int, repeats: int, seed: int
+    ) -> None:
         self.embedded, self.plan = embedded, plan
         self.m, self.repeats = m, repeats
         self.drawing = (m, repeats, seed)
 
     def distances(self, numbers: range) -> Distances:
-        """The distances of the images of consecutive blocks; NaN where an identity has one."""
+        """Distances of the images of consecutive blocks; NaN for the only image of an identity."""
         arrays = self.embedded.arrays
         xp = arrays.xp
         batch = self.plan.batch(numbers)
@@ -55,8 +56,8 @@ class SampledEstimator:
         faces = self.embedded.span(begin, batch.end)  # (R, D)
         negatives = self._negatives(batch, faces)  # (K, m, R)
         mean_n = negatives.sum(1) / self.m  # (K, R)
-        mean_p, wrong = xp.full_like(mean_n, float("nan")), xp.zeros_like(mean_n)
-        work = _Work(negatives, xp.amax(negatives, 1), mean_p, wrong)
+        mean_p, excess = xp.full_like(mean_n, float("nan")), xp.zeros_like(mean_n)
+        work = _Work(negatives, xp.amax(negatives, 1), mean_p, excess)
         for group in by_size(batch.blocks):
             members = group.of(arrays, faces)  # (g, s, D)
             gram = xp.matmul(members, xp.swapaxes(members, 1, 2))  # (g, s, s)
@@ -66,15 +67,15 @@ class SampledEstimator:
                 starts = group.starts + begin
                 draws = draw_positives(arrays, starts, group.size, *self.drawing)
                 places = np.arange(group.size)
-                drawn = draws[:, arrays.device(places % HANDS)]  # (g, s, K, m + 1)
+                drawn = draws[:, arrays.device(places % NEGATIVE_GROUPS)]  # (g, s, K, m + 1)
                 similarities = _picked(arrays, gram, drawn)  # (g, s, K, m + 1)
                 self._drawn_positives(group.rows, similarities, drawn, places, work)
         for block in batch.blocks:
             if not block.whole:
                 self._piece(block, begin, faces, work)
-        w1 = (mean_p - mean_n + 2 * wrong).clip(0)  # (K, R)
+        w1 = (mean_p - mean_n + 2 * excess).clip(0)  # (K, R)
         total = w1.sum(0)
-        share = xp.where(total > 0, wrong.sum(0) / xp.where(total > 0, total, 1.0), 0.0)
+        share = xp.where(total > 0, excess.sum(0) / xp.where(total > 0, total, 1.0), 0.0)
         return Distances(
             np.ascontiguousarray(arrays.host(w1).T),
             arrays.host(mean_p.sum(0) / self.repeats),
@@ -82,42 +83,49 @@ class SampledEstimator:
             arrays.host(share),
         )
 
-    def _negatives(self, batch: Batch, faces: Array) -> Array:
+    def _negatives(self, batch: BlockBatch, faces: Array) -> Array:
         """(K, m, R) similarities of all images to their negatives."""
         arrays = self.embedded.arrays
         draws = draw_negatives(batch, len(self.plan.groups), *self.drawing)
-        substitutes = draws.patches[:, 5]
-        others = self.embedded.at(np.concatenate([draws.shared.ravel(), substitutes]))
+        drawn = np.concatenate([draws.shared.ravel(), draws.replacements[:, 5]])
+        others = self.embedded.at(drawn)
         negatives = arrays.empty((self.repeats, self.m, len(faces)))
         each = self.repeats * self.m
         for number in range(len(draws.shared)):
-            block, hand = batch.blocks[number // HANDS], number % HANDS
-            span = slice(block.start + hand - batch.begin, block.stop - batch.begin, HANDS)
+            block = batch.blocks[number // NEGATIVE_GROUPS]
+            first = block.start + number % NEGATIVE_GROUPS
+            span = slice(first - batch.begin, block.stop - batch.begin, NEGATIVE_GROUPS)
             products = others[number * each : (number + 1) * each] @ faces[span].T
             negatives[:, :, span] = products.reshape(self.repeats, self.m, -1)
-        self._patch(negatives, batch, draws.patches, others[draws.shared.size :], faces)
+        self._replace(negatives, batch, draws.replacements, others[draws.shared.size :], faces)
         return negatives
 
-    def _patch(
-        self, negatives: Array, batch: Batch, patches: Positions, others: Array, faces: Array
+    def _replace(
+        self,
+        negatives: Array,
+        batch: BlockBatch,
+        replacements: Indices,
+        others: Array,
+        faces: Array,
     ) -> None:
-        """Puts the similarities to (p, D) substitutes in place of those to the own identity."""
+        """Puts the similarities to (p, D) replacements in place of those to the own identity."""
         arrays = self.embedded.arrays
-        hands, k, slots, firsts, ends, _ = patches.T
-        counts = ends - firsts  # images of each patch
-        patch = np.repeat(np.arange(len(patches)), counts)
-        image = np.arange(len(patch)) - np.repeat(np.cumsum(counts) - counts - firsts, counts)
+        groups, k, slots, firsts, ends, _ = replacements.T
+        counts = ends - firsts  # images of each replacement
+        which = np.repeat(np.arange(len(replacements)), counts)
+        image = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts - firsts, counts)
         starts = np.array([block.start - batch.begin for block in batch.blocks])
-        rows = starts[hands[patch] // HANDS] + hands[patch] % HANDS + HANDS * image
-        for begin in range(0, len(patch), _PATCHED):
-            which = slice(begin, begin + _PATCHED)
-            row, of = arrays.device(rows[which]), arrays.device(patch[which])
-            similarities = arrays.xp.einsum("ij,ij->i", faces[row], others[of])
-            at = arrays.device(np.stack([k[patch[which]], slots[patch[which]]]))
+        group = groups[which]
+        rows = starts[group // NEGATIVE_GROUPS] + group % NEGATIVE_GROUPS + NEGATIVE_GROUPS * image
+        for begin in range(0, len(which), _REPLACED):
+            some = which[begin : begin + _REPLACED]
+            row = arrays.device(rows[begin : begin + _REPLACED])
+            similarities = arrays.xp.einsum("ij,ij->i", faces[row], others[arrays.device(some)])
+            at = arrays.device(np.stack([k[some], slots[some]]))
             negatives[at[0], at[1], row] = similarities
 
     def _all_positives(self, group: SameSize, gram: Array, work: _Work) -> None:
-        """Identities of at most m + 1 images: every repeat has all positives."""
+        """Identities of at most m + 1 images: every repeat takes all positives."""
         arrays = self.embedded.arrays
         xp, size = arrays.xp, group.size
         diagonal = arrays.device(np.arange(size))
@@ -132,44 +140,44 @@ class SampledEstimator:
         row = rows[identity, image]
         p = arrays.sort(gram[identity, image])[:, : size - 1]
         n = arrays.sort(work.negatives[k, :, row])
-        work.wrong[k, row] = wrong_way(arrays, p, n)
+        work.excess[k, row] = negative_excess(arrays, p, n)
 
     def _piece(self, block: Block, begin: int, faces: Array, work: _Work) -> None:
-        """A piece of an identity too large for one block: only what is drawn of it is read."""
+        """A piece of an identity too large for one block: only its drawn images are read."""
         arrays = self.embedded.arrays
         start, size = int(block.starts[0]), int(block.starts[1] - block.starts[0])
         m = min(self.m, size - 1)  # all mates, where there are no more
         drawn = draw_positives(arrays, block.starts[:1], size, m, *self.drawing[1:])
         places = arrays.host(drawn)
-        for hand in range(HANDS):
-            first = block.start + (hand - (block.start - start)) % HANDS
-            images = np.arange(first, block.stop, HANDS)
+        for group in range(NEGATIVE_GROUPS):
+            first = block.start + (group - (block.start - start)) % NEGATIVE_GROUPS
+            images = np.arange(first, block.stop, NEGATIVE_GROUPS)
             if len(images) == 0:
                 continue
-            members = self.embedded.at(start + places[0, hand].ravel())  # (K (m + 1), D)
-            similarities = faces[first - begin : block.stop - begin : HANDS] @ members.T
+            members = self.embedded.at(start + places[0, group].ravel())  # (K (m + 1), D)
+            similarities = faces[first - begin : block.stop - begin : NEGATIVE_GROUPS] @ members.T
             self._drawn_positives(
                 images[None] - begin,
                 similarities.reshape(1, len(images), *drawn.shape[2:]),
-                drawn[:, hand, None],
+                drawn[:, group, None],
                 images - start,
                 work,
             )
 
     def _drawn_positives(
         self,
-        group_rows: Positions,
+        group_rows: Indices,
         similarities: Array,
         drawn: Array,
-        places: Positions,
+        places: Indices,
         work: _Work,
     ) -> None:
-        """Images with m mates or more: m of them a repeat, the spare one in place of itself.
+        """Images with m mates or more: m of them a repeat, the last drawn in place of itself.
 
         Args:
             group_rows: (g, s) rows of the images.
-            similarities: (g, s, K, m + 1) to what was drawn.
-            drawn: (g, s or 1, K, m + 1) places within the identity.
+            similarities: (g, s, K, m + 1) to the drawn members.
+            drawn: (g, s or 1, K, m + 1) their places within the identity.
             places: (s,) the images' own places.
             work: filled in.
         """
@@ -186,7 +194,7 @@ class SampledEstimator:
         identity, image, k = pairs[:, 0], pairs[:, 1], pairs[:, 2]
         row = rows[identity, image]
         n = arrays.sort(work.negatives[k, :, row])
-        work.wrong[k, row] = wrong_way(arrays, arrays.sort(p[identity, image, k]), n)
+        work.excess[k, row] = negative_excess(arrays, arrays.sort(p[identity, image, k]), n)
 
 
 def _picked(arrays: Arrays, gram: Array, drawn: Array) -> Array:

@@ -1,12 +1,13 @@
 """The 1-Wasserstein distance of two one-dimensional samples, by their quantile functions.
 
 P is the sample of intra-class similarities, N that of inter-class ones; P^-1 and N^-1 are their
-quantile functions (SDD-FIQA, Eq. 7). Everything rests on
+quantile functions (SDD-FIQA, Eq. 7). All estimators use this identity:
 
-    W1(P, N) = integral |P^-1 - N^-1| du = mean(P) - mean(N) + 2 * wrong_way(P, N)
-    wrong_way(P, N) = integral (N^-1 - P^-1)+ du
+    W1(P, N) = integral |P^-1 - N^-1| du = mean(P) - mean(N) + 2 * negative_excess(P, N)
+    negative_excess(P, N) = integral (N^-1 - P^-1)+ du
 
-so that two means are enough wherever every positive is more similar than every negative.
+The excess is zero where every positive is more similar than every negative. Two means are enough
+there.
 """
 
 from __future__ import annotations
@@ -16,43 +17,19 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from generate_pseudo_labels.distance.array_backend import Array, Arrays
+from generate_pseudo_labels.distance.array_backend import Array, Arrays, Indices
 
-_MARGIN = 4.0
-
-Indices = npt.NDArray[np.int64]
-
-
-def wasserstein(p: npt.ArrayLike, n: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """W1 of samples along the last axis; any two sizes.
-
-    Args:
-        p: (..., a) numbers.
-        n: (..., b) numbers; the axes before the last broadcast.
-
-    Returns:
-        (...) the distances, in the numbers' own unit.
-
-    Example:
-        >>> float(wasserstein([0, 1], [1, 2]))
-        1.0
-        >>> float(wasserstein([0], [0, 0, 3]))
-        1.0
-    """
-    p, n = np.sort(np.asarray(p, np.float64)), np.sort(np.asarray(n, np.float64))
-    i, j, weights = merged_quantiles(p.shape[-1], n.shape[-1])
-    distances: npt.NDArray[np.float64] = np.abs(p[..., i] - n[..., j]) @ weights
-    return distances
+_MARGIN = 4.0  # standard deviations of a rank
 
 
 @lru_cache(maxsize=4096)
 def merged_quantiles(a: int, b: int) -> tuple[Indices, Indices, npt.NDArray[np.float64]]:
-    """Where both quantile functions of samples of sizes a and b are constant.
+    """The steps on which both quantile functions of samples of sizes a and b are constant.
 
     Returns:
         For each of the (at most a + b) steps between the merged breakpoints {i/a} and {j/b}: the
-        index into the sorted first sample, into the sorted second, and the step's width. They
-        depend on the sizes alone, so a whole block of images shares them.
+        index into the sorted first sample, the index into the sorted second, and the step's width.
+        They depend on the sizes alone, so a whole block of images shares them.
     """
     # In units of 1 / (a b) the breakpoints are whole numbers.
     ends = np.union1d(np.arange(1, a + 1) * b, np.arange(1, b + 1) * a)
@@ -60,7 +37,7 @@ def merged_quantiles(a: int, b: int) -> tuple[Indices, Indices, npt.NDArray[np.f
     return begins // b, begins // a, (ends - begins) / (a * b)
 
 
-def wrong_way(arrays: Arrays, p: Array, n: Array) -> Array:
+def negative_excess(arrays: Arrays, p: Array, n: Array) -> Array:
     """Integral of (N^-1 - P^-1)+ for rows of samples of two sizes.
 
     Args:
@@ -79,11 +56,11 @@ def wrong_way(arrays: Arrays, p: Array, n: Array) -> Array:
 
 
 def may_cross(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices) -> Array:
-    """Whether N^-1 may lie above P^-1 somewhere, N being known by a random sample.
+    """Whether N^-1 may be above P^-1 somewhere, where only a random sample of N is known.
 
-    Over the quantiles of one positive N^-1 is largest at their end, u. The sample's quantile there
-    is taken MARGIN standard deviations of its rank further up, so that a crossing of the whole N
-    is missed hardly ever. Arguments as in `wrong_way_ragged`.
+    Over the quantiles of one positive, N^-1 is largest at their end, u. There the sample's quantile
+    is taken _MARGIN standard deviations of its rank higher, so that a crossing of the whole N is
+    almost never missed. Arguments as in `negative_excess_ragged`.
 
     Returns:
         (r,) bool.
@@ -96,15 +73,17 @@ def may_cross(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indic
     ranks = u * present + _MARGIN * np.sqrt(u * (1 - u) * present)
     at = absent[row_of] + np.minimum(np.ceil(ranks).astype(np.int64), present) - 1
     row = arrays.device(row_of)
-    above = arrays.double(n[row, arrays.device(at)] > p)
+    above = xp.asarray(n[row, arrays.device(at)] > p, dtype=xp.float64)
     return xp.bincount(row, weights=above, minlength=rows) > 0
 
 
-def wrong_way_ragged(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices) -> Array:
+def negative_excess_ragged(
+    arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices
+) -> Array:
     """Integral of (N^-1 - P^-1)+ for rows whose sample sizes differ from row to row.
 
-    Walks through the positives: over the quantiles of one of them, N^-1 lies above it from its own
-    rank among the negatives on, and the integral of N^-1 is a running sum.
+    Over the quantiles of one positive, N^-1 is above it from the positive's rank among the
+    negatives on. The integral of N^-1 is a running sum.
 
     Args:
         arrays: the array library.
@@ -125,19 +104,18 @@ def wrong_way_ragged(arrays: Arrays, p: Array, counts: Indices, n: Array, absent
     begins, ends = arrays.device(place / size), arrays.device((place + 1) / size)
     skipped, present = arrays.device(absent[row_of]), arrays.device((width - absent)[row_of])
     row = arrays.device(row_of)
-    p, n = arrays.double(p), arrays.double(n).clip(-2.0)
-    # Rows set 4 apart make one ascending sequence, so one search serves all rows.
-    shelves = 4.0 * arrays.device(np.arange(rows, dtype=np.float64))
-    below = xp.searchsorted((n + shelves[:, None]).ravel(), p + shelves[row])
-    below = arrays.double(below - row * width - skipped)  # torch would divide in float32
+    p, n = xp.asarray(p, dtype=xp.float64), xp.asarray(n, dtype=xp.float64).clip(-2.0)
+    # Rows are shifted 4 apart and make one ascending sequence, so one search serves all rows.
+    offsets = 4.0 * arrays.device(np.arange(rows, dtype=np.float64))
+    below = xp.searchsorted((n + offsets[:, None]).ravel(), p + offsets[row])
+    # float64, since torch divides whole numbers in float32.
+    below = xp.asarray(below - row * width - skipped, dtype=xp.float64)
     begins = xp.minimum(xp.maximum(below / present, begins), ends)
     n = xp.where(n < -1.5, 0.0, n)
     sums = n.cumsum(1)
 
     def integral(u: Array) -> Array:  # of N^-1 from 0 to u
-        whole = xp.minimum(
-            (u * present).astype(np.int64) if xp is np else (u * present).long(), present - 1
-        )
+        whole = xp.minimum(xp.asarray(u * present, dtype=xp.int64), present - 1)
         value = n[row, skipped + whole]
         return (sums[row, skipped + whole] - value + (u * present - whole) * value) / present
 

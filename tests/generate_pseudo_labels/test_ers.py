@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from dataset.lists import read_table
-from generate_pseudo_labels import gen_ers_scores, unrecognisable
+from generate_pseudo_labels import ers, gen_ers_scores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import cv2
 
@@ -49,6 +49,10 @@ def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> People:
     return People(tmp_path, f, nobody / np.linalg.norm(nobody), spoilt)
 
 
+def run(**source: Any) -> int:
+    return gen_ers_scores.main(source=ers.UnrecognisableSource(**source))
+
+
 def scores_in(folder: Path) -> tuple[list[str], Floats]:
     lines = (folder / "annotations" / "ers_scores.txt").read_text().splitlines()
     rows = [line.split("\t") for line in lines]
@@ -75,7 +79,7 @@ def test_from_embeddings_is_the_formula(
 def test_the_cluster_is_found_and_scores_lowest(
     people: People, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gen_ers_scores.main(ui_from_cluster=True) == 0
+    assert run(ui_from_cluster=True) == 0
     assert "a cluster of 30 images of different people" in capsys.readouterr().out
     _, scores = scores_in(people.folder)
     assert set(np.argsort(scores)[:30]) == set(people.spoilt) and len(scores) == 250
@@ -86,7 +90,7 @@ def test_where_nobody_gathers_there_is_no_cluster(people: People) -> None:
     f[spoilt] = f[spoilt + 1]
     np.save(folder / "annotations" / "feats_npy" / "Embedding_Features.npy", f)
     with pytest.raises(UserError, match="gather nowhere"):
-        gen_ers_scores.main(ui_from_cluster=True)
+        run(ui_from_cluster=True)
 
 
 class MeanColour:
@@ -116,11 +120,11 @@ def with_faces(people: People, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_from_images(
     with_faces: Path, source: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gen_ers_scores.main(weights="any", **source) == 0
+    assert run(weights="any", **source) == 0
     said = capsys.readouterr().out
     assert f"against {20 if 'ui_from_degraded' in source else 4} unrecognisable faces" in said
     first = scores_in(with_faces)[1]
-    assert gen_ers_scores.main(weights="any", **source) == 0
+    assert run(weights="any", **source) == 0
     assert np.array_equal(scores_in(with_faces)[1], first)
 
 
@@ -130,7 +134,7 @@ def test_another_recogniser_is_refused(with_faces: Path) -> None:
     about = {"list": {"sha256": table.sha256}, "rows_done": 250, "weights": {"sha256": "theirs"}}
     beside.write_text(json.dumps(about))
     with pytest.raises(ValueError, match="is not the recogniser that made"):
-        gen_ers_scores.main(weights="any", ui_from_degraded=3)
+        run(weights="any", ui_from_degraded=3)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_bad_input_is_named(people: People, flags: dict[str, Any], message: str)
     np.save(people.folder / "short.npy", np.ones((3, 5), np.float32))
     np.save(people.folder / "zero.npy", np.zeros((3, 128), np.float32))
     with pytest.raises(UserError, match=re.escape(message)):
-        gen_ers_scores.main(**flags)
+        run(**flags)
     assert not (people.folder / "annotations" / "ers_scores.txt").exists()
 
 
@@ -162,9 +166,9 @@ def test_nothing_readable_gives_no_score(people: People) -> None:
     np.save(file, np.zeros((250, 128), np.float16))
     np.save(people.folder / "ui.npy", people.nobody[None])
     with pytest.raises(UserError, match="none of its images has an embedding"):
-        gen_ers_scores.main(ui_feats=people.folder / "ui.npy")
+        run(ui_feats=people.folder / "ui.npy")
 
 
 def test_the_centre_cancels_out() -> None:
     with pytest.raises(ValueError, match="cancel"):
-        unrecognisable.centre_of(np.array([[1, 0], [-1, 0]], np.float32))
+        ers.centre_of(np.array([[1, 0], [-1, 0]], np.float32))

@@ -9,12 +9,16 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import wasserstein_distance
 
+from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance import blocks, exact
 from generate_pseudo_labels.distance import mates as mates_module
 from generate_pseudo_labels.distance.array_backend import TorchArrays
 from generate_pseudo_labels.distance.blocks import group_by_identity
-from generate_pseudo_labels.distance.embedded_set import InMemory
-from generate_pseudo_labels.similarity_distance import Found, TooFewOutsiders, similarity_distances
+from generate_pseudo_labels.similarity_distance import (
+    DistanceResult,
+    TooFewOutsiders,
+    similarity_distances,
+)
 
 EVERYBODY = 10**9
 
@@ -50,8 +54,8 @@ def brute_force(f: Floats, y: Identities) -> npt.NDArray[np.float64]:
     return result
 
 
-def found_by(f: Floats, y: Identities, **options: Any) -> Found:
-    return similarity_distances(InMemory(f), group_by_identity(y), estimator="exact", **options)
+def found_by(f: Floats, y: Identities, **options: Any) -> DistanceResult:
+    return similarity_distances(f, group_by_identity(y), estimator="exact", **options)
 
 
 SETS: dict[str, dict[str, Any]] = {
@@ -76,8 +80,8 @@ def test_against_all_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.allclose(found.pos, expected[:, 1], atol=1e-6, equal_nan=True)
     mates = ~np.isnan(expected[:, 0])
     assert np.allclose(found.neg[mates], expected[mates, 2], atol=1e-6)
-    wrong_way = (expected[:, 0] - expected[:, 1] + expected[:, 2]) / 2
-    error = ((found.wrong * found.w1[:, 0]) - wrong_way)[mates]
+    excess = (expected[:, 0] - expected[:, 1] + expected[:, 2]) / 2
+    error = ((found.excess * found.w1[:, 0]) - excess)[mates]
     assert np.sqrt(np.mean(error**2)) < 1e-4
     everybody = found_by(f, y, pool_size=EVERYBODY).distances.w1[:, 0]
     assert np.allclose(everybody, expected[:, 0], atol=3e-6, equal_nan=True)
@@ -102,7 +106,7 @@ def test_permuting_images_and_identities_permutes_the_distances() -> None:
     names = np.random.default_rng(2).permutation(20).astype(np.int32)
     groups = group_by_identity(names[y[order]])
     mixed = similarity_distances(
-        InMemory(f[order]), groups, estimator="exact", pool_size=EVERYBODY
+        f[order], groups, estimator="exact", pool_size=EVERYBODY
     ).distances.w1[:, 0]
     plain = found_by(f, y, pool_size=EVERYBODY).distances.w1[:, 0]
     assert np.allclose(mixed, plain[order][groups.rows], atol=1e-6)
@@ -119,21 +123,20 @@ def test_same_results_whatever_the_batches_threads_and_ranks(
     # number of rows beside it.
     assert np.allclose(batched, whole, rtol=0, atol=2e-7, equal_nan=True)
     groups = group_by_identity(y)
-    sums: list[npt.NDArray[Any]] = []  # of every rank in a first run; a second one has their total
+    sums: list[npt.NDArray[Any]] = []  # of each process in a first run; a second has their total
 
-    def collect(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        sums.append(array.copy())
-        return array
+    class Processes(ProcessGroup):
+        def add_up(self, array: npt.NDArray[Any], first_only: bool = False) -> npt.NDArray[Any]:
+            sums.append(array.copy())
+            return array if len(sums) <= 3 else np.asarray(sum(sums[:3]))
 
-    def run(rank: int, add_up: exact.AddUp) -> Floats:
-        found = similarity_distances(
-            InMemory(f), groups, estimator="exact", rank=rank, ranks=3, add_up=add_up
-        )
+    def run(rank: int) -> Floats:
+        found = similarity_distances(f, groups, estimator="exact", processes=Processes(rank, 3))
         return found.distances.w1
 
     for rank in range(3):
-        run(rank, collect)
-    parts = [run(rank, lambda _: np.sum(sums[:3], axis=0)) for rank in range(3)]
+        run(rank)
+    parts = [run(rank) for rank in range(3)]
     assert np.allclose(np.concatenate(parts), whole, rtol=0, atol=2e-7, equal_nan=True)
 
 
@@ -141,7 +144,7 @@ def test_the_torch_path_agrees_with_the_numpy_path(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(blocks, "BLOCK", 64)  # one batch of many blocks, and pieces among them
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, spread=(0.5, 3), swapped=9)
     ours, twin = found_by(f, y).distances, found_by(f, y, arrays=TorchArrays("cpu")).distances
-    for name in ("w1", "pos", "neg", "wrong"):
+    for name in ("w1", "pos", "neg", "excess"):
         assert np.allclose(getattr(ours, name), getattr(twin, name), atol=3e-6, equal_nan=True)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from generate_pseudo_labels.gen_pseudo_labels import main
+from generate_pseudo_labels.npy_folder import NpyFolder
 from sdd_fiqa.errors import UserError
 
 Load = Literal["True", "False"]
@@ -49,13 +51,15 @@ USAGE = (
 
 def usage(folder: Path, load: Load = "False", **changes: Any) -> int:
     """The usage line as a call, without Python's start."""
-    flags: dict[str, Any] = {
-        "image_list_file": Path("list.txt"),
-        "score_dst": Path("scores"),
-        "feature_root": Path("features"),
-        "image_root": folder / "images",
-    }
-    return main(load_feature=load, **(flags | changes))
+    files = NpyFolder(
+        image_list_file=Path("list.txt"),
+        score_dst=Path("scores"),
+        feature_root=Path("features"),
+        image_root=folder / "images",
+        load_feature=load,
+    )
+    process_num = changes.pop("process_num", 0)
+    return main(process_num=process_num, files=replace(files, **changes))
 
 
 def labels_of(folder: Path) -> dict[str, float]:
@@ -153,5 +157,5 @@ def test_embeddings_of_two_lengths_and_none_at_all(layout: tuple[Path, list[str]
     np.save(folder / "features" / "person 7" / "feature" / "2.é.npy", np.ones(32))
     with pytest.raises(UserError, match=re.escape("2.é.npy: holds 32 numbers")):
         usage(folder)
-    with pytest.raises(UserError, match=r"none of its 200 images has a \.npy"):
+    with pytest.raises(UserError, match=r"none of its 200 images has a readable \.npy"):
         usage(folder, image_root=folder)

@@ -21,8 +21,8 @@ def replace(*names):
     left -= 1
     real(*names)
 os.replace = replace
-from generate_pseudo_labels.gen_pseudo_labels import main
-sys.exit(main(seed=int(sys.argv[2])))
+from generate_pseudo_labels.gen_pseudo_labels import LabelSettings, main
+sys.exit(main(settings=LabelSettings(seed=int(sys.argv[2]))))
 """
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from dataset.lists import read_table
-from generate_pseudo_labels.distance.results import with_level_identities
-from generate_pseudo_labels.label_run import Settings, checked
+from generate_pseudo_labels.labels import LabelSettings, with_level_identities
 from sdd_fiqa.errors import UserError
 
 SIZES = np.array([1, 2, 5, 40, 7])
@@ -87,4 +86,4 @@ def test_command(
 @pytest.mark.parametrize("power", ["0", "-1", "inf", "nan"])
 def test_a_power_that_is_none(power: str) -> None:
     with pytest.raises(UserError, match="--label-power"):
-        checked(Settings(label_power=float(power)))
+        LabelSettings(label_power=float(power)).check()

@@ -9,20 +9,16 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import spearmanr, wasserstein_distance
 
+from common.distributed import ProcessGroup
 from generate_pseudo_labels import similarity_distance
 from generate_pseudo_labels.distance import blocks, draws
 from generate_pseudo_labels.distance.array_backend import Arrays, NumpyArrays, TorchArrays
-from generate_pseudo_labels.distance.blocks import Plan, group_by_identity, plan_blocks
+from generate_pseudo_labels.distance.blocks import BlockPlan, group_by_identity, plan_blocks
 from generate_pseudo_labels.distance.draws import draw_negatives, draw_positives, random_words
-from generate_pseudo_labels.distance.embedded_set import InMemory, UnusableRow
-from generate_pseudo_labels.distance.results import (
-    Distances,
-    OnThreads,
-    Progress,
-    drop_top,
-    quality_labels,
-)
-from generate_pseudo_labels.distance.wasserstein import wasserstein, wrong_way_ragged
+from generate_pseudo_labels.distance.embedded_set import UnusableRow
+from generate_pseudo_labels.distance.results import BlockRunner, Distances, Progress
+from generate_pseudo_labels.distance.wasserstein import negative_excess, negative_excess_ragged
+from generate_pseudo_labels.labels import drop_top, quality_labels
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 
 Floats = npt.NDArray[np.float32]
@@ -65,7 +61,7 @@ def all_labelled(w1: Floats) -> Floats:
 
 def sampled(f: npt.NDArray[Any], y: Identities, **options: Any) -> Distances:
     groups = group_by_identity(y)
-    run = similarity_distances(InMemory(f), groups, **options)
+    run = similarity_distances(f, groups, **options)
     assert run.begin == 0
     return run.distances
 
@@ -90,7 +86,7 @@ def test_as_close_to_the_reference_as_it_is_to_itself(
 def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(draws, "HANDS", 2)
+    monkeypatch.setattr(draws, "NEGATIVE_GROUPS", 2)
     sizes = [4, 2, 6, 5, 3]
     groups = group_by_identity(np.repeat(np.arange(5), sizes).astype(np.int32))
     n, m, K = 20, 6, 12
@@ -100,10 +96,11 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
     for seed in range(60):
         draw = draw_negatives(batch, n, m, K, seed)
         for number, shared in enumerate(draw.shared):
-            block, hand = batch.blocks[number // 2], number % 2
-            images = np.arange(block.start + hand, block.stop, 2)
+            block, group = batch.blocks[number // 2], number % 2
+            images = np.arange(block.start + group, block.stop, 2)
             chosen = np.repeat(shared[None], len(images), 0)
-            for _, k, slot, first, stop, other in draw.patches[draw.patches[:, 0] == number]:
+            replaced = draw.replacements[draw.replacements[:, 0] == number]
+            for _, k, slot, first, stop, other in replaced:
                 chosen[first:stop, k, slot] = other
             for image, negatives in zip(images, chosen, strict=True):
                 assert all(len(set(repeat)) == m for repeat in negatives)
@@ -121,7 +118,7 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
 def test_mates_are_drawn_equally_often_and_alike_on_every_device(size: int) -> None:
     starts = np.arange(40) * size
     drawn = draw_positives(NumpyArrays(), starts, size, 5, 12, 0)
-    assert drawn.shape == (40, draws.HANDS, 12, 6)
+    assert drawn.shape == (40, draws.NEGATIVE_GROUPS, 12, 6)
     assert drawn.min() >= 0 and drawn.max() < size
     assert (np.diff(np.sort(drawn, axis=-1), axis=-1) > 0).all()  # nobody twice
     for slot in (0, 5):
@@ -169,7 +166,7 @@ def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(
     assert np.array_equal(sampled(f, y, batch_rows=10_000, threads=2).w1, whole.w1, equal_nan=True)
     groups = group_by_identity(y)
     parts = [
-        similarity_distances(InMemory(f), groups, rank=r, ranks=3).distances.w1 for r in range(3)
+        similarity_distances(f, groups, processes=ProcessGroup(r, 3)).distances.w1 for r in range(3)
     ]
     assert np.array_equal(np.concatenate(parts), whole.w1, equal_nan=True)
     assert not np.array_equal(sampled(f, y, seed=1).w1, whole.w1, equal_nan=True)
@@ -180,7 +177,7 @@ def test_the_torch_path_agrees_with_the_numpy_path(monkeypatch: pytest.MonkeyPat
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, swapped=9)
     f = f.astype(np.float16)
     ours, twin = sampled(f, y), sampled(f, y, arrays=TorchArrays("cpu"))
-    for name in ("w1", "pos", "neg", "wrong"):
+    for name in ("w1", "pos", "neg", "excess"):
         assert np.allclose(getattr(ours, name), getattr(twin, name), atol=2e-6, equal_nan=True)
 
 
@@ -188,7 +185,7 @@ def test_a_list_out_of_order_and_one_with_gaps() -> None:
     f, y = faces_of([12] * 20)
     order = np.random.default_rng(3).permutation(len(y))
     groups = group_by_identity(y[order])
-    found = similarity_distances(InMemory(f[order]), groups).distances
+    found = similarity_distances(f[order], groups).distances
     # The identities and the order within them differ, so the draws do; the estimate does not.
     back = np.empty((len(y), 12), np.float32)
     back[order[groups.rows]] = found.w1
@@ -197,8 +194,8 @@ def test_a_list_out_of_order_and_one_with_gaps() -> None:
     usable[[0, 5, 100]] = False
     with_gaps = group_by_identity(y, usable)
     f[~usable] = 0  # never looked at
-    found = similarity_distances(InMemory(f), with_gaps).distances
-    alone = similarity_distances(InMemory(f[usable]), group_by_identity(y[usable])).distances
+    found = similarity_distances(f, with_gaps).distances
+    alone = similarity_distances(f[usable], group_by_identity(y[usable])).distances
     assert np.array_equal(found.w1, alone.w1)
 
 
@@ -242,20 +239,27 @@ def test_an_image_without_mates_has_no_distance_but_is_an_outsider() -> None:
     assert np.flatnonzero(~np.isnan(found.w1[:, 0])).tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
 @pytest.mark.parametrize("a, b", [(1, 1), (1, 24), (7, 24), (24, 24), (60, 24), (13, 1), (12, 18)])
-def test_w1_against_scipy_and_its_laws(a: int, b: int) -> None:
+def test_two_means_and_the_negative_excess_are_w1(arrays: Arrays, a: int, b: int) -> None:
     rng = np.random.default_rng(a * 100 + b)
-    p, n = rng.normal(0.4, 0.2, (5, a)), rng.normal(0, 0.1, (5, b))
+    p = np.sort(rng.normal(0.4, 0.2, (5, a)).astype(np.float32))
+    n = np.sort(rng.normal(0.2, 0.3, (5, b)).astype(np.float32))
+
+    def w1(p: Floats, n: Floats) -> Floats:
+        excess = arrays.host(negative_excess(arrays, arrays.device(p), arrays.device(n)))
+        return np.asarray(p.mean(1) - n.mean(1) + 2 * excess, np.float32)
+
     expected = [wasserstein_distance(x, y) for x, y in zip(p, n, strict=True)]
-    assert np.allclose(wasserstein(p, n), expected, atol=1e-12)
-    assert np.allclose(wasserstein(n, p), expected, atol=1e-12)
-    assert np.allclose(wasserstein(p * 3 + 1, n * 3 + 1), 3 * np.array(expected), atol=1e-12)
-    assert np.allclose(wasserstein(p, p + 1), 1)
-    assert np.allclose(wasserstein(p, np.repeat(p, 3, axis=1)), 0)
+    assert np.allclose(w1(p, n), expected, atol=1e-6)
+    assert np.allclose(w1(n, p), expected, atol=1e-6)
+    assert np.allclose(w1(p * 3 + 1, n * 3 + 1), 3 * np.array(expected), atol=1e-6)
+    assert np.allclose(w1(p, p + 1), 1, atol=1e-6)
+    assert np.allclose(w1(p, np.repeat(p, 3, axis=1)), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
-def test_the_wrong_way_part_of_ragged_rows_against_the_quantile_functions(arrays: Arrays) -> None:
+def test_the_negative_excess_of_ragged_rows_against_the_quantile_functions(arrays: Arrays) -> None:
     rng = np.random.default_rng(5)
     counts, absent = np.array([1, 5, 30, 2, 7]), np.array([0, 3, 39, 12, 0])
     p = [np.sort(rng.uniform(-1, 1, count)).astype(np.float32) for count in counts]
@@ -264,7 +268,7 @@ def test_the_wrong_way_part_of_ragged_rows_against_the_quantile_functions(arrays
     p[4][:] = n[4, 5]
     for row, skip in enumerate(absent):
         n[row, :skip] = -np.inf
-    found = wrong_way_ragged(
+    found = negative_excess_ragged(
         arrays, arrays.device(np.concatenate(p)), counts, arrays.device(n), absent
     )
     for row, skip in enumerate(absent):
@@ -288,12 +292,14 @@ def test_a_gpu_has_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     """Each takes a GB of its memory: a batch for each core of a server would not fit."""
     asked: list[int] = []
 
-    def on_threads(plan: Plan, rows: int, threads: int, progress: Progress | None) -> OnThreads:
+    def runner(
+        plan: BlockPlan, blocks: range, rows: int, threads: int, progress: Progress | None
+    ) -> BlockRunner:
         asked.append(threads)
-        return OnThreads(plan, rows, threads, progress)
+        return BlockRunner(plan, blocks, rows, threads, progress)
 
-    monkeypatch.setattr(similarity_distance, "OnThreads", on_threads)
+    monkeypatch.setattr(similarity_distance, "BlockRunner", runner)
     f, y = faces_of([3] * 30)
     for arrays in (TorchArrays("cpu"), NumpyArrays()):
-        similarity_distances(InMemory(f), group_by_identity(y), arrays=arrays, threads=64)
+        similarity_distances(f, group_by_identity(y), arrays=arrays, threads=64)
     assert asked == [4, 64]

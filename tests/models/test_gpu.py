@@ -16,7 +16,7 @@ import torch
 import train
 from generate_pseudo_labels.distance.array_backend import TorchArrays
 from generate_pseudo_labels.distance.blocks import group_by_identity
-from generate_pseudo_labels.distance.embedded_set import InMemory, Source
+from generate_pseudo_labels.distance.embedded_set import Embeddings
 from generate_pseudo_labels.similarity_distance import similarity_distances
 from models import load_quality_model
 from models.recognisers import load_recogniser
@@ -40,23 +40,6 @@ def crops(make_face: Callable[[int, int], npt.NDArray[np.uint8]]) -> npt.NDArray
     return np.stack([make_face(identity, image) for identity in range(5) for image in range(4)])
 
 
-class Resident:
-    """Embeddings that lie on the GPU already."""
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows.shape[0], self.rows.shape[1]
-
-    def read(self, start: int, stop: int) -> Any:
-        return self.rows[start:stop]
-
-    def take(self, rows: npt.NDArray[Any]) -> Any:
-        return self.rows[torch.from_numpy(rows).to(GPU)]
-
-
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
 @pytest.mark.parametrize("layout", ["even", "uneven", "shuffled", "one of half"])
 def test_labels(gpu: None, estimator: Literal["sampled", "exact"], layout: str) -> None:
@@ -69,13 +52,13 @@ def test_labels(gpu: None, estimator: Literal["sampled", "exact"], layout: str) 
     noise = rng.standard_normal((n, 32)) * rng.uniform(0.5, 2, (n, 1))
     rows = (rng.standard_normal((n + 1, 32))[people] + noise).astype(np.float16)
     groups = group_by_identity(np.unique(people, return_inverse=True)[1].astype(np.int32))
-    here = similarity_distances(InMemory(rows), groups, estimator=estimator).distances
-    sources: list[Source] = [InMemory(rows), Resident(torch.from_numpy(rows).to(GPU))]
+    here = similarity_distances(rows, groups, estimator=estimator).distances
+    sources: list[Embeddings] = [rows, torch.from_numpy(rows).to(GPU)]
     for source in sources:
         there = similarity_distances(
             source, groups, estimator=estimator, arrays=TorchArrays(GPU), threads=2, batch_rows=700
         ).distances
-        for name in ("w1", "pos", "neg", "wrong"):
+        for name in ("w1", "pos", "neg", "excess"):
             a, b = getattr(here, name), getattr(there, name)
             # In points of labels: 1e-4 sampled; exact adds up millions of products.
             points = 1e-4 if estimator == "sampled" else 1e-3
