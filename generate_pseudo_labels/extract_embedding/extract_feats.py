@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 8 generate_pseudo_labels/extract_embedding/extract_feats.py \
         --weights R_50.pth
 
-reads annotations/DATA.labelpath and writes annotations/feats_npy/. The same command after a kill
-goes on where it was.
+reads annotations/DATA.labelpath and writes annotations/feats_npy/. After a kill, the same command
+resumes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(
 
 
 def first_faces(table: ImageList) -> Faces:
-    """The first faces of a list that can be read, (B, 112, 112, 3): the same in all processes."""
+    """The first readable faces of a list, (B, 112, 112, 3): the same in all processes."""
     batch = next(batches(table, np.arange(min(PROBED, len(table))), PROBED))
     return batch.faces[batch.readable]
 
@@ -90,7 +90,7 @@ def first_faces(table: ImageList) -> Faces:
 def open_writer(
     table: ImageList, recogniser: Recogniser, flip: bool, out_dir: Path
 ) -> FeatureWriter:
-    """Describes this work: two runs with equal descriptions are the same work."""
+    """A writer with the description of this work; equal descriptions mean the same work."""
     about = {
         "list": {"path": str(table.file), "sha256": table.sha256, "rows": len(table)},
         "weights": {k: v for k, v in recogniser.about.items() if k != "preprocessing"},
@@ -112,10 +112,10 @@ def run(
     if world.first:
         writer.prepare()
     world.barrier()
-    # Of one size everywhere, or machines with unlike cores would cut the list differently.
+    # The same size in all processes, so that machines with different cores cut the list alike.
     size = batch_size or max(1, world.total(recogniser.batch_size) // world.size)
     missing = writer.missing_batches(size)
-    world.barrier()  # every process has read the journals before any writes to one
+    world.barrier()  # all processes read the journals before any of them writes to one
     share = missing[world.share(len(missing)).start : world.share(len(missing)).stop]
     rows = (share[:, None] * size + np.arange(size)).ravel()
     rows = rows[rows < len(table)]
