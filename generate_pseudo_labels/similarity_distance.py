@@ -100,7 +100,7 @@ def similarity_distances(
         sampled = SampledEstimator(embedded, plan, m, repeats, seed)
         return DistanceResult(runner.begin, runner.collect(sampled.distances, repeats))
     mean = mean_embedding(embedded, runner, processes, _FIRST_PASS)
-    exact = ExactEstimator(embedded, plan, draw_pools(embedded, pool_size, seed), mean)
+    exact = ExactEstimator(embedded, plan, *draw_pools(embedded, pool_size, seed), mean)
     distances = runner.collect(exact.distances, 1, 1 - _FIRST_PASS)
     overlapping, checked, squares = np.array(exact.errors or [(0, 0, 0.0)]).sum(axis=0)
     return DistanceResult(runner.begin, distances, int(overlapping), int(checked), float(squares))

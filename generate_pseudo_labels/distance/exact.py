@@ -11,7 +11,7 @@ Only those are compared with all others, or in a large set with a second, much l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -101,20 +101,24 @@ def mean_embedding(
     return arrays.device(mean.astype(np.float32))
 
 
+@dataclass(frozen=True)
 class ExactEstimator:
     """Distances of whole blocks of images, against all others.
 
     Attributes:
+        embedded, plan: the set and its blocks.
+        pool, second: random images that represent all; the second pool is larger.
+        mean: (D,) of all unit rows.
         errors: for each batch: images that overlap, those whose error was measured, and the sum of
             their squared standard errors. The error is the second pool's, where there is one.
     """
 
-    def __init__(  # noqa: D107
-        self, embedded: EmbeddedSet, plan: BlockPlan, pools: tuple[Pool, Pool], mean: Array
-    ) -> None:
-        self.embedded, self.plan, self.mean = embedded, plan, mean
-        self.pool, self.second = pools
-        self.errors: list[tuple[int, int, float]] = []
+    embedded: EmbeddedSet
+    plan: BlockPlan
+    pool: Pool
+    second: Pool
+    mean: Array
+    errors: list[tuple[int, int, float]] = field(default_factory=list)
 
     def distances(self, numbers: range) -> Distances:
         """Distances of the images of consecutive blocks; NaN for the only image of an identity."""

@@ -21,18 +21,23 @@ class _Work:
     """What is known of a batch's R images; the last two are filled in identity by identity.
 
     Attributes:
+        batch: the images.
+        faces: (R, D) their unit rows.
         negatives: (K, m, R) similarities to the drawn negatives.
         highest_n: (K, R) the largest of them.
         mean_p: (K, R) mean similarity to the drawn positives.
         excess: (K, R) integral (N^-1 - P^-1)+; 0 unless a positive is below a negative.
     """
 
+    batch: BlockBatch
+    faces: Array
     negatives: Array
     highest_n: Array
     mean_p: Array
     excess: Array
 
 
+@dataclass(frozen=True)
 class SampledEstimator:
     """Distances of whole blocks of images from seeded draws.
 
@@ -40,39 +45,37 @@ class SampledEstimator:
     Every image's draw is still uniform over its own outsiders.
     """
 
-    def __init__(  # noqa: D107
-        self, embedded: EmbeddedSet, plan: BlockPlan, m: int, repeats: int, seed: int
-    ) -> None:
-        self.embedded, self.plan = embedded, plan
-        self.m, self.repeats = m, repeats
-        self.drawing = (m, repeats, seed)
+    embedded: EmbeddedSet
+    plan: BlockPlan
+    m: int
+    repeats: int
+    seed: int
 
     def distances(self, numbers: range) -> Distances:
         """Distances of the images of consecutive blocks; NaN for the only image of an identity."""
         arrays = self.embedded.arrays
         xp = arrays.xp
         batch = self.plan.batch(numbers)
-        begin = batch.begin
-        faces = self.embedded.span(begin, batch.end)  # (R, D)
+        faces = self.embedded.span(batch.begin, batch.end)  # (R, D)
         negatives = self._negatives(batch, faces)  # (K, m, R)
         mean_n = negatives.sum(1) / self.m  # (K, R)
         mean_p, excess = xp.full_like(mean_n, float("nan")), xp.zeros_like(mean_n)
-        work = _Work(negatives, xp.amax(negatives, 1), mean_p, excess)
+        work = _Work(batch, faces, negatives, xp.amax(negatives, 1), mean_p, excess)
         for group in by_size(batch.blocks):
             members = group.of(arrays, faces)  # (g, s, D)
             gram = xp.matmul(members, xp.swapaxes(members, 1, 2))  # (g, s, s)
             if group.size <= self.m + 1:
                 self._all_positives(group, gram, work)
             else:
-                starts = group.starts + begin
-                draws = draw_positives(arrays, starts, group.size, *self.drawing)
+                starts = group.starts + batch.begin
+                draws = self._positives(starts, group.size, self.m)
                 places = np.arange(group.size)
                 drawn = draws[:, arrays.device(places % NEGATIVE_GROUPS)]  # (g, s, K, m + 1)
                 similarities = _picked(arrays, gram, drawn)  # (g, s, K, m + 1)
                 self._drawn_positives(group.rows, similarities, drawn, places, work)
         for block in batch.blocks:
             if not block.whole:
-                self._piece(block, begin, faces, work)
+                self._piece(block, work)
         w1 = (mean_p - mean_n + 2 * excess).clip(0)  # (K, R)
         total = w1.sum(0)
         share = xp.where(total > 0, excess.sum(0) / xp.where(total > 0, total, 1.0), 0.0)
@@ -86,7 +89,8 @@ class SampledEstimator:
     def _negatives(self, batch: BlockBatch, faces: Array) -> Array:
         """(K, m, R) similarities of all images to their negatives."""
         arrays = self.embedded.arrays
-        draws = draw_negatives(batch, len(self.plan.groups), *self.drawing)
+        images = len(self.plan.groups)
+        draws = draw_negatives(batch, images, self.m, self.repeats, self.seed)
         drawn = np.concatenate([draws.shared.ravel(), draws.replacements[:, 5]])
         others = self.embedded.at(drawn)
         negatives = arrays.empty((self.repeats, self.m, len(faces)))
@@ -97,22 +101,11 @@ class SampledEstimator:
             span = slice(first - batch.begin, block.stop - batch.begin, NEGATIVE_GROUPS)
             products = others[number * each : (number + 1) * each] @ faces[span].T
             negatives[:, :, span] = products.reshape(self.repeats, self.m, -1)
-        self._replace(negatives, batch, draws.replacements, others[draws.shared.size :], faces)
-        return negatives
-
-    def _replace(
-        self,
-        negatives: Array,
-        batch: BlockBatch,
-        replacements: Indices,
-        others: Array,
-        faces: Array,
-    ) -> None:
-        """Puts the similarities to (p, D) replacements in place of those to the own identity."""
-        arrays = self.embedded.arrays
-        groups, k, slots, firsts, ends, _ = replacements.T
+        # Similarities to the replacements, in place of those to the own identity.
+        others = others[draws.shared.size :]
+        groups, k, slots, firsts, ends, _ = draws.replacements.T
         counts = ends - firsts  # images of each replacement
-        which = np.repeat(np.arange(len(replacements)), counts)
+        which = np.repeat(np.arange(len(counts)), counts)
         image = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts - firsts, counts)
         starts = np.array([block.start - batch.begin for block in batch.blocks])
         group = groups[which]
@@ -123,6 +116,11 @@ class SampledEstimator:
             similarities = arrays.xp.einsum("ij,ij->i", faces[row], others[arrays.device(some)])
             at = arrays.device(np.stack([k[some], slots[some]]))
             negatives[at[0], at[1], row] = similarities
+        return negatives
+
+    def _positives(self, starts: Indices, size: int, m: int) -> Array:
+        arrays = self.embedded.arrays
+        return draw_positives(arrays, starts, size, m, self.repeats, self.seed)
 
     def _all_positives(self, group: SameSize, gram: Array, work: _Work) -> None:
         """Identities of at most m + 1 images: every repeat takes all positives."""
@@ -142,12 +140,13 @@ class SampledEstimator:
         n = arrays.sort(work.negatives[k, :, row])
         work.excess[k, row] = negative_excess(arrays, p, n)
 
-    def _piece(self, block: Block, begin: int, faces: Array, work: _Work) -> None:
+    def _piece(self, block: Block, work: _Work) -> None:
         """A piece of an identity too large for one block: only its drawn images are read."""
         arrays = self.embedded.arrays
         start, size = int(block.starts[0]), int(block.starts[1] - block.starts[0])
         m = min(self.m, size - 1)  # all mates, where there are no more
-        drawn = draw_positives(arrays, block.starts[:1], size, m, *self.drawing[1:])
+        begin = work.batch.begin
+        drawn = self._positives(block.starts[:1], size, m)
         places = arrays.host(drawn)
         for group in range(NEGATIVE_GROUPS):
             first = block.start + (group - (block.start - start)) % NEGATIVE_GROUPS
@@ -155,7 +154,9 @@ class SampledEstimator:
             if len(images) == 0:
                 continue
             members = self.embedded.at(start + places[0, group].ravel())  # (K (m + 1), D)
-            similarities = faces[first - begin : block.stop - begin : NEGATIVE_GROUPS] @ members.T
+            similarities = (
+                work.faces[first - begin : block.stop - begin : NEGATIVE_GROUPS] @ members.T
+            )
             self._drawn_positives(
                 images[None] - begin,
                 similarities.reshape(1, len(images), *drawn.shape[2:]),
