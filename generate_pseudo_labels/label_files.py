@@ -53,7 +53,6 @@ class LabelInput:
     texts: dict[str, int] = field(default_factory=lambda: {"": 0})
 
     def __post_init__(self) -> None:
-        """No image has a reason yet."""
         self.reasons = np.zeros(len(self.images), np.int32)
 
     def leave_out(self, rows: npt.NDArray[Any], reason: str) -> None:

@@ -31,7 +31,7 @@ class UnusableRow(ValueError):
         fault: "is zero" or "is not finite".
     """
 
-    def __init__(self, row: int, fault: str) -> None:  # noqa: D107
+    def __init__(self, row: int, fault: str) -> None:
         super().__init__(f"row {row} {fault}")
         self.row = row
         self.fault = fault
