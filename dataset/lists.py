@@ -30,7 +30,7 @@ _MAKERS = {LABEL: "gen_datalist.py", LABELPATH: "gen_datalist.py"} | {
 }
 _BLOCK = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows put it before the text
-_TAB, _NEWLINE, _RETURN = 9, 10, 13
+_TAB, _NEWLINE, _RETURN, _UNDERSCORE = 9, 10, 13, 95
 
 Identities = npt.NDArray[np.int32]
 Values = npt.NDArray[np.float64]
@@ -250,7 +250,9 @@ def _numbers(
         picked = data[np.minimum(begins[:, None] + columns, len(data) - 1)]
         text = np.where(columns < widths[:, None], picked, 0).astype(np.uint8)
         try:
-            return text.view(f"S{width}").ravel().astype(np.float64)
+            bad = (text == _UNDERSCORE).any(axis=1)  # Python reads 1_000 as a number
+            if not bad.any():
+                return text.view(f"S{width}").ravel().astype(np.float64)
         except ValueError:
             bad = np.array([not _is_number(bytes(row)) for row in text])
     row = int(np.flatnonzero(bad)[0])

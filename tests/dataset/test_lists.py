@@ -85,6 +85,8 @@ def test_table_is_what_a_plain_parser_reads(
         ("a\r\n\r\nb\r\n", None, "list.txt:2: has no path"),
         ("a\t1\n\t2\n", "label", "list.txt:2: has no path; expected `<path> TAB <label>`"),
         ("a\t1\nb\n", "label", "list.txt:2: expected `<path> TAB <label>`"),
+        ("a\t1\nb\t1_000\n", "label", "list.txt:2: expected `<path> TAB <label>`"),
+        ("a_b\t1\nb\t1_0x\n", "label", "list.txt:2: expected `<path> TAB <label>`"),
         ("a\t1\nb 2\n", "label", "list.txt:2: expected"),
         ("a\t1\nb\t\n", "label", "list.txt:2: expected"),
         ("a\t1\nb\tx\nc\ty\n", "label", "list.txt:2: expected"),
