@@ -20,6 +20,8 @@ from generate_pseudo_labels.similarity_distance import (
 )
 from sdd_fiqa.errors import UserError
 
+_ROUNDING = 1e-5  # of a distance: sums of float32 products of unit rows
+
 
 @dataclass(frozen=True)
 class LabelSettings:
@@ -174,7 +176,7 @@ def quality_labels(w1: Float32, labelled: Mask) -> Float32:
         (n,) float32; NaN where `labelled` is False.
 
     Raises:
-        ValueError: in some repeat all distances are equal (or there are none).
+        ValueError: in some repeat all distances are equal up to rounding (or there are none).
     """
     if not labelled.any():
         raise ValueError(
@@ -185,8 +187,11 @@ def quality_labels(w1: Float32, labelled: Mask) -> Float32:
     for k in range(w1.shape[1]):
         column = w1[labelled, k].astype(np.float64)
         low, high = column.min(), column.max()
-        if not high > low:
-            raise ValueError("all distances are equal, so they cannot be put on a scale")
+        if not high - low > _ROUNDING:
+            raise ValueError(
+                "all distances are equal up to rounding, so they cannot be put on a scale; look at "
+                "the embeddings"
+            )
         labels[labelled] += (column - low) * (100 / (high - low) / w1.shape[1])
     labels[~labelled] = np.nan
     return labels.astype(np.float32)

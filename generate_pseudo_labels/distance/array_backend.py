@@ -46,11 +46,12 @@ class NumpyArrays:
 
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
-        rows = _half_to_float(raw) if raw.dtype == np.float16 else raw.astype(np.float32)
-        squares = np.einsum("ij,ij->i", rows, rows)
-        if raw.dtype == np.float16 and not np.all(squares < _HALF_LIMIT):
-            rows = raw.astype(np.float32)  # far from unit rows: slower, but keeps inf and NaN
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses such rows
+            rows = _half_to_float(raw) if raw.dtype == np.float16 else raw.astype(np.float32)
             squares = np.einsum("ij,ij->i", rows, rows)
+            if raw.dtype == np.float16 and not np.all(squares < _HALF_LIMIT):
+                rows = raw.astype(np.float32)  # far from unit rows: slower, but keeps inf and NaN
+                squares = np.einsum("ij,ij->i", rows, rows)
         return rows, squares
 
     def device(self, array: npt.NDArray[Any]) -> Array:

@@ -28,7 +28,7 @@ class UnusableRow(ValueError):
 
     Attributes:
         row: its number.
-        fault: "is zero" or "is not finite".
+        fault: "is zero", "is not finite" or "is too large for float32".
     """
 
     def __init__(self, row: int, fault: str) -> None:
@@ -66,13 +66,15 @@ class EmbeddedSet:
         """float32 rows of length 1.
 
         Raises:
-            UnusableRow: a row that is zero, or holds NaN or infinity.
+            UnusableRow: a row that is zero or too large, or holds NaN or infinity.
         """
         rows, squares = self.arrays.rows(raw)
         if not bool(((squares > 0) & (squares < np.inf)).all()):
             values = self.arrays.host(squares)
             bad = int(np.flatnonzero(~((values > 0) & (values < np.inf)))[0])
-            fault = "is zero" if values[bad] == 0 else "is not finite"
+            row = raw[bad] if isinstance(raw, np.ndarray) else self.arrays.host(raw[bad])
+            fault = "is too large for float32" if np.isfinite(row).all() else "is not finite"
+            fault = "is zero" if values[bad] == 0 else fault
             raise UnusableRow(int(row_numbers[bad]), fault)
         rows *= (1 / squares**0.5)[:, None]
         return rows

@@ -217,12 +217,18 @@ def test_halves_become_floats_to_the_bit() -> None:
     assert not np.isfinite(squares).any()
 
 
-@pytest.mark.parametrize("value, fault", [(0, "is zero"), (np.nan, "is not finite")])
-def test_a_row_without_direction_is_named(value: float, fault: str) -> None:
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    "value, fault",
+    [(0, "is zero"), (np.nan, "is not finite"), (1e300, "is too large for float32")],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_row_without_direction_is_named(arrays: Arrays, value: float, fault: str) -> None:
     f, y = faces_of([12] * 20)
+    f = f.astype(np.float64)
     f[17] = value
     with pytest.raises(UnusableRow, match=fault) as caught:
-        sampled(f, y)
+        sampled(f, y, arrays=arrays)
     assert caught.value.row == 17
 
 
@@ -286,6 +292,15 @@ def test_labels_are_the_mean_of_ranges_and_dropping_takes_the_best() -> None:
     assert not drop_top(labels, labelled, 33).any()
     with pytest.raises(ValueError, match="equal"):
         quality_labels(w1, np.array([True, False, False, False]))
+
+
+def test_embeddings_that_are_equal_up_to_rounding_have_no_labels() -> None:
+    rng, y = np.random.default_rng(0), np.repeat(np.arange(10), 6)
+    rows = rng.standard_normal(64) * rng.uniform(0.1, 9, (60, 1))
+    for estimator in ("sampled", "exact"):
+        for constant in (rows, np.abs(rows[:, :1])):
+            with pytest.raises(ValueError, match="all distances are equal up to rounding"):
+                all_labelled(sampled(constant, y.astype(np.int32), estimator=estimator).w1)
 
 
 def test_a_gpu_has_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
