@@ -23,7 +23,7 @@ def write_lists(
     out_dir: Path,
     min_images_per_id: int,
     skipped: Skipped,
-) -> tuple[int, int]:
+) -> npt.NDArray[np.int64]:
     """Writes DATA.label and DATA.labelpath.
 
     Identities are numbered from 0 in the order of their first image.
@@ -36,7 +36,7 @@ def write_lists(
         skipped: takes what is left out here too.
 
     Returns:
-        How many images and identities are listed.
+        (C,) how many images of each identity are listed.
 
     Raises:
         UserError: nothing is left to list; says whether the folder is empty, has no identity
@@ -70,7 +70,7 @@ def write_lists(
             kind = f"identities with fewer than {min_images_per_id} images"
             skipped.expected[kind] += small
         _finish(draft, root, out_dir, kept)
-        return int(counts[kept].sum()), int(kept.sum())
+        return counts[kept]
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -194,6 +195,39 @@ def identities_in(table: ImageList, index: int) -> Identities:
             )
         identities[row] = numbers.setdefault(name, len(numbers))
     return identities
+
+
+def explain_identities(images: ImageList, counts: npt.NDArray[np.int64]) -> str:
+    """Why identities look wrong, and which --id-key-index to try; empty where they do not.
+
+    They look wrong where all images have one identity, or each image has its own.
+
+    Args:
+        images: the list.
+        counts: (C,) images of each identity.
+    """
+    total = int(counts.sum())
+    if total < 2 or 1 < len(counts) < total:
+        return ""
+    first, last = images.path(0), images.path(len(images) - 1)
+    shown, better = [], None
+    for index in (-2, -3, -4):
+        names = identity_in(first, index), identity_in(last, index)
+        if None in names:
+            break
+        shown.append(f"{index} takes {names[0]} and {names[1]}")
+        with suppress(UserError):  # a shorter path between the two
+            if better is None and 1 < len(set(identities_in(images, index).tolist())) < len(images):
+                better = index
+    found = (
+        "all {} images have one identity"
+        if len(counts) == 1
+        else ("each of the {} images has an identity of its own")
+    )
+    advice = "put each person's images into a folder of their own"
+    if better is not None:
+        advice = f"try --id-key-index {better} (of {first} and {last}, {', '.join(shown)})"
+    return f"{found.format(total)}; {advice}"
 
 
 def _parse(

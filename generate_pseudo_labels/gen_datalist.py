@@ -12,14 +12,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
+from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
 from dataset.containers import FORMATS, format_of
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
 from dataset.containers.pack import pack_images
 from dataset.datalist import listed_images, with_identities, write_lists
 from dataset.find import walk_images
 from dataset.left_out import Skipped
-from dataset.lists import LABELPATH
+from dataset.lists import LABELPATH, read_table
+from generate_pseudo_labels.labels import doubt_identities
 from sdd_fiqa.errors import UserError
 
 
@@ -56,8 +57,10 @@ def main(
         else:
             images = listed_images(image_list_file, root, skipped)
         identified = with_identities(images, root, id_key_index, skipped)
-    images_listed, identities = write_lists(identified, root, out_dir, min_images_per_id, skipped)
-    print(f"{out_dir / LABELPATH}: {images_listed} images of {identities} identities")
+    counts = write_lists(identified, root, out_dir, min_images_per_id, skipped)
+    print(f"{out_dir / LABELPATH}: {counts.sum()} images of {len(counts)} identities")
+    if not containers and (doubt := doubt_identities(read_table(out_dir / LABELPATH), counts)):
+        note(f"note: {doubt}")
     if containers == [data_root] and (pairs := write_pairs(root, out_dir / PAIRS)) is not None:
         print(f"{out_dir / PAIRS}: {pairs} pairs")
     if to_rec is not None:

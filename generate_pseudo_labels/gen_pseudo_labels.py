@@ -62,7 +62,7 @@ def main(
     with join_process_group(device, host_arrays=True) as processes:
         arrays = arrays_for(device, processes.local_rank)
         threads = process_num or max(1, usable_cores() // processes.local_size)
-        out_dir, inputs = open_input(out_dir, files, threads, processes)
+        out_dir, inputs = open_input(out_dir, files, settings, threads, processes)
         make_parent(out_dir / PSEUDO_LABELS)  # before hours of work, not after
         found = label_run.find_distances(inputs, settings, arrays, processes, threads)
         if found is None:

@@ -16,8 +16,8 @@ from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import UnusableRow
 from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances, gather
 from generate_pseudo_labels.label_files import LabelInput, Labelling
-from generate_pseudo_labels.labels import LabelSettings, assign_labels
-from generate_pseudo_labels.similarity_distance import DistanceResult, TooFewOutsiders
+from generate_pseudo_labels.labels import LabelSettings, assign_labels, doubt_identities
+from generate_pseudo_labels.similarity_distance import DistanceResult
 from sdd_fiqa.errors import UserError
 
 _MARKS = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # percentiles of the summary
@@ -33,7 +33,7 @@ def find_distances(
     """Runs the estimator over this process's share; all results on rank 0, else None.
 
     Raises:
-        UserError: rows without a direction, or too few outsiders.
+        UserError: rows without a direction, identities that look wrong, or too few outsiders.
     """
     groups = group_by_identity(inputs.identities, inputs.reasons == 0)
     if groups.rows is not None and np.any(np.diff(groups.rows) < 0):
@@ -41,6 +41,8 @@ def find_distances(
             f"{inputs.images.file}: images of one identity are not next to each other; reading "
             "their embeddings in that order takes several times as long as from a sorted list"
         )
+    if doubt := doubt_identities(inputs.images, groups.sizes(), settings):
+        raise UserError(f"{inputs.images.file}: {doubt}")
     try:
         with progress_bar(len(groups) // processes.size, not processes.first) as bar:
             part = settings.distances(
@@ -53,9 +55,6 @@ def find_distances(
             )
     except UnusableRow as error:
         raise inputs.unusable(error) from error
-    except TooFewOutsiders as error:
-        fix = " or ask for fewer (--fix-num)" if settings.estimator == "sampled" else ""
-        raise UserError(f"{inputs.images.file}: {error}{fix}") from error
     errors = processes.add_up(np.array([part.overlapping, part.checked, part.squares]))
     whole = gather(processes, part.begin, part.distances, len(groups))
     if whole is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset.lists import ImageList, explain_identities
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import Embeddings
@@ -67,6 +68,11 @@ class LabelSettings:
         if not 0 < self.label_power < math.inf:
             raise UserError(f"--label-power {self.label_power:g}: must be a number above 0")
 
+    @property
+    def negatives(self) -> int:
+        """Images of others that each identity needs."""
+        return self.fix_num if self.estimator == "sampled" else 1
+
     def distances(self, embeddings: Embeddings, groups: Groups, **run: Any) -> DistanceResult:
         """`similarity_distances` with these settings; `run` says where and how to compute."""
         return similarity_distances(
@@ -122,6 +128,28 @@ def pseudo_labels(
     labels = np.full(len(rows), np.nan, np.float32)
     labels[groups.all_rows()] = assign_labels(result.distances, groups, settings)[0]
     return labels
+
+
+def doubt_identities(
+    images: ImageList, counts: Indices, settings: LabelSettings | None = None
+) -> str:
+    """Why identities give no labels, with what to try; empty where they do.
+
+    Args:
+        images: the list.
+        counts: (C,) images of each identity.
+        settings: None takes the published ones.
+    """
+    settings = settings or LabelSettings()
+    outsiders = int(counts.sum()) - int(counts.max(initial=0))
+    doubt = explain_identities(images, counts)
+    if doubt or outsiders >= settings.negatives:
+        return doubt
+    return (
+        f"the largest identity leaves {outsiders} images of others, fewer than the "
+        f"{settings.negatives} negatives asked for; add identities"
+        + (f", or use --fix-num {outsiders} in gen_pseudo_labels.py" if outsiders else "")
+    )
 
 
 def assign_labels(

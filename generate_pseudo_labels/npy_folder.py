@@ -30,6 +30,7 @@ from dataset.lists import (
 )
 from generate_pseudo_labels.distance.array_backend import Float32
 from generate_pseudo_labels.label_files import UNREADABLE, LabelInput, read_input
+from generate_pseudo_labels.labels import LabelSettings, doubt_identities
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 
@@ -62,13 +63,18 @@ class NpyFolder:
 
 
 def open_input(
-    out_dir: Path, files: NpyFolder, threads: int, processes: ProcessGroup
+    out_dir: Path,
+    files: NpyFolder,
+    settings: LabelSettings,
+    threads: int,
+    processes: ProcessGroup,
 ) -> tuple[Path, LabelInput]:
     """The label folder and its input: the folder as it is, or made of a list and its .npy files.
 
     Args:
         out_dir: the label folder where no .npy files are given.
         files: the .npy files, if any.
+        settings: with which the identities must give labels, before files are gathered.
         threads: files read at a time.
         processes: rank 0 gathers the files, all of them read the result.
 
@@ -96,9 +102,11 @@ def open_input(
         listed = read_table(files.image_list_file)
         refuse_repeats(listed)
         dimension = _Reader(files, files.feature_root, listed).dimension()
-        numbers = identities_in(listed, files.id_key_index).tolist()
+        numbers = identities_in(listed, files.id_key_index)
+        if doubt := doubt_identities(listed, np.bincount(numbers), settings):
+            raise UserError(f"{listed.file}: {doubt}")
         with replacing(files.score_dst / LABELPATH) as file:
-            for path, number in zip(listed.paths(), numbers, strict=True):
+            for path, number in zip(listed.paths(), numbers.tolist(), strict=True):
                 file.write(f"{path}\t{number}\n")
         inputs = _gather(files, files.feature_root, files.score_dst, dimension, in_memory, threads)
     processes.barrier()  # the files must be there first

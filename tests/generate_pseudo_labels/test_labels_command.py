@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from dataset.lists import read_table
-from generate_pseudo_labels import LabelSettings, gen_pseudo_labels, pseudo_labels
+from generate_pseudo_labels import LabelSettings, gen_datalist, gen_pseudo_labels, pseudo_labels
 from generate_pseudo_labels import distributions_plot as picture
 from generate_pseudo_labels.label_files import LabelInput, read_input
 from sdd_fiqa.errors import UserError
@@ -57,6 +57,7 @@ def make(
 
 
 def save(out: Path, f: npt.NDArray[Any], json_beside: bool = True, **changes: object) -> None:
+    (out / "feats_npy").mkdir(exist_ok=True)
     np.save(out / "feats_npy" / "Embedding_Features.npy", f)
     table = read_table(out / "DATA.labelpath")
     about: dict[str, object] = {
@@ -329,6 +330,7 @@ def test_an_error_below_the_bar_is_one_line_and_exit_code_1(run: Run, tmp_path: 
         ({"fix_num": 0}, "--fix-num 0: must be 1 or more"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"drop_top_percent": 100}, "--drop-top-percent 100: must be at least 0 and below 100"),
+        ({"fix_num": 111}, "add identities, or use --fix-num 110 in gen_pseudo_labels.py"),
         ({"min_images_per_id": 11}, "no image is left to label"),
         ({"device": "gpu"}, "--device gpu: is not one of auto, cpu, cuda"),
     ],
@@ -338,6 +340,54 @@ def test_flags_that_cannot_be_used(here: Path, flags: dict[str, Any], message: s
     with pytest.raises(UserError, match=re.escape(message)):
         call(**flags)
     assert not (out / "quality_pseudo_labels.txt").exists()
+
+
+@pytest.mark.parametrize("each", [1, 120])
+def test_one_identity_or_one_an_image_names_another_index(here: Path, each: int) -> None:
+    out, _, _ = make(here)
+    lines = [f"faces/p{row // 10}/{row}/x.jpg\t{row // each}\n" for row in range(120)]
+    (out / "DATA.labelpath").write_text("".join(lines))
+    save(out, np.load(out / "feats_npy" / "Embedding_Features.npy"))
+    with pytest.raises(UserError, match="identity") as caught:
+        gen_pseudo_labels.main()
+    said = "each of the 120 images has an identity of its own"
+    assert ("all 120 images have one identity" if each == 120 else said) in str(caught.value)
+    assert (
+        "try --id-key-index -3 (of faces/p0/0/x.jpg and faces/p11/119/x.jpg, -2 takes 0 and 119, "
+        "-3 takes p0 and p11, -4 takes faces and faces)"
+    ) in str(caught.value)
+
+
+def test_a_list_says_which_fix_num_its_labels_need(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("ann", 9), ("bob", 6)):
+        (here / "faces" / name).mkdir(parents=True)
+        for number in range(count):
+            (here / "faces" / name / f"{number}.jpg").touch()
+    assert gen_datalist.main("faces") == 0
+    said = capsys.readouterr().err
+    assert "the largest identity leaves 6 images of others" in said
+    advised = int(said.partition("--fix-num ")[2].split()[0])
+    f = np.random.default_rng(0).standard_normal((15, 8))
+    save(here / "annotations", f, json_beside=False)
+    assert call(fix_num=advised) == 0
+    with pytest.raises(UserError, match="leaves 6 images of others, fewer than the 7"):
+        call(fix_num=advised + 1)
+
+
+def test_a_list_of_one_identity_says_which_index_to_try(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for person in range(30):
+        (here / f"faces/p{person}/feature").mkdir(parents=True)
+        (here / f"faces/p{person}/feature/1.jpg").touch()
+        (here / f"faces/p{person}/feature/2.jpg").touch()
+    assert gen_datalist.main("faces") == 0
+    assert "all 60 images have one identity; try --id-key-index -3" in capsys.readouterr().err
+    assert gen_datalist.main("faces", id_key_index=-3) == 0
+    said = capsys.readouterr()
+    assert "60 images of 30 identities" in said.out and "note:" not in said.err
 
 
 def test_a_picture_that_finds_no_room_costs_no_label(

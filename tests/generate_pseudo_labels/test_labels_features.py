@@ -123,6 +123,7 @@ def test_missing_and_damaged_files_are_counted_and_listed(
     "change, message",
     [
         ({"image_root": Path("elsewhere")}, "is not below --image-root elsewhere"),
+        ({"id_key_index": -2}, "all 200 images have one identity; try --id-key-index -3"),
         ({"id_key_index": -30}, "has no part -30 to name its identity"),
         ({"feature_root": Path("nowhere")}, "--feature-root nowhere: no such folder"),
         ({"image_list_file": Path("none.txt")}, "none.txt: does not exist"),
