@@ -114,7 +114,7 @@ def plain_way(
     source: AllPairs, scores: dict[str, npt.NDArray[np.float64]]
 ) -> dict[tuple[str, float], float]:
     """AOC, images discarded and threshold recomputed, with every similarity in memory."""
-    parts = list(source.tail(-2.0))
+    parts = list(source.impostors_above(-2.0))
     similarity = np.concatenate([part.similarity for part in parts])
     first = np.concatenate([part.first for part in parts])
     second = np.concatenate([part.second for part in parts])

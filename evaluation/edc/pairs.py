@@ -1,15 +1,15 @@
-"""Which pairs of images are compared, and how similar they are: streamed, never all held.
+"""Which pairs of images are compared, and how similar they are.
 
-Two sources serve the evaluator (edc.py): `AllPairs`, every genuine and every impostor pair of a
-set, and `HeldPairs`, pairs that fit in memory: a verification list, or all genuine pairs with a
-seeded sample of impostors.
+There are two sources of pairs. `AllPairs` is every genuine and every impostor pair of a set; the
+impostor pairs are streamed. `HeldPairs` is pairs that fit in memory: a verification list, or all
+genuine pairs with a random sample of impostors. Both have the same attributes and methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
 
-MAX_GENUINE = 50_000_000  # 12 bytes each; --max-images-per-id brings a larger set below it
+MAX_GENUINE = 50_000_000  # 12 bytes each; --max-images-per-id makes a larger set fit
 _ROWS, _COLUMNS = 1024, 8192  # a block of similarities: 32 MiB of float32
 _HELD_BLOCK = 1 << 20
 _DRAW_BLOCK = 1 << 16
@@ -36,38 +36,6 @@ class Pairs(NamedTuple):
         return Pairs(self.similarity[chosen], self.first[chosen], self.second[chosen])
 
 
-class PairSource(Protocol):
-    """What the evaluator asks of a set of pairs."""
-
-    @property
-    def identities(self) -> Rows:
-        """(n,) int32, 0 to C - 1."""
-
-    @property
-    def genuine(self) -> Pairs:
-        """The genuine pairs."""
-
-    @property
-    def impostors(self) -> int:
-        """How many impostor pairs are looked at."""
-
-    @property
-    def exhaustive(self) -> bool:
-        """No impostor pair was left to chance."""
-
-    def tail(self, floor: float) -> Iterator[Pairs]:
-        """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
-
-    def probe(self, images: int, seed: int) -> Pairs:
-        """Some impostor pairs, cheaply, to guess where a threshold lies."""
-
-    def pairs_by_level(self, level: Rows, levels: int) -> Ints:
-        """(levels,) how many pairs, of both kinds, have their worse image on each level."""
-
-    def impostors_by_level(self, level: Rows, levels: int) -> Ints:
-        """(levels,) how many of the `impostors` have their worse image on each level."""
-
-
 @dataclass(frozen=True)
 class AllPairs:
     """Every pair of n images: identities (n,) int32 from 0, unit rows (n, D) float32.
@@ -77,7 +45,7 @@ class AllPairs:
         genuine: all pairs within identities.
         impostors: how many impostor pairs there are.
         exhaustive: True: no impostor pair is left out.
-        watch: told how many rows of the matrix of similarities are done, in every pass.
+        watch: called with the number of rows of the similarity matrix that were just computed.
     """
 
     features: Floats
@@ -87,7 +55,7 @@ class AllPairs:
     exhaustive: bool = True
     watch: Callable[[int], object] = lambda _: None
 
-    def tail(self, floor: float) -> Iterator[Pairs]:
+    def impostors_above(self, floor: float) -> Iterator[Pairs]:
         """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
         count = len(self.features)
         buffer = np.empty(_ROWS * _COLUMNS, np.float32)
@@ -112,14 +80,16 @@ class AllPairs:
                     yield Pairs(flat[found[keep]], first[keep], second[keep])
             self.watch(len(rows))
 
-    def probe(self, images: int, seed: int) -> Pairs:
-        """All impostor pairs among some images drawn at random."""
+    def sample_impostors(self, images: int, seed: int) -> Pairs:
+        """All impostor pairs among `images` random images."""
         count = len(self.features)
         chosen = np.random.default_rng(seed).permutation(count)[:images]
         drawn: Rows = np.sort(chosen).astype(np.int32)
         some = AllPairs(self.features[drawn], self.identities[drawn], self.genuine, 0)
-        parts = [Pairs(p.similarity, drawn[p.first], drawn[p.second]) for p in some.tail(-2.0)]
-        return joined(parts)
+        return joined(
+            Pairs(found.similarity, drawn[found.first], drawn[found.second])
+            for found in some.impostors_above(-2.0)
+        )
 
     def pairs_by_level(self, level: Rows, levels: int) -> Ints:
         """(levels,) how many pairs, of both kinds, have their worse image on each level."""
@@ -135,12 +105,12 @@ class HeldPairs:
     """Pairs in memory: a verification list, or all genuine pairs and a sample of impostors.
 
     Attributes:
-        identities: (n,) int32, 0 to C - 1, of the images that the pairs speak of.
+        identities: (n,) int32, 0 to C - 1, of the images in the pairs.
         genuine: the genuine pairs.
         listed: the impostor pairs.
-        whole_set: the pairs stand for all pairs of the n images: a share of pairs discarded is
-            then a share of all of them, not of those in memory.
-        exhaustive: no impostor pair was left to chance.
+        whole_set: the pairs are a sample of all pairs of the n images. A share of pairs discarded
+            is then a share of all pairs, not of those in memory.
+        exhaustive: the impostor pairs are not a sample.
     """
 
     identities: Rows
@@ -154,14 +124,14 @@ class HeldPairs:
         """How many impostor pairs there are."""
         return len(self.listed.similarity)
 
-    def tail(self, floor: float) -> Iterator[Pairs]:
-        """Impostor pairs with similarity >= floor, in blocks, in the same order every time."""
+    def impostors_above(self, floor: float) -> Iterator[Pairs]:
+        """As AllPairs.impostors_above."""
         for start in range(0, self.impostors, _HELD_BLOCK):
             part = self.listed.some(slice(start, start + _HELD_BLOCK))
             yield part.some(part.similarity >= np.float32(floor))
 
-    def probe(self, images: int, seed: int) -> Pairs:
-        """Some of the impostor pairs, drawn at random: about images^2 / 2 of them."""
+    def sample_impostors(self, images: int, seed: int) -> Pairs:
+        """About images^2 / 2 random impostor pairs."""
         count = images * images // 2
         if count >= self.impostors:
             return self.listed
@@ -169,7 +139,7 @@ class HeldPairs:
         return self.listed.some(drawn)
 
     def pairs_by_level(self, level: Rows, levels: int) -> Ints:
-        """(levels,) how many pairs, of both kinds, have their worse image on each level."""
+        """As AllPairs.pairs_by_level."""
         if self.whole_set:
             return _all_pairs_by_level(level, levels)
         return worse_level_counts(self.genuine, level, levels) + self.impostors_by_level(
@@ -177,8 +147,11 @@ class HeldPairs:
         )
 
     def impostors_by_level(self, level: Rows, levels: int) -> Ints:
-        """(levels,) how many of the impostor pairs have their worse image on each level."""
+        """As AllPairs.impostors_by_level."""
         return worse_level_counts(self.listed, level, levels)
+
+
+PairSource: TypeAlias = AllPairs | HeldPairs
 
 
 def all_pairs(
@@ -189,9 +162,10 @@ def all_pairs(
     """All genuine and all impostor pairs of a set.
 
     Args:
-        features: (n, D), any float type; rows are brought to unit length.
+        features: (n, D), any float type; rows are scaled to unit length.
         identities: (n,) any integers.
-        watch: told how many of the n rows are done, in each of the evaluator's two passes.
+        watch: called with the number of rows that were just compared; the evaluator makes two
+            passes over the n rows.
 
     Raises:
         ValueError: more than MAX_GENUINE genuine pairs, or lengths that differ.
@@ -212,9 +186,9 @@ def sampled_pairs(
     count: int,
     seed: int = 0,
 ) -> HeldPairs:
-    """All genuine pairs, and `count` impostor pairs drawn uniformly, with replacement, seeded.
+    """All genuine pairs, and `count` impostor pairs drawn uniformly, with replacement.
 
-    Arguments and errors as `all_pairs`; also ValueError where there is one identity only.
+    Arguments and errors as `all_pairs`; also ValueError if there is only one identity.
     """
     whole = all_pairs(features, identities)
     if whole.impostors == 0:
@@ -224,14 +198,14 @@ def sampled_pairs(
     seconds: list[Rows] = []
     generator = np.random.default_rng((seed, 0x1A7E))
     missing = count
-    while missing > 0:  # draws of one identity are drawn again: what is left is uniform
+    while missing > 0:  # drawing again what is no impostor pair keeps the rest uniform
         drawn = generator.integers(images, size=(2, max(missing, 1024)), dtype=np.int32)
         differ = whole.identities[drawn[0]] != whole.identities[drawn[1]]
         firsts.append(drawn[0][differ][:missing])
         seconds.append(drawn[1][differ][:missing])
         missing -= len(firsts[-1])
     first, second = np.concatenate(firsts), np.concatenate(seconds)
-    order = np.argsort(first, kind="stable")  # neighbours in memory; the draw stays the same
+    order = np.argsort(first, kind="stable")  # reads memory in order; the sample is the same
     listed = compared(whole.features, first[order], second[order])
     return HeldPairs(whole.identities, whole.genuine, listed, whole_set=True, exhaustive=False)
 
@@ -246,8 +220,8 @@ def listed_pairs(
     """The pairs of a verification list.
 
     Args:
-        features: (n, D), any float type; rows are brought to unit length.
-        identities: (n,) any integers: what the bootstrap draws.
+        features: (n, D), any float type; rows are scaled to unit length.
+        identities: (n,) any integers; the bootstrap draws these.
         first: (P,) rows of `features`.
         second: (P,) rows of `features`.
         same: (P,) True where the list says that both show one person.
@@ -259,7 +233,7 @@ def listed_pairs(
 
 
 def unit_rows(features: npt.NDArray[np.floating]) -> Floats:
-    """(n, D) float32 rows of length 1, a copy made block by block.
+    """(n, D) float32 rows of length 1; a copy.
 
     Raises:
         ValueError: a row that is zero or not finite; the message names it.
@@ -295,7 +269,7 @@ def genuine_pairs(rows: Floats, identities: Rows) -> Pairs:
     if total > MAX_GENUINE:
         raise ValueError(
             f"{total:,} genuine pairs, more than {MAX_GENUINE:,}: the largest identity has"
-            f" {sizes.max():,} images; limit the images an identity (--max-images-per-id)"
+            f" {sizes.max():,} images; limit the images per identity (--max-images-per-id)"
         )
     pairs = Pairs(np.empty(total, np.float32), np.empty(total, np.int32), np.empty(total, np.int32))
     at = 0
@@ -322,16 +296,17 @@ def worse_level_counts(pairs: Pairs, level: Rows, levels: int) -> Ints:
 
 
 def _all_pairs_by_level(level: Rows, levels: int) -> Ints:
-    """An image on level l is the worse one of its pairs with all images above l."""
+    """An image on level l is the worse one in its pairs with all images above l."""
     images = np.bincount(level, minlength=levels).astype(np.int64)
     above = len(level) - np.cumsum(images)
     counts: Ints = images * (images - 1) // 2 + images * above
     return counts
 
 
-def joined(parts: list[Pairs]) -> Pairs:
-    """One after the other, as one."""
+def joined(blocks: Iterable[Pairs]) -> Pairs:
+    """Blocks of pairs as one."""
+    parts = list(blocks)
     if not parts:
-        nobody = np.empty(0, np.int32)
-        return Pairs(np.empty(0, np.float32), nobody, nobody)
+        none = np.empty(0, np.int32)
+        return Pairs(np.empty(0, np.float32), none, none)
     return Pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

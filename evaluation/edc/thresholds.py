@@ -4,12 +4,12 @@ A quality score puts the images in an order, and discarding from the bottom leav
 state 0 keeps all, state 1 fewer, ... Every state has its own impostor pairs and so its own
 threshold for a false match rate. Sorting each subset would read the pairs once a state; instead
 
-1. a probe guesses a similarity that lies below every threshold wanted,
+1. a sample of pairs gives a guess of a similarity below every wanted threshold,
 2. one pass over the pairs above it fills, for every score, a histogram (the last state that a pair
-   survives) x (a fine bin of similarity), whose cumulative sums count every subset at once,
-3. a second pass collects the few similarities in those bins where a threshold falls.
+   survives) x (a fine bin of similarity); its cumulative sums count every subset at once,
+3. a second pass collects the few similarities in the bins that hold a threshold.
 
-The guess of step 1 is checked by the counts of step 2, so it costs time when wrong, not truth.
+Step 2 checks the guess of step 1: a wrong guess is detected and only costs another pass.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from evaluation.edc.pairs import Floats, Ints, Pairs, PairSource, joined
 
-MAX_STATES = 255  # a state number fits a byte: the tail of 5e9 pairs is gathered through it
+MAX_STATES = 255  # a state number fits a byte, which saves memory traffic over 5e9 pairs
 _BINS = 1 << 15
-_PROBE_IMAGES = 2048
+_SAMPLE_IMAGES = 2048
 _FLUSH = 1 << 21
 
 Bytes = npt.NDArray[np.uint8]
@@ -37,9 +37,9 @@ class Subsets:
     """The nested subsets that one quality score makes.
 
     Attributes:
-        survived: (n,) uint8, how many states, counted from state 0, each image is kept in.
-        ranks: (states, fmrs) int64: the threshold lies just above the rank-th largest impostor
-            similarity of the state; 0 where none is wanted.
+        survived: (n,) uint8, in how many states, counted from state 0, each image is kept.
+        ranks: (states, fmrs) int64: the threshold is just above the rank-th largest impostor
+            similarity of the state; 0 where no threshold is wanted.
     """
 
     survived: Bytes
@@ -47,7 +47,7 @@ class Subsets:
 
 
 def allowed_false_matches(fmr: float, pairs: Ints) -> Ints:
-    """floor(fmr * pairs), exactly: fmr is taken as the decimal number it was written as."""
+    """floor(fmr * pairs), exact: fmr is taken as the decimal number that was written."""
     target = Fraction(repr(float(fmr)))
     return np.array([target.numerator * int(n) // target.denominator for n in pairs], np.int64)
 
@@ -67,18 +67,18 @@ def exact_thresholds(source: PairSource, subsets: list[Subsets]) -> list[Floats]
         ):
             break
     else:
-        raise AssertionError("a state has fewer impostor pairs than were promised")
+        raise AssertionError("a state has fewer impostor pairs than its source counted")
     del counts
     return _refine(source, subsets, floor, places)
 
 
 def _floor(source: PairSource, subsets: list[Subsets], widening: float) -> float:
-    """A similarity that lies, very likely, below every wanted threshold; -2 when unsure."""
+    """A similarity very likely below every wanted threshold; -2 if none is found."""
     if widening == np.inf:
         return -2.0
-    probe = source.probe(_PROBE_IMAGES, seed=0)
-    order = np.argsort(-probe.similarity)
-    similarity, first, second = (array[order] for array in probe)
+    sample = source.sample_impostors(_SAMPLE_IMAGES, seed=0)
+    order = np.argsort(-sample.similarity)
+    similarity, first, second = (array[order] for array in sample)
     lowest = 2.0
     for one in subsets:
         last = np.minimum(one.survived[first], one.survived[second]).astype(np.int64)
@@ -102,7 +102,7 @@ def _impostors_of_states(source: PairSource, survived: Bytes, states: int) -> In
 
 
 def _bins(similarity: Floats, floor: float) -> npt.NDArray[np.intp]:
-    """Bin numbers, never falling as the similarity rises, whatever float32 rounds to."""
+    """Bin numbers; they never fall as the similarity rises, whatever float32 rounding does."""
     scale = np.float32(_BINS / (1.001 - floor))
     bins = ((similarity - np.float32(floor)) * scale).astype(np.intp)
     return np.clip(bins, 0, _BINS - 1, out=bins)
@@ -122,7 +122,7 @@ def _histograms(source: PairSource, subsets: list[Subsets], floor: float) -> lis
 
 
 def _locate(counts: Counts, ranks: Ints) -> tuple[Ints, Ints]:
-    """The bin of each wanted similarity (-1: it lies below the floor), and its rank in the bin."""
+    """The bin of each wanted similarity (-1: below the floor), and its rank in the bin."""
     bins = np.full(ranks.shape, -1, np.int64)
     inner = np.zeros(ranks.shape, np.int64)
     row = np.zeros(_BINS, np.int64)
@@ -140,7 +140,7 @@ def _locate(counts: Counts, ranks: Ints) -> tuple[Ints, Ints]:
 def _refine(
     source: PairSource, subsets: list[Subsets], floor: float, places: list[tuple[Ints, Ints]]
 ) -> list[Floats]:
-    """Collects the pairs of the bins found and takes the similarity of the rank in each."""
+    """Collects the pairs of these bins, and takes from each bin the similarity of its rank."""
     from_state = [_first_state_of_bins(bins) for bins, _ in places]
     collected: list[list[tuple[Floats, Bytes, npt.NDArray[np.uint16]]]] = [[] for _ in subsets]
     for pairs in _gathered(source, floor):
@@ -166,6 +166,7 @@ def _first_state_of_bins(bins: Ints) -> Bytes:
 def _thresholds(
     kept: list[tuple[Floats, Bytes, npt.NDArray[np.uint16]]], bins: Ints, inner: Ints
 ) -> Floats:
+    """(states, fmrs) thresholds, from the similarities, last states and bins collected."""
     thresholds = np.full(bins.shape, np.nan, np.float32)
     if not kept:
         return thresholds
@@ -182,10 +183,10 @@ def _thresholds(
 
 
 def _gathered(source: PairSource, floor: float) -> Iterator[Pairs]:
-    """The tail in pieces of some two million: a histogram is costly to touch for few pairs."""
+    """Impostor pairs above the floor, joined to about two million: small updates are slow."""
     waiting: list[Pairs] = []
     size = 0
-    for pairs in source.tail(floor):
+    for pairs in source.impostors_above(floor):
         waiting.append(pairs)
         size += len(pairs.similarity)
         if size >= _FLUSH:

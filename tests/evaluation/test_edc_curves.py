@@ -157,7 +157,7 @@ def test_any_small_set_equals_the_definition(
         assert_equal(curve, plain)
 
 
-def test_small_blocks_bins_and_probes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_blocks_bins_and_samples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features, ids, quality = faces(150, 30, seed=4)
     scores = {"q": quality, "tied": np.round(quality * 9), "other": features[:, 0] + quality}
     fmrs = [0.05, 0.004]
@@ -165,7 +165,7 @@ def test_small_blocks_bins_and_probes_change_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pairs_module, "_ROWS", 8)
     monkeypatch.setattr(pairs_module, "_COLUMNS", 24)
     monkeypatch.setattr(thresholds_module, "_BINS", 16)
-    monkeypatch.setattr(thresholds_module, "_PROBE_IMAGES", 60)
+    monkeypatch.setattr(thresholds_module, "_SAMPLE_IMAGES", 60)
     monkeypatch.setattr(thresholds_module, "_FLUSH", 50)
     floors: list[float] = []
     guess = thresholds_module._floor
@@ -176,7 +176,7 @@ def test_small_blocks_bins_and_probes_change_nothing(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(thresholds_module, "_floor", watched)
     pieces = evaluate(all_pairs(features, ids), scores, fmrs, FOUR[2:])
-    assert floors[0] > -2, "the probe found no floor: the test would show nothing"
+    assert floors[0] > -2, "the sample found no floor: the test would show nothing"
     pieces |= evaluate(all_pairs(features, ids), scores, fmrs, FOUR[:2])
     for key, curve in whole.items():
         np.testing.assert_array_equal(curve.thresholds, pieces[key].thresholds)

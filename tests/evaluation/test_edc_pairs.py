@@ -50,7 +50,7 @@ def test_every_impostor_pair_is_drawn_alike() -> None:
 def test_sources_agree_on_counts(count: int) -> None:
     features, ids, quality = faces(50, count, seed=12)
     source = all_pairs(features, ids)
-    tail = list(source.tail(-2.0))
+    tail = list(source.impostors_above(-2.0))
     assert sum(len(part.similarity) for part in tail) == source.impostors
     assert len(source.genuine.similarity) + source.impostors == 50 * 49 // 2
     levels = levels_of(np.round(quality * 10))
