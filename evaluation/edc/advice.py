@@ -1,26 +1,32 @@
-"""From a curve to a decision: what to discard, at which score, and what error is left."""
+"""From a curve to a decision: what to discard, at which score, and what error remains."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from evaluation.edc.curves import Curve, Values
+from evaluation.edc.curves import Curve, Rules
+from evaluation.edc.pairs import Values
+from evaluation.edc.study import EdcResult
+from sdd_fiqa.files import write_json
 
-_SURE = 0.975
-_TELLING = 3.0  # errors to be expected of a point before its having none says anything
+CONFIDENCE = 0.975
+MIN_EXPECTED_ERRORS = 3.0  # minimum expected errors before observing zero counts as evidence
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Score thresholds and what they buy, one entry a share: keep images of score >= threshold.
+    """Score thresholds and their effect, one entry a share: keep images of score >= threshold.
 
     Attributes:
-        shares: rising, the share of images (or pairs) discarded.
+        shares: the share of images (or pairs) discarded, rising.
         thresholds: the lowest score kept.
-        fnmr: what is left.
-        enough: position of the point past which discarding stops helping.
+        fnmr: what remains.
+        enough: the position from which discarding more does not help.
     """
 
     shares: Values
@@ -28,23 +34,32 @@ class Advice:
     fnmr: Values
     enough: int
 
+    def as_json(self) -> dict[str, Any]:
+        """Shares, thresholds, FNMR, and the share that is enough."""
+        return {
+            "shares": self.shares.tolist(),
+            "thresholds": self.thresholds.tolist(),
+            "fnmr": self.fnmr.tolist(),
+            "enough": float(self.shares[self.enough]),
+        }
+
 
 def advise(curve: Curve, replicates: Values | None = None) -> Advice:
-    """The table of one curve, as far as it can be had.
+    """The thresholds of one curve, up to its first refused point.
 
-    Discarding stops helping at the first point s that no later point s' betters for sure: with a
-    bootstrap, no s' has the lower FNMR in 97.5 % of the replicates; without one, no s' lies more
-    than two binomial standard errors below (which takes pairs for independent, so the point comes
-    out late). A later point counts only if some 3 of its genuine pairs would fail at the rate of s:
-    where fewer would, an FNMR of 0 proves nothing (the rule of three: no error in n trials is
-    compatible with a rate of 3/n).
+    Discarding stops helping at the first point that no later point improves significantly. With a
+    bootstrap, a later point is better if its FNMR is lower in 97.5 % of the replicates. Without
+    one, it must be more than two binomial standard errors lower; this takes pairs for independent,
+    so the point is found late. A later point counts only if at least 3 of its genuine pairs would
+    fail at the present rate. With fewer, an FNMR of 0 proves nothing (rule of three: no error in n
+    trials is compatible with a rate of 3/n).
 
     Args:
-        curve: from edc.evaluate.
+        curve: from curves.evaluate.
         replicates: (B, S) from bootstrap.resampled.
 
     Raises:
-        ValueError: no point of the curve can be had.
+        ValueError: every point of the curve is refused.
     """
     count = int(np.count_nonzero(~np.isnan(curve.fnmr)))
     if count == 0:
@@ -57,9 +72,49 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
             error = np.sqrt(rate * (1 - rate) / genuine[later])
             lower = rate - fnmr[later] > 2 * error
         else:
-            lower = np.mean(replicates[:, later] < replicates[:, point, None], axis=0) >= _SURE
-        betters = lower & (fnmr[later] < rate) & (genuine[later] * rate >= _TELLING)
-        if not betters.any():
+            lower = np.mean(replicates[:, later] < replicates[:, point, None], axis=0) >= CONFIDENCE
+        better = lower & (fnmr[later] < rate) & (genuine[later] * rate >= MIN_EXPECTED_ERRORS)
+        if not better.any():
             enough = point
             break
     return Advice(curve.shares[:count], curve.levels.score[curve.cuts[:count]], fnmr, enough)
+
+
+def advise_scorers(
+    results: Sequence[EdcResult], scorers: Sequence[str], fmr: float, rules: Rules
+) -> dict[str, tuple[EdcResult, Advice]]:
+    """By scorer, the advice on the first recogniser at one FMR under one pair of rules."""
+    wanted = results[0].recogniser, fmr, rules
+    return {
+        result.scorer: (result, advise(result.curve, result.replicates))
+        for result in results
+        if (result.recogniser, result.curve.fmr, result.curve.rules) == wanted
+        and result.scorer in scorers
+        and not np.isnan(result.curve.fnmr[0])
+    }
+
+
+def write_calibrations(
+    folder: Path, advice: dict[str, tuple[EdcResult, Advice]], scorers: Sequence[str]
+) -> None:
+    """calibration.json for the first of these scorers, calibration_<name>.json for the others.
+
+    Each holds shares of images discarded, score thresholds and the FNMR that remains. A file of an
+    earlier run is removed where this run has no advice.
+    """
+    (folder / "calibration.json").unlink(missing_ok=True)
+    for scorer in scorers:
+        name = "" if scorer == scorers[0] else "_" + scorer.replace("/", "_")
+        path = folder / f"calibration{name}.json"
+        if scorer not in advice:
+            path.unlink(missing_ok=True)
+            continue
+        result, own = advice[scorer]
+        about = {
+            "fmr": result.curve.fmr,
+            "recogniser": result.recogniser,
+            "scorer": scorer,
+            "threshold_at": result.curve.rules.threshold,
+            "discard": result.curve.rules.discard,
+        }
+        write_json(path, own.as_json() | about)

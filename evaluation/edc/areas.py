@@ -9,8 +9,8 @@
 | `stepwise_<L>` | sum of e_i (min(d_{i+1}, L) - d_i) | Schlett et al. |
 | `best_line_<L>`, `best_<L>` | of a perfect score: see `theoretical_best` | Schlett et al. |
 
-The integrals are trapezoids between the shares really discarded, up to the last that does not pass
-the limit, whose value is carried on from there.
+The integrals are trapezoids between the shares actually discarded. The value at the last share
+within the limit holds up to the limit.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from evaluation.edc.curves import Curve, Rules, Values
+from evaluation.edc.curves import Curve, Rules
+from evaluation.edc.pairs import Values
 
 FULL_LIMIT = 0.95
 LIMITS = (0.2, 0.3)
-FEW_ERRORS = 30  # a cell with fewer at phi = 0 is marked
+FEW_ERRORS = 30  # a result with fewer at phi = 0 is marked
 HIGHER_IS_BETTER = frozenset({"aoc"})
 
 
 def areas(curve: Curve, limits: Sequence[float] = LIMITS) -> dict[str, float]:
-    """Every area of one curve; NaN where it covers a point that cannot be had (see `refusal`).
+    """Every area of one curve; NaN where it covers a refused point (see `refusal`).
 
-    With a fixed threshold, `stepwise` runs over every level of the score, else over the grid.
+    With a fixed threshold, `stepwise` uses every level of the score, otherwise the grid.
     """
     found = {name: float(value) for name, value in grid_areas(curve, curve.fnmr, limits).items()}
     for limit in limits:
@@ -43,12 +43,10 @@ def areas(curve: Curve, limits: Sequence[float] = LIMITS) -> dict[str, float]:
     return found
 
 
-def grid_areas(
-    curve: Curve, fnmr: npt.NDArray[np.float64], limits: Sequence[float] = LIMITS
-) -> dict[str, npt.NDArray[np.float64]]:
+def grid_areas(curve: Curve, fnmr: Values, limits: Sequence[float] = LIMITS) -> dict[str, Values]:
     """The areas of other FNMR on a curve's points: fnmr (..., S), each area (...).
 
-    All are sums over the points with fixed weights, which is what makes a bootstrap cheap.
+    All are sums over the points with fixed weights, so a bootstrap is cheap.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         start = np.where(fnmr[..., 0] > 0, fnmr[..., 0], np.nan)
@@ -65,30 +63,37 @@ def grid_areas(
 
 
 def refusal(curve: Curve, limit: float = FULL_LIMIT) -> str | None:
-    """Why an area up to `limit` cannot be had, in words; None where it can."""
-    pairs = curve.impostors
-    if np.isnan(curve.fnmr[0]):
-        return (
-            f"FMR {curve.fmr:g} cannot be shown with {int(pairs[0]):,} impostor pairs"
-            f" (smallest: {1 / int(pairs[0]):.1e})"
-        )
+    """Why an area up to `limit` is not computed, in words; None if it is."""
     refused = np.flatnonzero(np.isnan(curve.fnmr))
-    if len(refused) and curve.shares[refused[0]] <= limit:
-        at = int(refused[0])
-        return (
-            f"FMR {curve.fmr:g} cannot be shown once {float(curve.shares[at]):.2f} is discarded"
-            f" ({int(pairs[at]):,} impostor pairs are left); largest phi that can be had:"
-            f" {float(curve.shares[at - 1]):.2f}"
-        )
-    return None
+    if len(refused) == 0 or curve.shares[refused[0]] > limit:
+        return None
+    at, pairs = int(refused[0]), curve.impostors
+    remaining = int(pairs[0] if at == 0 else pairs[curve.shares <= limit][-1])
+    remedy = f"use {measurable_fmr(remaining):g}" if remaining > 1 else "use more images"
+    if at == 0:
+        return f"too few impostor pairs ({remaining:,}) for FMR {curve.fmr:g}; {remedy}"
+    return (
+        f"too few impostor pairs for FMR {curve.fmr:g} beyond {100 * curve.shares[at - 1]:.0f} %"
+        f" discarded; {remedy}"
+    )
+
+
+def measurable_fmr(impostors: int) -> float:
+    """The smallest FMR of one digit that some impostor pairs can show: at least 1 / impostors.
+
+    >>> measurable_fmr(28_080), measurable_fmr(10), measurable_fmr(3)
+    (4e-05, 0.1, 0.4)
+    """
+    digits = len(str(impostors - 1))
+    return float(-(-(10**digits) // impostors) / 10**digits)
 
 
 def theoretical_best(start: float, limit: float) -> tuple[float, float]:
     """The area of a perfect score, for a fixed threshold and pairs discarded; e0 = g(0).
 
     Returns:
-        As Schlett et al. draw it, a line that falls by what is discarded,
-        e0^2/2 - max(0, e0 - L)^2/2; and by the definition of g, whose denominator shrinks,
+        As Schlett et al. draw it, a line that falls by the share discarded,
+        e0^2/2 - max(0, e0 - L)^2/2; and by the definition of g, where the denominator shrinks,
         integral_0^a (e0 - phi)/(1 - phi) dphi = a + (1 - e0) ln(1 - a), a = min(e0, L).
     """
     line = start**2 / 2 - max(0.0, start - limit) ** 2 / 2
@@ -97,7 +102,7 @@ def theoretical_best(start: float, limit: float) -> tuple[float, float]:
 
 
 def quadrature(shares: Values, limit: float) -> Values:
-    """(S,) weights of the trapezoid up to `limit`: the integral is their sum with the values."""
+    """(S,) weights of the trapezoid rule up to `limit`: the integral is weights @ values."""
     weights = np.zeros(len(shares))
     count = int(np.searchsorted(shares, limit + 1e-12, side="right"))
     inside = shares[:count]
@@ -115,7 +120,7 @@ def step_widths(shares: Values, limit: float) -> Values:
     return widths
 
 
-def _dot(values: npt.NDArray[np.float64], weights: Values) -> npt.NDArray[np.float64]:
-    """Sum of weighted values; points of no weight may be NaN."""
+def _dot(values: Values, weights: Values) -> Values:
+    """Values @ weights; values with weight 0 may be NaN."""
     used = weights != 0
     return np.asarray(values[..., used] @ weights[used], np.float64)

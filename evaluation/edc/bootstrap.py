@@ -1,41 +1,38 @@
-"""How sure a number is: the bootstrap over identities.
+"""Confidence intervals: the bootstrap over identities.
 
-Pairs that share a person are not independent: one person can own most genuine pairs of a set, and
-one bad photo fails against all its mates. So identities are drawn, not pairs (the subsets bootstrap
-of Bolle, Ratha and Pankanti, "Error analysis of pattern recognition systems: the subsets
-bootstrap", 2004): C identities with replacement, identity c comes w_c times, and each of its
-genuine pairs counts w_c times. (Copies of one person are not compared with each other.)
+Pairs that share a person are not independent. One person can own most genuine pairs of a set, and
+one bad photo fails against all its mates. So identities are drawn, not pairs (Bolle, Ratha and
+Pankanti, "Error analysis of pattern recognition systems: the subsets bootstrap", 2004): C
+identities with replacement. Identity c is drawn w_c times, and each of its genuine pairs counts w_c
+times. Copies of one person are not compared with each other.
 
-An impostor pair would count w_a w_b times. The decision thresholds are held at their values on the
-whole set instead, and so are the score cuts and the shares they discard; what varies is the FNMR:
+The decision thresholds keep their values on the whole set, and so do the score cuts and the shares
+that they discard. Only the FNMR varies:
 
     g_b(phi) = sum_c w_c errors_c(phi) / sum_c w_c genuine_c(phi)
 
-The threshold rests on many more pairs than the errors do, so what is held moves little:
-docs/evaluation.md compares the interval with one where everything moves. The draws depend on the
-seed and on the number of identities only, so scorers, recognisers and protocols on one set are
-paired: the difference of two areas has its own interval.
+A threshold depends on many more pairs than the errors do, so it would vary little.
+docs/evaluation.md compares the interval with one where everything varies. The draws depend on the
+seed and the number of identities only. So scorers, recognisers and protocols on one set are paired,
+and the difference of two areas has its own interval.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluation.edc.curves import Curve, failing
-from evaluation.edc.pairs import PairSource
+from evaluation.edc.pairs import PairSource, Values
 
 LEVEL = 0.95
 _REPLICATES = 64
 _PAIRS = 1 << 16
 
-Values = npt.NDArray[np.float64]
-
 
 def resampled(source: PairSource, curve: Curve, replicates: int, seed: int = 0) -> Values:
     """(replicates, S) the FNMR of each point of a curve, on redrawn identities.
 
-    NaN where the curve is; where no genuine pair was drawn, the last value is carried.
+    NaN where the curve is. A point without a genuine pair takes the value before it.
     """
     identities = int(source.identities.max()) + 1
     errors = _errors_by_identity(source, curve, identities)

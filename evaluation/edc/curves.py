@@ -1,18 +1,18 @@
-"""Error versus discard: the curves, and every area under them that the literature prints.
+"""Error-versus-discard curves.
 
 The quality of a pair is the lower of its two images' scores. g(phi) is the FNMR at a target FMR on
 what remains after the fraction phi of lowest quality is discarded. Published work differs on three
 axes, so a number means nothing without them:
 
-- the threshold is `recomputed` on what remains, so that the FMR stays at the target (SDD-FIQA;
+- The threshold is `recomputed` on what remains, so that the FMR stays at the target (SDD-FIQA;
   SER-FIQ's authors; MagFace; CR-FIQA's code), or `fixed` at phi = 0 (ISO/IEC 29794-1; Schlett et
-  al., "Considerations on the Evaluation of Biometric Quality Assessment Algorithms", 2023);
-- `images` are discarded, and with them their pairs (SDD-FIQA, SER-FIQ's authors), or `pairs` (the
-  rest). With the fixed threshold phi counts genuine pairs (Schlett et al.), with the recomputed one
-  genuine and impostor pairs together (CR-FIQA's code);
-- the area: see areas.py.
+  al., "Considerations on the Evaluation of Biometric Quality Assessment Algorithms", 2023).
+- `images` are discarded with all their pairs (SDD-FIQA, SER-FIQ's authors), or `pairs` are (the
+  others). With a fixed threshold, phi then counts genuine pairs (Schlett et al.). With a recomputed
+  one, it counts genuine and impostor pairs together (CR-FIQA's code).
+- The area: see areas.py.
 
-fmr and fnmr everywhere: a pair matches if s >= t.
+FMR and FNMR: a pair matches if its similarity s >= the threshold t.
 """
 
 from __future__ import annotations
@@ -22,20 +22,26 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from evaluation.edc.pairs import Ints, PairSource, Rows, worse_level_counts
+from evaluation.edc.pairs import (
+    AnyFloats,
+    Floats,
+    Ints,
+    Mask,
+    PairSource,
+    Rows,
+    Values,
+    worse_level_counts,
+)
 from evaluation.edc.thresholds import Subsets, allowed_false_matches, exact_thresholds
 
 ThresholdRule = Literal["recomputed", "fixed"]
 DiscardRule = Literal["images", "pairs"]
 GRID = 96  # phi = 0, .01, ..., .95
 
-Values = npt.NDArray[np.float64]
-
 
 class Rules(NamedTuple):
-    """How a curve is drawn: two of the three axes."""
+    """Two of the three axes: how a curve is computed."""
 
     threshold: ThresholdRule
     discard: DiscardRule
@@ -54,53 +60,53 @@ class Levels:
     score: Values
 
     def __len__(self) -> int:
-        """How many different scores there are."""
+        """The number of distinct scores."""
         return len(self.score)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """g(phi) at the points that the scores can reach: S points, phi rising from 0.
+    """g(phi) at S points, phi rising from 0; equal scores are discarded together.
 
     Attributes:
         rules: threshold and discard rule.
         fmr: the target.
         cuts: (S,) int, the lowest level kept.
-        shares: (S,) the share really discarded.
+        shares: (S,) the actual share discarded.
         coarse: (S,) True on the points of phi = 0, .05, ..., .95.
-        fnmr: (S,) NaN from the first point on at which the target FMR cannot be shown.
+        fnmr: (S,) NaN from the first point that has too few impostor pairs for the target FMR.
         errors: (S,) genuine pairs below the threshold.
         genuine: (S,) genuine pairs that remain.
-        impostors: (S,) impostor pairs that remain, of those looked at.
-        thresholds: (S,) float32, the decision threshold of each point; NaN as fnmr.
-        steps: shares and FNMR of the step function: every level where the threshold is fixed,
-            otherwise the points above.
-        levels: the score levels it was drawn from.
+        impostors: (S,) impostor pairs that remain, of those compared.
+        thresholds: (S,) the decision threshold of each point; NaN where it has none.
+        steps: shares and FNMR of the step function: at every level if the threshold is fixed,
+            otherwise at the points above.
+        levels: the score levels that it was computed from.
     """
 
     rules: Rules
     fmr: float
     cuts: Ints
     shares: Values
-    coarse: npt.NDArray[np.bool_]
+    coarse: Mask
     fnmr: Values
     errors: Ints
     genuine: Ints
     impostors: Ints
-    thresholds: npt.NDArray[np.float32]
+    thresholds: Floats
     steps: tuple[Values, Values]
     levels: Levels
 
     @property
     def reach(self) -> float:
-        """The largest phi that can be had; 1 where nothing stands in the way, NaN for none."""
+        """Largest share whose FMR target is measurable; 1 if all are, NaN if none is."""
         refused = np.flatnonzero(np.isnan(self.fnmr))
         if len(refused) == 0:
             return 1.0
         return float(self.shares[refused[0] - 1]) if refused[0] else np.nan
 
 
-def levels_of(scores: npt.NDArray[np.floating]) -> Levels:
+def levels_of(scores: AnyFloats) -> Levels:
     """The levels of (n,) scores.
 
     Raises:
@@ -114,7 +120,7 @@ def levels_of(scores: npt.NDArray[np.floating]) -> Levels:
 
 def evaluate(
     source: PairSource,
-    scores: Mapping[str, npt.NDArray[np.floating]],
+    scores: Mapping[str, AnyFloats],
     fmrs: Sequence[float],
     rules: Sequence[Rules],
 ) -> dict[tuple[str, float, Rules], Curve]:
@@ -122,13 +128,13 @@ def evaluate(
 
     Args:
         source: the pairs (pairs.py).
-        scores: by the scorer's name, (n,) one score an image, higher is better, any scale.
+        scores: by scorer, (n,) one score per image, any scale; higher is better.
         fmrs: target FMRs, each in (0, 1).
         rules: which curves.
 
     Raises:
-        ValueError: a target outside (0, 1), no genuine pair, no impostor pair, a score not finite,
-            or scores of another length.
+        ValueError: a target outside (0, 1), no genuine or no impostor pair, a score that is not
+            finite, or another number of scores than images.
     """
     for fmr in fmrs:
         if not 0 < fmr < 1:
@@ -138,22 +144,22 @@ def evaluate(
     if source.impostors == 0:
         raise ValueError("there is no impostor pair: at least two identities are needed")
     images = len(source.identities)
-    drawers = []
+    builders = []
     for name, values in scores.items():
         if values.shape != (images,):
             raise ValueError(f"{name}: {values.shape} scores for {images} images")
-        drawers.append(_Drawer(source, levels_of(values), fmrs, rules))
-    found = exact_thresholds(source, [drawer.subsets() for drawer in drawers])
+        builders.append(_CurveBuilder(source, levels_of(values), fmrs, rules))
+    found = exact_thresholds(source, [builder.subsets() for builder in builders])
     curves: dict[tuple[str, float, Rules], Curve] = {}
-    for name, drawer, thresholds in zip(scores, drawers, found, strict=True):
+    for name, builder, thresholds in zip(scores, builders, found, strict=True):
         for rule in rules:
             for column, fmr in enumerate(fmrs):
-                curves[name, fmr, rule] = drawer.curve(rule, column, thresholds)
+                curves[name, fmr, rule] = builder.curve(rule, column, thresholds)
     return curves
 
 
-class _Drawer:
-    """One scorer's levels, counts and cuts: what its curves are drawn from."""
+class _CurveBuilder:
+    """One scorer's levels, counts and cuts, from which its curves are computed."""
 
     def __init__(
         self, source: PairSource, levels: Levels, fmrs: Sequence[float], rules: Sequence[Rules]
@@ -175,17 +181,17 @@ class _Drawer:
         self.states: Ints = np.unique(np.concatenate([[0], *moving]))
 
     def subsets(self) -> Subsets:
-        """The states whose thresholds are needed, and the ranks of those thresholds."""
+        """The states that need a threshold, and the ranks of these thresholds."""
         survived = np.searchsorted(self.states, self.levels.of_image, side="right")
         left = self.impostors_below[-1] - self.impostors_below[self.states]
         allowed = np.stack([allowed_false_matches(fmr, left) for fmr in self.fmrs], axis=1)
         return Subsets(survived.astype(np.uint8), np.where(allowed >= 1, allowed + 1, 0))
 
-    def curve(self, rule: Rules, column: int, thresholds: npt.NDArray[np.float32]) -> Curve:
+    def curve(self, rule: Rules, column: int, thresholds: Floats) -> Curve:
         """One curve, from the (states, fmrs) thresholds."""
         cuts, first = np.unique(self.grid[rule], return_index=True)
         last = np.append(first[1:], GRID)
-        coarse = (first + 4) // 5 * 5 < last  # some multiple of 5 per cent leads to this cut
+        coarse = (first + 4) // 5 * 5 < last  # whether a multiple of 5 % leads to this cut
         below = self.below[rule]
         if rule.threshold == "fixed":
             chosen = np.repeat(thresholds[0, column], len(cuts))
@@ -198,23 +204,12 @@ class _Drawer:
         steps = (shares, fnmr)
         if rule.threshold == "fixed":
             steps = self._every_level(rule, float(chosen[0]))
-        return Curve(
-            rule,
-            self.fmrs[column],
-            cuts,
-            shares,
-            coarse,
-            fnmr,
-            errors,
-            genuine,
-            self.impostors_below[-1] - self.impostors_below[cuts],
-            chosen,
-            steps,
-            self.levels,
-        )
+        impostors = self.impostors_below[-1] - self.impostors_below[cuts]
+        points = (cuts, shares, coarse, fnmr, errors, genuine, impostors, chosen)
+        return Curve(rule, self.fmrs[column], *points, steps, self.levels)
 
-    def _errors(self, cuts: Ints, thresholds: npt.NDArray[np.float32]) -> Ints:
-        """(S,) genuine pairs on or above each cut whose similarity is below its threshold."""
+    def _errors(self, cuts: Ints, thresholds: Floats) -> Ints:
+        """(S,) genuine pairs on or above each cut with a similarity below its threshold."""
         highest = float(np.nanmax(thresholds, initial=-2.0))
         similarity, worse, _ = failing(self.source, self.levels, highest)
         return np.array(
@@ -238,9 +233,7 @@ class _Drawer:
         return below[:-1][kept] / below[-1], errors / genuine[kept]
 
 
-def failing(
-    source: PairSource, levels: Levels, threshold: float
-) -> tuple[npt.NDArray[np.float32], Rows, Rows]:
+def failing(source: PairSource, levels: Levels, threshold: float) -> tuple[Floats, Rows, Rows]:
     """Genuine pairs below a threshold: similarities, levels of the worse images, identities."""
     pairs = source.genuine
     found = np.flatnonzero(pairs.similarity < np.float32(threshold))
@@ -252,28 +245,27 @@ def failing(
 def grid_cuts(below: Ints) -> Ints:
     """(96,) for phi = 0, .01, ..., .95, the highest cut that discards no more than phi.
 
-    Args:
-        below: (levels + 1,) how many lie below each level; the last entry is their number.
+    At most floor(phi n) are discarded. A level that is only partly among them is kept whole.
 
-    m = floor(phi n) in whole numbers; where that would part images of one score, the whole level
-    stays.
+    Args:
+        below: (levels + 1,) how many are below each level; the last entry is their number n.
     """
     targets = np.arange(GRID) * below[-1]
     cuts: Ints = np.searchsorted(below[:-1] * 100, targets, side="right") - 1
-    cuts[below[cuts] == 0] = 0  # a level that holds none of what is counted is not discarded for it
+    cuts[below[cuts] == 0] = 0  # a level without any of what is counted is kept
     return cuts
 
 
 def _below(by_level: Ints) -> Ints:
-    """(levels + 1,) how many lie below each level."""
+    """(levels + 1,) how many are below each level."""
     return np.concatenate([[0], np.cumsum(by_level)]).astype(np.int64)
 
 
-def _rates(errors: Ints, genuine: Ints, thresholds: npt.NDArray[np.float32]) -> Values:
-    """FNMR of each point; the last value is carried where no genuine pair is left."""
+def _rates(errors: Ints, genuine: Ints, thresholds: Floats) -> Values:
+    """FNMR of each point; a point without a genuine pair takes the value before it."""
     fnmr = np.where(genuine > 0, errors / np.maximum(genuine, 1), np.nan)
     fnmr[np.isnan(thresholds) & (genuine > 0)] = np.nan
     for point in range(1, len(fnmr)):
         if genuine[point] == 0 or np.isnan(fnmr[point - 1]):
-            fnmr[point] = fnmr[point - 1]  # NaN too: what follows a refused point is refused
+            fnmr[point] = fnmr[point - 1]  # NaN too: all points after a refused one are refused
     return fnmr

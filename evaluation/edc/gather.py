@@ -1,4 +1,4 @@
-"""From the files a user names to pairs and scores of the same images, with a note on all left out.
+"""From the files that a user names to pairs and scores of the same images, with notes.
 
 Notes that begin with `left out:` are about inputs skipped, not about a view that was asked for.
 """
@@ -15,26 +15,19 @@ import numpy.typing as npt
 from dataset.embeddings import EmbeddingsFile, open_embeddings
 from dataset.lists import Identities, ImageList
 from dataset.scores import read_scores
-from evaluation.edc.pairs import PairSource, Rows, all_pairs, listed_pairs, sampled_pairs
-from evaluation.edc.study import choose_images
-from evaluation.edc.verification_lists import read_names, read_pairs
+from evaluation.edc.pairs import (
+    Mask,
+    PairSource,
+    Values,
+    all_pairs,
+    listed_pairs,
+    sampled_pairs,
+)
+from evaluation.edc.verification_lists import PairList, read_names, read_pairs
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
 
-Mask = npt.NDArray[np.bool_]
-Features = dict[str, EmbeddingsFile]
-ScoreTable = dict[str, npt.NDArray[np.float64]]
-
 LEFT_OUT = "left out: "
-
-
-@dataclass(frozen=True)
-class PairList:
-    """A verification list in the rows of an image list."""
-
-    first: Rows
-    second: Rows
-    same: Mask
 
 
 @dataclass
@@ -58,54 +51,97 @@ class Notes:
         return any(line.startswith(LEFT_OUT) for line in self.lines)
 
 
-def load_features(paths: Sequence[Path], table: ImageList, notes: Notes) -> Features:
-    """The embeddings of each recogniser, by name, open on disk."""
-    names = unique_names(paths, recogniser_name)
-    features: Features = {}
-    for name, path in zip(names, paths, strict=True):
-        features[name], origin = open_embeddings(path, table)
+@dataclass(frozen=True)
+class Inputs:
+    """What is evaluated: N listed images, of which n take part.
+
+    Attributes:
+        identities: (N,) who is on each image.
+        features: by recogniser, (N, D) embeddings, open on disk.
+        chosen: (N,) the images that take part.
+        scores: by scorer, (n,) the scores of these.
+        given: the scorers that the user named; the others are references.
+        pairs: the pairs to compare, in rows of the list; None for all pairs.
+    """
+
+    identities: Identities
+    features: dict[str, EmbeddingsFile]
+    chosen: Mask
+    scores: dict[str, Values]
+    given: list[str]
+    pairs: PairList | None
+
+    def open_pairs(
+        self, recogniser: str, impostor_pairs: int, seed: int, watch: Callable[[int], object]
+    ) -> PairSource:
+        """The pairs of the chosen images by one recogniser.
+
+        Args:
+            recogniser: whose embeddings.
+            impostor_pairs: the size of a random sample of impostor pairs; 0 for all.
+            seed: of that sample.
+            watch: as pairs.all_pairs.
+
+        Raises:
+            ValueError: as pairs.all_pairs.
+        """
+        rows = self.features[recogniser].take(np.flatnonzero(self.chosen))
+        own = self.identities[self.chosen]
+        if self.pairs is not None:
+            place = (np.cumsum(self.chosen) - 1).astype(np.int32)
+            first, second, same = self.pairs
+            return listed_pairs(rows, own, place[first], place[second], same)
+        if impostor_pairs:
+            return sampled_pairs(rows, own, impostor_pairs, seed)
+        return all_pairs(rows, own, watch)
+
+
+def load_features(
+    paths: Sequence[Path], images: ImageList, notes: Notes
+) -> dict[str, EmbeddingsFile]:
+    """By recogniser, the embeddings, open on disk."""
+    features: dict[str, EmbeddingsFile] = {}
+    for name, path in zip(unique_names(paths, recogniser_name), paths, strict=True):
+        features[name], origin = open_embeddings(path, images)
         if origin.note:
             notes.add(origin.note)
     return features
 
 
-def load_scores(paths: Sequence[Path], table: ImageList, notes: Notes) -> ScoreTable:
-    """The scores of each file, by its name; NaN where an image has none."""
-    loaded: ScoreTable = {}
+def load_scores(paths: Sequence[Path], images: ImageList, notes: Notes) -> dict[str, Values]:
+    """By the file's name, its scores; NaN where an image has none."""
+    loaded: dict[str, Values] = {}
     for name, path in zip(unique_names(paths, lambda path: path.stem), paths, strict=True):
-        scores = read_scores(path, table)
+        scores = read_scores(path, images)
         loaded[name] = scores.values
-        total = f"of {len(table):,} images"
+        total = f"of {len(images):,} images"
         notes.leave_out(scores.missing, f"{scores.missing:,} {total} are not in {path}")
         notes.leave_out(scores.empty, f"{scores.empty:,} {total} have no score in {path}")
         if scores.strangers:
-            notes.add(f"{scores.strangers:,} records of {path} are not in {table.file}")
+            notes.add(f"{scores.strangers:,} records of {path} are not in {images.file}")
     return loaded
 
 
 def usable_images(
-    table: ImageList,
-    features: Mapping[str, EmbeddingsFile],
-    scores: Mapping[str, npt.NDArray[np.float64]],
-    notes: Notes,
+    features: Mapping[str, EmbeddingsFile], scores: Mapping[str, Values], notes: Notes
 ) -> Mask:
     """(N,) images with an embedding of every recogniser and a score of every scorer."""
-    usable = np.ones(len(table), np.bool_)
+    parts = []
     for name, file in features.items():
-        whole = file.usable_rows()
-        lost = int(np.count_nonzero(~whole))
-        notes.leave_out(lost, f"{lost:,} images have no embedding by {name} (zero or not finite)")
-        usable &= whole
-    for values in scores.values():
-        usable &= np.isfinite(values)
-    return usable
+        parts.append(file.usable_rows())
+        missing = int(np.count_nonzero(~parts[-1]))
+        notes.leave_out(
+            missing, f"{missing:,} images have no embedding by {name} (zero or not finite)"
+        )
+    parts += [np.isfinite(values) for values in scores.values()]
+    return np.asarray(np.logical_and.reduce(parts))
 
 
-def excluded_images(exclude: Path | None, table: ImageList, notes: Notes) -> Mask:
+def excluded_images(exclude: Path | None, images: ImageList, notes: Notes) -> Mask:
     """(N,) the images that a file names to be left out."""
     if exclude is None:
-        return np.zeros(len(table), np.bool_)
-    named = read_names(exclude, table)
+        return np.zeros(len(images), np.bool_)
+    named = read_names(exclude, images)
     count = np.count_nonzero(named)
     notes.add(f"view: without the {count:,} image{'' if count == 1 else 's'} of {exclude.name}")
     return named
@@ -120,10 +156,10 @@ def select_images(
     seed: int,
     notes: Notes,
 ) -> Mask:
-    """(N,) the images of the all-pairs protocol.
+    """(N,) the images that take part where all pairs are compared.
 
     Raises:
-        UserError: limits that fit no image, or none left.
+        UserError: limits that fit no image, or no image left.
     """
     for name, value in (("--max-images-per-id", max_per_id), ("--min-images-per-id", min_per_id)):
         if value is not None and value < 1:
@@ -145,68 +181,73 @@ def select_images(
     return chosen
 
 
+def choose_images(
+    identities: npt.NDArray[np.integer],
+    usable: Mask,
+    max_per_id: int | None = None,
+    min_per_id: int = 2,
+    seed: int = 0,
+) -> Mask:
+    """(N,) which images take part.
+
+    Args:
+        identities: (N,) any integers.
+        usable: (N,) images that have all they need.
+        max_per_id: draw at most so many images of each identity at random: one person's pairs grow
+            with the square of the images.
+        min_per_id: leave out identities with fewer usable images. An image without a mate has no
+            genuine pair; discarding it would count and change nothing.
+        seed: of the draw.
+    """
+    chosen = usable.copy()
+    dense = np.unique(identities, return_inverse=True)[1]
+    if max_per_id is not None:
+        order = np.random.default_rng(seed).permutation(len(dense))
+        order = order[chosen[order]]
+        by_identity = order[np.argsort(dense[order], kind="stable")]
+        counts = np.bincount(dense[order], minlength=int(dense.max()) + 1)
+        starts = np.repeat(np.cumsum(counts) - counts, counts)
+        chosen[by_identity[np.arange(len(order)) - starts >= max_per_id]] = False
+    counts = np.bincount(dense[chosen], minlength=int(dense.max(initial=0)) + 1)
+    return np.asarray(chosen & (counts[dense] >= min_per_id))
+
+
 def select_pairs(
-    path: Path, table: ImageList, usable: Mask, excluded: Mask, notes: Notes
+    path: Path, images: ImageList, usable: Mask, excluded: Mask, notes: Notes
 ) -> tuple[PairList, Mask]:
     """The pairs of a verification list whose images are usable, and (N,) these images.
 
     Raises:
-        UserError: as names.read_pairs, or no pair of one kind left.
+        UserError: as read_pairs, or no genuine or no impostor pair left.
     """
-    first, second, same, strangers = read_pairs(path, table)
-    notes.leave_out(strangers, f"{strangers:,} pairs of {path} with an image not in {table.file}")
+    pairs, strangers = read_pairs(path, images)
+    first, second, same = pairs
+    notes.leave_out(strangers, f"{strangers:,} pairs of {path} with an image not in {images.file}")
     asked = ~(excluded[first] | excluded[second])
     if not asked.all():
         notes.add(f"view: without {np.count_nonzero(~asked):,} pairs of {path} for that")
     kept = asked & usable[first] & usable[second]
-    lost = int(np.count_nonzero(asked & ~kept))
-    notes.leave_out(lost, f"{lost:,} pairs of {path} with an image that has no score or embedding")
+    missing = int(np.count_nonzero(asked & ~kept))
+    notes.leave_out(
+        missing, f"{missing:,} pairs of {path} with an image that has no score or embedding"
+    )
     for kind, wanted in (("genuine", True), ("impostor", False)):
         if not np.any(kept & (same == wanted)):
             raise UserError(f"{path}: no {kind} pair is left; both kinds are needed")
-    chosen = np.zeros(len(table), np.bool_)
+    chosen = np.zeros(len(images), np.bool_)
     chosen[first[kept]] = chosen[second[kept]] = True
     return PairList(first[kept], second[kept], same[kept]), chosen
 
 
-def choose_scores(scores: ScoreTable, chosen: Mask, notes: Notes) -> ScoreTable:
-    """The scores of the chosen images; a scorer that says the same of all of them is noted."""
-    for name, values in scores.items():
-        if np.ptp(values[chosen]) == 0:
+def describe(inputs: Inputs, source: PairSource, seed: int, bootstrap: int, notes: Notes) -> None:
+    """Notes which scores are constant, how many pairs the numbers use, and what is random."""
+    for name, values in inputs.scores.items():
+        if np.ptp(values) == 0:
             notes.add(f"{name} gives every image the same score: nothing can be discarded")
-    return {name: values[chosen] for name, values in scores.items()}
-
-
-def open_pairs(
-    features: EmbeddingsFile,
-    identities: Identities,
-    chosen: Mask,
-    listed: PairList | None,
-    impostor_pairs: int,
-    seed: int,
-    watch: Callable[[int], object],
-) -> PairSource:
-    """The pairs of the chosen images: a list's, or all, or all genuine and a draw of impostors.
-
-    Where all pairs are streamed, `watch` is told how many rows of similarities are done.
-    """
-    rows, own = features.take(np.flatnonzero(chosen)), identities[chosen]
-    if listed is not None:
-        place = (np.cumsum(chosen) - 1).astype(np.int32)
-        return listed_pairs(rows, own, place[listed.first], place[listed.second], listed.same)
-    if impostor_pairs:
-        return sampled_pairs(rows, own, impostor_pairs, seed)
-    return all_pairs(rows, own, watch)
-
-
-def describe(
-    source: PairSource, listed: PairList | None, seed: int, bootstrap: int, notes: Notes
-) -> None:
-    """Notes how many pairs the numbers rest on, and which were left to chance."""
     identities = int(source.identities.max()) + 1
     genuine = len(source.genuine.similarity)
     notes.add(f"{len(source.identities):,} images of {identities:,} identities")
-    which = "all" if listed is None else "the list's"
+    which = "all" if inputs.pairs is None else "the list's"
     if source.exhaustive:
         notes.add(f"{which} {genuine:,} genuine and {which} {source.impostors:,} impostor pairs")
     else:
@@ -226,7 +267,7 @@ def describe(
 
 
 def unique_names(paths: Sequence[Path], name_of: Callable[[Path], str]) -> list[str]:
-    """A name for each file; those that clash get the folder's name in front.
+    """A name for each file; if two are the same, the folder's name comes before each.
 
     Raises:
         UserError: a file is given twice.
@@ -242,7 +283,7 @@ def unique_names(paths: Sequence[Path], name_of: Callable[[Path], str]) -> list[
 
 
 def recogniser_name(path: Path) -> str:
-    """By the weights that its .json names, else by its file, else by its folder."""
+    """The weights that its .json names, else its file name, else its folder."""
     beside = path.with_suffix(".json")
     if beside.exists():
         about = read_json(beside)

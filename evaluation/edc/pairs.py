@@ -14,9 +14,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]  # similarities, decision thresholds
+Ints = npt.NDArray[np.int64]  # counts
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int32]  # rows of images, identities, levels of scores
+Values = npt.NDArray[np.float64]  # scores, shares, rates
+AnyFloats = npt.NDArray[np.floating]
 
 MAX_GENUINE = 50_000_000  # 12 bytes each; --max-images-per-id makes a larger set fit
 _ROWS, _COLUMNS = 1024, 8192  # a block of similarities: 32 MiB of float32
@@ -31,7 +34,7 @@ class Pairs(NamedTuple):
     first: Rows
     second: Rows
 
-    def some(self, chosen: slice | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Pairs:
+    def some(self, chosen: slice | npt.NDArray[np.integer] | Mask) -> Pairs:
         """Some of the pairs: a slice, positions or a mask."""
         return Pairs(self.similarity[chosen], self.first[chosen], self.second[chosen])
 
@@ -155,7 +158,7 @@ PairSource: TypeAlias = AllPairs | HeldPairs
 
 
 def all_pairs(
-    features: npt.NDArray[np.floating],
+    features: AnyFloats,
     identities: npt.NDArray[np.integer],
     watch: Callable[[int], object] = lambda _: None,
 ) -> AllPairs:
@@ -181,7 +184,7 @@ def all_pairs(
 
 
 def sampled_pairs(
-    features: npt.NDArray[np.floating],
+    features: AnyFloats,
     identities: npt.NDArray[np.integer],
     count: int,
     seed: int = 0,
@@ -211,11 +214,11 @@ def sampled_pairs(
 
 
 def listed_pairs(
-    features: npt.NDArray[np.floating],
+    features: AnyFloats,
     identities: npt.NDArray[np.integer],
     first: Rows,
     second: Rows,
-    same: npt.NDArray[np.bool_],
+    same: Mask,
 ) -> HeldPairs:
     """The pairs of a verification list.
 
@@ -232,7 +235,7 @@ def listed_pairs(
     return HeldPairs(dense, pairs.some(same), pairs.some(~same), whole_set=False, exhaustive=True)
 
 
-def unit_rows(features: npt.NDArray[np.floating]) -> Floats:
+def unit_rows(features: AnyFloats) -> Floats:
     """(n, D) float32 rows of length 1; a copy.
 
     Raises:

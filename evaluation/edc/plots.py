@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.edc.areas import FULL_LIMIT
-from evaluation.edc.curves import Rules, Values
+from evaluation.edc.curves import Rules
+from evaluation.edc.pairs import Values
 from evaluation.edc.results import show, title
-from evaluation.edc.study import Cell
+from evaluation.edc.study import EdcResult
 from sdd_fiqa.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by the colour-blind; the dashes tell them apart in grey.
+# Okabe and Ito's colours, which differ for the colour-blind too; the dashes differ in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES: tuple[Any, ...] = (
     "-",
@@ -28,59 +29,60 @@ _DASHES: tuple[Any, ...] = (
     (0, (9, 1.5)),
     (0, (1, 3)),
 )
-_CEILING = 1.6  # of g(phi)/g(0): above it a score is worse than useless, and would flatten the rest
+_CEILING = 1.6  # of g(phi)/g(0): a worse score would flatten the other curves
 
 
-def plot_curves(path: Path, cells: Sequence[Cell], area: str) -> None:
+def plot_curves(path: Path, results: Sequence[EdcResult], area: str) -> None:
     """Writes a PNG: g(phi)/g(0), a row of panels for each recogniser and pair of rules.
 
-    Lines keep their colour and dashes in every panel; bands are the bootstrap's middle 95 %; each
-    legend is ordered by `area`, best first, and says its value.
+    A scorer has the same colour and dashes in every panel. Bands are the bootstrap's middle 95 %.
+    Each legend is ordered by `area`, best first, and shows its value.
     """
     from matplotlib.figure import Figure
 
-    rows = list(dict.fromkeys((cell.recogniser, cell.curve.rules) for cell in cells))
-    fmrs = list(dict.fromkeys(cell.curve.fmr for cell in cells))
-    scorers = sorted({cell.scorer for cell in cells})
+    rows = list(dict.fromkeys((result.recogniser, result.curve.rules) for result in results))
+    fmrs = list(dict.fromkeys(result.curve.fmr for result in results))
+    scorers = sorted({result.scorer for result in results})
     legend_lines = len(scorers) + 1
     height = 2.6 + 0.17 * legend_lines
     figure = Figure(figsize=(3.6 * len(fmrs) + 0.4, height * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(fmrs), squeeze=False)
-    for cell_row, (recogniser, rules) in enumerate(rows):
+    for row, (recogniser, rules) in enumerate(rows):
         for column, fmr in enumerate(fmrs):
             group = [
-                cell
-                for cell in cells
-                if (cell.recogniser, cell.curve.rules, cell.curve.fmr) == (recogniser, rules, fmr)
+                result
+                for result in results
+                if (result.recogniser, result.curve.rules, result.curve.fmr)
+                == (recogniser, rules, fmr)
             ]
-            _panel(panels[cell_row, column], group, area, scorers, first=column == 0)
+            _panel(panels[row, column], group, area, scorers, first=column == 0)
     with replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=160)
 
 
 def line_style(number: int) -> tuple[str, Any]:
-    """Colour and dashes of a scorer; no two of the first 49 are alike."""
+    """Colour and dashes of a scorer; the first 49 all differ."""
     turn = number // len(_COLOURS)
     return _COLOURS[number % len(_COLOURS)], _DASHES[(number + turn) % len(_DASHES)]
 
 
 def _panel(
-    axes: Axes, group: Sequence[Cell], area: str, scorers: Sequence[str], *, first: bool
+    axes: Axes, group: Sequence[EdcResult], area: str, scorers: Sequence[str], *, first: bool
 ) -> None:
     rules, fmr = group[0].curve.rules, group[0].curve.fmr
     ceiling = 1.05
-    for cell in group:
-        start = float(cell.curve.fnmr[0])
+    for result in group:
+        start = float(result.curve.fnmr[0])
         if not start > 0:
             continue
-        shares, values = cell.curve.shares, cell.curve.fnmr / start
-        colour, dashes = line_style(scorers.index(cell.scorer))
-        label = f"{show(area, cell.areas[area])}  {cell.scorer}"
-        # What the area takes beyond the last level of a coarse score: its value there.
+        shares, values = result.curve.shares, result.curve.fnmr / start
+        colour, dashes = line_style(scorers.index(result.scorer))
+        label = f"{show(area, result.areas[area])}  {result.scorer}"
+        # The area takes the last value of a coarse score up to the limit; so does the line.
         ends = np.append(shares, FULL_LIMIT), np.append(values, values[-1])
         axes.plot(*ends, color=colour, linestyle=dashes, linewidth=1.4, label=label)
-        if cell.replicates is not None:
-            low, high = _band(cell.replicates)
+        if result.replicates is not None:
+            low, high = _band(result.replicates)
             axes.fill_between(shares, low, high, color=colour, alpha=0.13, lw=0)
         ceiling = max(ceiling, min(float(np.nanmax(values)) * 1.03, _CEILING))
     start = float(group[0].curve.fnmr[0])
@@ -108,11 +110,11 @@ def _panel(
             borderpad=0,
         )
     else:
-        axes.text(0.5, 0.5, "no error, or FMR out of reach", ha="center", fontsize=8)
+        axes.text(0.5, 0.5, "no error, or too few pairs for this FMR", ha="center", fontsize=8)
 
 
 def _band(replicates: Values) -> tuple[Values, Values]:
-    """The middle 95 % of g_b(phi)/g_b(0); replicates without an error at 0 have no ratio."""
+    """The middle 95 % of g_b(phi)/g_b(0); a replicate without an error at 0 has no ratio."""
     ratios = replicates[replicates[:, 0] > 0]
     ratios = ratios / ratios[:, :1]
     if len(ratios) < 2:

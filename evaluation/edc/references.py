@@ -1,23 +1,93 @@
-"""Scores that cost nothing, to compare a model with."""
+"""Scores that cost nothing, to compare a model with: --reference."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.embeddings import open_embeddings
+from dataset.embeddings import open_embeddings, read_norms
 from dataset.lists import Identities, ImageList
+from dataset.loader import batches
+from dataset.scores import read_scores
+from evaluation.edc.pairs import Values
 from sdd_fiqa.errors import UserError
 
+Reference = Literal["random", "norm", "sharpness", "labels", "ers"]
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601
 
 
-def laplacian_variance(faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+def reference_scores(
+    references: Sequence[Reference],
+    images: ImageList,
+    identities: Identities,
+    feats: Mapping[str, Path],
+    seed: int,
+) -> dict[str, Values]:
+    """By name, (N,) scores of the references, NaN where an image has none.
+
+    Norms and labels depend on the embeddings, so there is one of each per recogniser.
+
+    Args:
+        references: which.
+        images: the list.
+        identities: (N,) who is on each image.
+        feats: by recogniser, the file of its embeddings.
+        seed: of `random`.
+
+    Raises:
+        UserError: a reference lacks a file that it needs.
+    """
+    found: dict[str, Values] = {}
+    for name in references:
+        if name == "random":
+            found[name] = random_scores(len(images), seed)
+        elif name == "sharpness":
+            found[name] = sharpness(images)
+        elif name == "ers":
+            path = images.file.with_name("ers_scores.txt")
+            if not path.exists():
+                raise UserError(f"{path}: is missing; make it with gen_ers_scores.py")
+            found[name] = read_scores(path, images).values
+        else:
+            for recogniser, path in feats.items():
+                full = name if len(feats) == 1 else f"{name} ({recogniser})"
+                if name == "norm":
+                    found[full] = read_norms(path, images)
+                else:
+                    found[full] = own_labels(path, images, identities)
+    return found
+
+
+def is_label(name: str) -> bool:
+    """Whether this is the name of --reference labels, for one of the recognisers."""
+    return name == "labels" or name.startswith("labels (")
+
+
+def random_scores(count: int, seed: int) -> Values:
+    """(count,) random scores: a useless scorer."""
+    return np.random.default_rng((seed, 0x5EED)).random(count)
+
+
+def sharpness(images: ImageList) -> Values:
+    """(N,) variance of the Laplacian of every image; NaN where it cannot be read."""
+    found = np.full(len(images), np.nan)
+    for batch in batches(images, np.arange(len(images)), 256):
+        good = batch.readable
+        found[batch.rows[good]] = laplacian_variance(batch.faces[good])
+    if np.all(np.isnan(found)):
+        raise UserError(f"{images.file}: no image can be read; --reference sharpness needs them")
+    return found
+
+
+def laplacian_variance(faces: npt.NDArray[np.uint8]) -> Values:
     """Sharpness of (B, H, W, 3) uint8 RGB faces: (B,) variance of the Laplacian of the grey image.
 
-    The four-neighbour Laplacian; at the border the image is mirrored without repeating its edge.
+    The Laplacian uses four neighbours. At the border the image is mirrored; its edge is not
+    repeated.
     """
     grey = faces @ np.array([_RED, _GREEN, _BLUE])
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="reflect")
@@ -27,33 +97,28 @@ def laplacian_variance(faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return np.asarray((neighbours - 4 * grey).var(axis=(1, 2)))
 
 
-def random_scores(count: int, seed: int) -> npt.NDArray[np.float64]:
-    """(count,) scores that say nothing."""
-    return np.random.default_rng((seed, 0x5EED)).random(count)
+def own_labels(path: Path, images: ImageList, identities: Identities) -> Values:
+    """(N,) exact W1(P_i, N_i), from which labels are made: an oracle, because it sees identities.
 
-
-def own_labels(path: Path, table: ImageList, identities: Identities) -> npt.NDArray[np.float64]:
-    """(N,) exact W1(P_i, N_i), what the labels are made of: an oracle, since it sees identities.
-
-    NaN for images without a mate, and for those without an embedding.
+    NaN for images without a mate and for images without an embedding.
 
     Args:
         path: embeddings, row i = line i of the list.
-        table: the list.
+        images: the list.
         identities: its (N,) identities.
 
     Raises:
-        UserError: embeddings of another list, or of one identity alone.
+        UserError: embeddings of another list, or of only one identity.
     """
     from generate_pseudo_labels.distance.blocks import group_by_identity
     from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 
-    features, _ = open_embeddings(path, table)
+    features, _ = open_embeddings(path, images)
     groups = group_by_identity(identities, features.usable_rows())
     try:
         found = similarity_distances(features, groups, estimator="exact").distances
     except TooFewOutsiders as error:
         raise UserError(f"{path}: gives no labels: {error}") from error
-    labels = np.full(len(table), np.nan)
+    labels = np.full(len(images), np.nan)
     labels[groups.all_rows()] = found.w1[:, 0]
     return labels

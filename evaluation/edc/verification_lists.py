@@ -1,62 +1,67 @@
-"""Images by name: verification lists, and lists of images to leave out."""
+"""Text files that name images: verification lists, and lists of images to leave out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from common.cli import is_count
 from dataset.containers import is_container
 from dataset.containers.listing import container_pairs
 from dataset.lists import ImageList, last_parts
+from evaluation.edc.pairs import Mask, Rows
 from sdd_fiqa.errors import UserError
 
-Rows = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
+
+class PairList(NamedTuple):
+    """P pairs in rows of an image list: (P,) first, (P,) second, (P,) True where same person."""
+
+    first: Rows
+    second: Rows
+    same: Mask
 
 
-def read_names(path: Path, table: ImageList) -> Mask:
-    """(N,) True for the images that a text file names, one a line, as `rows_of_names` reads them.
+def read_names(path: Path, images: ImageList) -> Mask:
+    """(N,) True for the images that a text file names, one a line; see `rows_of_names`.
 
     Raises:
         UserError: missing, empty, or a name that is not in the list.
     """
     names = [(line, name.partition("\t")[0]) for line, name in read_lines(path)]
-    rows = rows_of_names({name for _, name in names}, table)
-    named = np.zeros(len(table), np.bool_)
+    rows = rows_of_names({name for _, name in names}, images)
+    named = np.zeros(len(images), np.bool_)
     for line, name in names:
         if name not in rows:
-            raise UserError(f"{path}:{line}: {name} is not in {table.file}; take the line out")
+            raise UserError(f"{path}:{line}: {name} is not in {images.file}; take the line out")
         named[rows[name]] = True
     return named
 
 
-def read_pairs(path: Path, table: ImageList) -> tuple[Rows, Rows, Mask, int]:
+def read_pairs(path: Path, images: ImageList) -> tuple[PairList, int]:
     """Reads a verification list: LFW's pairs.txt, lines `a b 0|1`, or a .bin with its images.
 
     Returns:
-        (P,) rows of the first and of the second image, (P,) True where both show one person, and
-        how many pairs were left out because an image is not in the list.
+        The pairs, and how many were left out because an image is not in the list.
 
     Raises:
         UserError: missing, another form, or no pair whose images are in the list.
     """
     pairs = _container_pairs(path) if is_container(str(path)) else _text_pairs(path)
-    rows = rows_of_names({name for pair in pairs for name in pair[:2]}, table)
+    rows = rows_of_names({name for pair in pairs for name in pair[:2]}, images)
     known = [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
     if not known:
-        raise UserError(f"{path}: none of its images is in {table.file}")
+        raise UserError(f"{path}: none of its images is in {images.file}")
     first = np.array([rows[pair[0]] for pair in known], np.int32)
     second = np.array([rows[pair[1]] for pair in known], np.int32)
     same = np.array([pair[2] for pair in known], np.bool_)
-    return first, second, same, len(pairs) - len(known)
+    return PairList(first, second, same), len(pairs) - len(known)
 
 
 def _container_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    """By the file's name and the member: the list may have found it from another folder."""
+    """Named by the file's name and the member: the list may be made in another folder."""
     pairs = container_pairs(str(path))
     if pairs is None:
         raise UserError(f"{path}: holds no pairs")
@@ -74,14 +79,14 @@ def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
     return [_named_pair(path, number, line) for number, line in lines]
 
 
-def rows_of_names(names: Iterable[str], table: ImageList) -> dict[str, int]:
-    """The rows of images named in one of five ways; names that fit no row are left out.
+def rows_of_names(names: Iterable[str], images: ImageList) -> dict[str, int]:
+    """The rows of images named in one of five ways; names that match no row are left out.
 
     A name is the path, its last two parts, these without suffix, the file's name, or that without
-    suffix: the first way in which any name fits holds for all of them.
+    suffix. The first way in which any name matches is used for all of them.
 
     Raises:
-        UserError: a name that fits two images.
+        UserError: a name that matches two images.
     """
     wanted = set(names)
     ways: tuple[Callable[[str], str], ...] = (
@@ -93,11 +98,11 @@ def rows_of_names(names: Iterable[str], table: ImageList) -> dict[str, int]:
     )
     for way in ways:
         rows: dict[str, int] = {}
-        for row, path in enumerate(table.paths()):
+        for row, path in enumerate(images.paths()):
             name = way(path)
             if name in wanted:
                 if name in rows:
-                    raise UserError(f"{table.file}: {name} fits two images: {path} is the second")
+                    raise UserError(f"{images.file}: {name} matches two images, also {path}")
                 rows[name] = row
         if rows:
             return rows
@@ -127,7 +132,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _lfw_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
-    """`name i j` is one person, `name i other j` two; images are <name>/<name>_%04d."""
+    """`name i j` is one person, `name i other j` two; an image is <name>/<name>_%04d."""
     if len(fields) == 3 and is_count(fields[1]) and is_count(fields[2]):
         name, i, other, j = fields[0], fields[1], fields[0], fields[2]
     elif len(fields) == 4 and is_count(fields[1]) and is_count(fields[3]):

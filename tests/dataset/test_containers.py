@@ -145,12 +145,12 @@ def test_a_bin_gives_a_list_and_pairs(faces: Path) -> None:
     ]
     table, identities = read_labelpath(faces / "ann_bin/DATA.labelpath")
     assert identities.tolist() == [0, 0, 0, 1, 1, 2, 3]
-    as_text = read_pairs(faces / "ann_bin/pairs.txt", table)
-    assert as_text[2].tolist() == [True, True, False, True, False]
-    from_bin = read_pairs(faces / "faces.bin", table)
+    as_text, unknown = read_pairs(faces / "ann_bin/pairs.txt", table)
+    assert as_text.same.tolist() == [True, True, False, True, False] and unknown == 0
+    from_bin, unknown = read_pairs(faces / "faces.bin", table)
     for column in range(3):
-        assert np.array_equal(np.asarray(as_text[column]), np.asarray(from_bin[column]))
-    assert as_text[3] == from_bin[3] == 0
+        assert np.array_equal(as_text[column], from_bin[column])
+    assert unknown == 0
 
 
 def test_listed_records_only_and_small_identities(faces: Path, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from evaluation.edc.advice import advise
 from evaluation.edc.areas import areas, quadrature, step_widths, theoretical_best
 from evaluation.edc.bootstrap import draws, interval, resampled
 from evaluation.edc.curves import Curve, Levels, Rules, evaluate
+from evaluation.edc.gather import choose_images
 from evaluation.edc.pairs import HeldPairs, Pairs, all_pairs
-from evaluation.edc.study import choose_images, differences, study
+from evaluation.edc.study import differences, study
 from evaluation.leave_one_out import leave_one_out
 
 Values = npt.NDArray[np.float64]
@@ -201,7 +202,7 @@ def test_interval_needs_values() -> None:
 
 def test_study_orders_and_compares_scorers() -> None:
     features, ids, quality = noisy_set(3, images=300)
-    source = {"r": all_pairs(features, ids)}
+    source = all_pairs(features, ids)
     scores = {
         "chance": np.random.default_rng(0).random(300),
         "good": quality,
@@ -209,20 +210,20 @@ def test_study_orders_and_compares_scorers() -> None:
         "reversed": -quality,
     }
     rules = [Rules("recomputed", "images")]
-    cells = study(source, scores, [0.01], rules, replicates=200)
-    assert [cell.scorer for cell in cells[:2]] == ["good", "the same"]
-    assert cells[-1].scorer == "reversed"
-    for cell in cells:
-        low, high = cell.intervals["aoc"]
-        assert low < cell.areas["aoc"] < high
-    compared = differences(cells, "aoc")
+    results = study("r", source, scores, [0.01], rules, replicates=200)
+    assert [result.scorer for result in results[:2]] == ["good", "the same"]
+    assert results[-1].scorer == "reversed"
+    for result in results:
+        low, high = result.intervals["aoc"]
+        assert low < result.areas["aoc"] < high
+    compared = differences(results, "aoc")
     assert len(compared) == 6
     against = {one.other.scorer: one for one in compared if one.better.scorer == "good"}
-    assert against["reversed"].told_apart
+    assert against["reversed"].significant
     # Paired: two scorers of one order never differ, however wide their own intervals are.
     assert (against["the same"].low, against["the same"].high) == (0, 0)
-    assert not against["the same"].told_apart
-    lower_first = study(source, scores, [0.01], rules, area="pauc_0.3")
+    assert not against["the same"].significant
+    lower_first = study("r", source, scores, [0.01], rules, area="pauc_0.3")
     assert lower_first[-1].scorer == "reversed" and lower_first[0].scorer == "good"
 
 

@@ -70,14 +70,16 @@ def test_a_target_out_of_reach_is_refused_by_name() -> None:
     found = evaluate(source, {"q": quality}, [0.01, 1e-4], FOUR)
     never = found["q", 1e-4, FOUR[2]]
     assert np.all(np.isnan(never.fnmr)) and np.all(np.isnan(list(areas(never).values())))
-    assert f"FMR 0.0001 cannot be shown with {source.impostors:,} impostor pairs" in str(
-        refusal(never)
-    )
+    few = f"too few impostor pairs ({source.impostors:,}) for FMR 0.0001; use "
+    assert str(refusal(never)).startswith(few)
     late = found["q", 0.01, FOUR[0]]
     assert 0.3 < late.reach < 0.95
     assert np.isnan(areas(late)["aoc"]) and np.isnan(areas(late)["auc"])
     assert np.isfinite(areas(late)["pauc_0.3"])
-    assert f"largest phi that can be had: {late.reach:.2f}" in str(refusal(late))
+    assert f"for FMR 0.01 beyond {100 * late.reach:.0f} % discarded; use" in str(refusal(late))
+    for refused, rules in ((never, FOUR[2]), (late, FOUR[0])):  # the suggested value works
+        fmr = float(str(refusal(refused)).rpartition(" ")[2])
+        assert refusal(evaluate(source, {"q": quality}, [fmr], [rules])["q", fmr, rules]) is None
     assert refusal(late, 0.3) is None
     assert refusal(found["q", 0.01, FOUR[2]]) is None
 

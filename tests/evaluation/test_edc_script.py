@@ -70,7 +70,7 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> i
         "fmr": (0.01,),
         "out_dir": Path("out"),
     }
-    return eval_edc.main(**(given | settings))  # type: ignore[arg-type]
+    return eval_edc.main(eval_edc.Settings(**(given | settings)))  # type: ignore[arg-type]
 
 
 def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> None:
@@ -99,7 +99,7 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> 
     assert content["cells"][0]["curve"]["shares"][0] == 0
     assert any(one["told_apart"] for one in content["differences"])
     good = next(line for line in done.stdout.splitlines() if "| good |" in line)
-    assert good.endswith("|  |") and "AOC not told apart from |" in done.stdout
+    assert good.endswith("|  |") and "AOC not significantly different from |" in done.stdout
     calibration = json.loads((out / "calibration.json").read_text())
     assert calibration["fmr"] == 1e-3 and calibration["recogniser"] == "one"
     assert len(calibration["shares"]) == len(calibration["thresholds"]) == len(calibration["fnmr"])
@@ -173,8 +173,9 @@ def test_unreachable_and_unreliable_cells_say_so(
 ) -> None:
     call(folder, monkeypatch, fmr=(0.5, 1e-3, 1e-6), bootstrap=20)
     shown = capsys.readouterr().out
-    assert "one, good, recomputed, images: FMR 1e-06 cannot be shown with 28,080" in shown
-    assert "FMR 0.001 cannot be shown once" in shown and "largest phi that can be had" in shown
+    few = "one, good, recomputed, images: too few impostor pairs"
+    assert f"{few} (28,080) for FMR 1e-06; use 4e-05" in shown
+    assert f"{few} for FMR 0.001 beyond 8" in shown
     row = next(line for line in shown.splitlines() if line.startswith("| one | 1e-06 |"))
     assert set(row.split("|")[9:-1]) == {" - "}
     assert "* fewer than 30 genuine errors at no discard" in shown
@@ -244,11 +245,11 @@ def test_sharpness_and_ers_are_read(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fmr": (1.5,)}, "--fmr 1.5: must lie between 0 and 1"),
+        ({"fmr": (1.5,)}, "--fmr 1.5: must be between 0 and 1"),
         ({"fmr": ()}, "--fmr: give at least one"),
         ({"feats": ()}, "--feats: give at least one"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
-        ({"limit": (0.99,)}, "--limit 0.99: must lie above 0"),
+        ({"limit": (0.99,)}, "--limit 0.99: must be above 0"),
         ({"impostor_pairs": -1}, "--impostor-pairs -1: must be 0"),
         ({"bootstrap": 5}, "--bootstrap 5: must be 0"),
         ({"advise_at": 0.5}, "--advise-at 0.5: must be one of --fmr"),
@@ -258,7 +259,7 @@ def test_sharpness_and_ers_are_read(
         ({"max_images_per_id": 1, "min_images_per_id": 1}, "there is no genuine pair"),
         ({"protocol": "iso", "discard": ("images",)}, "--protocol iso sets --threshold-at"),
         ({"protocol": "iso", "limit": (0.2,)}, "add 0.3 to --limit"),
-        ({"scores": ()}, "nothing to judge"),
+        ({"scores": ()}, "nothing to evaluate"),
         ({"scores": (Path("good.csv"),) * 2}, "a file is given twice"),
         ({"pairs": Path("pairs.txt"), "impostor_pairs": 9}, "--pairs says which pairs to compare"),
         ({"scores": (Path("random.txt"),), "reference": ("random",)}, "both give random: rename"),
@@ -324,7 +325,7 @@ def test_nothing_that_is_read_is_written_over(
     (folder / "mine").mkdir()
     (folder / "mine/results.csv").write_bytes((folder / "good.csv").read_bytes())
     settings = {"scores": (Path("mine/results.csv"),), "out_dir": Path("mine")}
-    with pytest.raises(UserError, match=r"--out-dir mine: its results.csv is read"):
+    with pytest.raises(UserError, match=r"--out-dir mine: its results.csv is an input"):
         call(folder, monkeypatch, **settings)
     assert (folder / "mine/results.csv").read_bytes() == (folder / "good.csv").read_bytes()
 
