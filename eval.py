@@ -107,7 +107,7 @@ def main(
         results = sys.stderr if out == "-" else sys.stdout
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
         images = faces.searched() if cut_short else len(table)
-        summarise(faces, scores, images, skipped, meaning, top, bottom, to=results)
+        summarise(faces.paths_at, scores, images, skipped, meaning, top, bottom, to=results)
         plain = isinstance(faces, ListedFaces) and not faces.like_photos
         if plain and seem_unaligned(scores.values, meaning.calibration):
             note(
@@ -246,7 +246,7 @@ def make_report(
     sentence = meaning.sentence(scores.values)
     write_report(
         page,
-        paths=faces,
+        path_of=faces.path,
         scores=scores.values.astype(np.float64),
         statuses=[scores.status(row) for row in range(len(faces))],
         model_name=network.name,

@@ -1,8 +1,8 @@
-"""Scores of clean and degraded faces side by side, for faces whose name says how they were made.
+"""Scores of clean and degraded faces, where a face's name says how it was degraded.
 
 python -m evaluation.by_kind --scores scores.csv --labels annotations/quality_pseudo_labels.txt
 
-A degraded copy carries its kind in its name, `<face>.<kind>.png` (see dataset.orl_faces).
+A degraded copy is named `<face>.<kind>.png` (see dataset.orl_faces).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(*, scores: Path, labels: Path) -> int:
 
     Args:
         scores: a scores.csv.
-        labels: pseudo-labels, `<path> TAB <label>`, of at least the same images.
+        labels: pseudo-labels, `<path> TAB <label>`, of these images or more.
     """
     table = read_table(labels, "label")
     values = read_scores(scores, table).values
@@ -45,7 +45,7 @@ def main(*, scores: Path, labels: Path) -> int:
 
 
 def kind_of(path: str) -> str:
-    """The kind, or several joined by +, in a name; clean where there is none.
+    """The kind in a name, or several joined by +; clean if there is none.
 
     >>> kind_of("s01/s01_03.blur+noise.png"), kind_of("s01/s01.03.png")
     ('blur+noise', 'clean')

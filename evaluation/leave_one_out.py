@@ -1,17 +1,17 @@
-"""The quality that SDD-FIQA starts from, computed exactly: what leaving an image out does.
+"""The quality that SDD-FIQA is based on, computed exactly: the effect of leaving an image out.
 
-Eq. 3-4 of the paper: at a fixed FMR, the FNMR of the whole set minus the FMR without image i,
-averaged over FMR uniform on [0, 1]. A large fall means that x_i was bad. The paper estimates it by
-W1(P_i, N_i), where a SMALL distance means bad; so the two correlate negatively.
+Eq. 3-4 of the paper: at a fixed FMR, the FNMR of the whole set minus the FNMR without image i,
+averaged over FMR uniform on [0, 1]. A large fall means that x_i is bad. The paper estimates it by
+W1(P_i, N_i), where a SMALL distance means bad, so the two correlate negatively.
 
-With every threshold at the next float above an impostor similarity v, the FNMR is the share of
-genuine similarities g <= v, and the average over FMR is the average over v:
+If the threshold is the next float above an impostor similarity v, the FNMR is the share of genuine
+similarities g <= v. The average over FMR is the average over v:
 
     A(X) = U / (G M),   U = #{(g, v): g <= v},  G genuine and M impostor pairs
     fall_i = A(X) - A(X without i)
 
-and leaving i out takes from U the pairs (g, v) in which g or v belongs to i, counted by bisection
-in the sorted similarities. No integral is approximated.
+Leaving i out removes from U the pairs (g, v) where g or v belongs to i. They are counted by
+bisection in the sorted similarities. No integral is approximated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from evaluation.edc.pairs import unit_rows
 from evaluation.edc.references import own_labels
 from sdd_fiqa.errors import UserError
 
-MAX_IMAGES = 10_000  # its impostor similarities are sorted in memory: 4 n^2 bytes or so
+MAX_IMAGES = 10_000  # impostor similarities are sorted in memory: about 4 n^2 bytes
 
 
 def main(*, feats: Path, image_list: Path) -> int:
@@ -36,7 +36,7 @@ def main(*, feats: Path, image_list: Path) -> int:
 
     Args:
         feats: embeddings, (N, D) .npy, row i = line i of the image list.
-        image_list: DATA.labelpath, `<path> TAB <identity>`; 10,000 images at the most.
+        image_list: DATA.labelpath, `<path> TAB <identity>`; at most 10,000 images.
     """
     from scipy.stats import pearsonr, spearmanr
 
@@ -69,11 +69,11 @@ def leave_one_out(
 
     Args:
         features: (n, D) embeddings, any float type.
-        identities: (n,) any integers; an image without a mate has P_i empty, which is allowed.
+        identities: (n,) any integers; an image without a mate is allowed (its P_i is empty).
 
     Raises:
-        ValueError: more than MAX_IMAGES images, or leaving one out leaves no genuine or no
-            impostor pair.
+        ValueError: more than MAX_IMAGES images, or no genuine or no impostor pair is left without
+            one of them.
     """
     count = len(features)
     if count > MAX_IMAGES:
@@ -89,7 +89,7 @@ def leave_one_out(
     genuine_left = len(genuine) - own_genuine
     impostors_left = len(impostors) - own_impostors
     if not count or genuine_left.min() < 1 or impostors_left.min() < 1:
-        raise ValueError("leaving an image out must leave a genuine and an impostor pair")
+        raise ValueError("without any one image, a genuine and an impostor pair must be left")
     total = _pairs_at_most(genuine, impostors)
     left = np.empty(count)
     for image in range(count):
@@ -103,7 +103,7 @@ def leave_one_out(
 
 
 def _pairs_at_most(genuine: npt.NDArray[np.float32], impostors: npt.NDArray[np.float32]) -> int:
-    """#{(g, v): g <= v} of two sorted arrays, by bisection of the shorter in the longer."""
+    """#{(g, v): g <= v} of two sorted arrays: the shorter is looked up in the longer."""
     if len(genuine) <= len(impostors):
         below = np.searchsorted(impostors, genuine, side="left")
         return len(genuine) * len(impostors) - int(below.sum())

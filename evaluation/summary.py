@@ -1,9 +1,9 @@
-"""What a run of eval.py says at its end."""
+"""What eval.py prints at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO
 
 import numpy as np
 
@@ -12,15 +12,11 @@ from dataset.left_out import Skipped
 from dataset.scores import Scores
 from sdd_fiqa.calibration import ScoreInterpretation
 
-_NAMED = 5  # images without a score that are named; the CSV file names all
-
-
-class _Names(Protocol):
-    def paths_at(self, rows: Iterable[int]) -> Iterator[str]: ...
+_NAMED = 5  # images without a score that are named; scores.csv names all
 
 
 def summarise(
-    names: _Names,
+    paths_at: Callable[[Iterable[int]], Iterator[str]],
     scores: Scores,
     images: int,
     skipped: Skipped,
@@ -29,13 +25,13 @@ def summarise(
     bottom: int,
     to: TextIO,
 ) -> None:
-    """Prints one line for one image; else counts, quantiles, the extremes and what went wrong.
+    """Prints one line for one image; for more, counts, quantiles, extremes and what went wrong.
 
     Args:
-        names: of the rows.
+        paths_at: rows -> their paths.
         scores: of the rows.
-        images: how many were looked at; fewer than rows where photos have several faces.
-        skipped: what the search for images did not take.
+        images: how many images were read; fewer than rows if photos have several faces.
+        skipped: what the search for images left out.
         meaning: of the scores.
         top: how many of the best to print.
         bottom: how many of the worst.
@@ -49,9 +45,9 @@ def summarise(
         if (sentence := meaning.sentence(scores.values)) is not None:
             note(sentence)
     else:
-        _summarise_many(names, scores, images, meaning, top, bottom, to)
+        _summarise_many(paths_at, scores, images, meaning, top, bottom, to)
     failed = sorted(scores.reasons)
-    for row, path in zip(failed[:_NAMED], names.paths_at(failed[:_NAMED]), strict=True):
+    for row, path in zip(failed[:_NAMED], paths_at(failed[:_NAMED]), strict=True):
         note(f"not scored: {path}: {scores.reasons[row]}")
     if len(failed) > _NAMED:
         note(f"not scored: {len(failed)} images in all; the status column says why")
@@ -60,7 +56,7 @@ def summarise(
 
 
 def _summarise_many(
-    names: _Names,
+    paths_at: Callable[[Iterable[int]], Iterator[str]],
     scores: Scores,
     images: int,
     meaning: ScoreInterpretation,
@@ -81,5 +77,5 @@ def _summarise_many(
         print(sentence, file=to)
     order = good[np.argsort(scores.values[good], kind="stable")]
     for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
-        for row, path in zip(rows, names.paths_at(rows), strict=True):
+        for row, path in zip(rows, paths_at(rows), strict=True):
             print(f"{word}\t{scores.values[row]:.2f}\t{path}", file=to)

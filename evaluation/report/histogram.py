@@ -1,4 +1,4 @@
-"""A histogram of scores as inline SVG: it needs no script, keeps its text size on any screen."""
+"""A histogram of scores as inline SVG, which needs no script."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 Ticks = npt.NDArray[np.int64]
 
 MAX_BARS = 60
-_DIGITS = 100  # the last decimal is no coarser than the scores' size through this,
-_STEPS_ACROSS = 20  # nor than the distance of their 5 % and 95 % quantiles through this
-_LARGEST_TICK = 1 << 52  # whole numbers that JavaScript holds exactly
+_DIGITS = 100  # the last decimal is at most the size of the scores / this,
+_STEPS_ACROSS = 20  # and at most the range of their 5 % to 95 % quantiles / this
+_LARGEST_TICK = 1 << 52  # JavaScript holds whole numbers up to here exactly
 _LETTER_SHARE = 0.025  # of the axis: a letter's width on a screen 320 pixels wide
 _ROW = 14  # pixels between two rows of labels
 _PLOT = 180  # pixels, height of the tallest bar
@@ -23,16 +23,16 @@ _PLOT = 180  # pixels, height of the tallest bar
 
 @dataclass(frozen=True)
 class Mark:
-    """A line drawn across the histogram: its score and what is written above it."""
+    """A vertical line in the histogram: its score, and the label above it."""
 
     score: float
     label: str
 
 
 def decimals_for(scores: npt.NDArray[np.float64]) -> int:
-    """How many decimals to show: some three digits, more where scores hardly differ.
+    """How many decimals to show: about three digits, more if the scores hardly differ.
 
-    That is 1 on the scale 0..100 and 3 on 0..1.
+    That is 1 on the scale 0..100, and 3 on 0..1.
 
     Args:
         scores: (N,) float64, finite, N >= 1. A few outliers do not change the answer.
@@ -44,14 +44,14 @@ def decimals_for(scores: npt.NDArray[np.float64]) -> int:
 
 
 def ticks_of(scores: npt.NDArray[np.float64], decimals: int) -> Ticks:
-    """Scores as whole numbers of the last decimal, downwards: 41.26 with 1 decimal is 412."""
+    """Scores as whole numbers of the last decimal, rounded down: 41.26 with 1 decimal is 412."""
     scaled = np.asarray(scores, np.float64) * 10.0**decimals
     ticks = np.floor(np.round(scaled, 6))  # 0.29 * 100 is 28.999999999999996
     return np.clip(ticks, -_LARGEST_TICK, _LARGEST_TICK).astype(np.int64)
 
 
 def coarser(ticks: Ticks, decimals: int) -> Ticks:
-    """Ticks with so many decimals less, rounded, halves upwards: 4126 with 2 less is 41."""
+    """Ticks with fewer decimals, rounded, halves up: 4126 with 2 fewer is 41."""
     step: int = 10**decimals
     return (ticks + step // 2) // step
 
@@ -61,19 +61,19 @@ def histogram_svg(
 ) -> str:
     """Draws the histogram of all scores.
 
-    Bars begin at round numbers. A few scores far from all others (outside the 0.1 % and 99.9 %
-    quantiles by more than the width between those) are counted in the first and the last bar.
+    Bars start at round numbers. Scores far from all others are counted in the first and the last
+    bar: those that are outside the 0.1 % to 99.9 % quantiles by more than that range.
 
     Args:
         ticks: (N,) int64, scores as whole numbers of the last decimal, N >= 1.
         decimals: of the scores.
-        marks: lines to draw; one off the axis is left out (`histogram_edges` stretches the axis
+        marks: lines to draw; one outside the axis is left out (`histogram_edges` extends the axis
             to those near it).
         kind: what is counted, in the singular.
 
     Returns:
-        An `<svg>` element. Every bar is followed by a `.hit` area with the lowest and highest tick
-        that it counts, for the page's script.
+        An `<svg>` element. After every bar comes a `.hit` area with the lowest and the highest
+        tick that it counts, for the page's script.
     """
     scale = 10**decimals
     exact = ticks_of(np.array([mark.score for mark in marks], np.float64), decimals + 1)
@@ -94,7 +94,7 @@ def histogram_svg(
         for mark, tick in zip(marks, marked, strict=True)
         if edges[0] <= tick <= edges[-1]
     ]
-    spans = []  # where each label begins and ends: left of its line where the axis ends
+    spans = []  # where each label starts and ends; left of its line near the axis' end
     for mark, tick in shown:
         line, width = (tick - first) / (edges[-1] - first), _LETTER_SHARE * (len(mark.label) + 1)
         spans.append((line - width, line) if line > 1 - width else (line, line + width))
@@ -107,7 +107,7 @@ def histogram_svg(
         f'to {ticks.max() / scale:.{decimals}f}">'
     ]
     tallest = int(heights.max())
-    counts = []  # above the bars
+    counts = []  # drawn above the bars
     for level in _round_levels(tallest):
         y = f"{floor - _PLOT * level / tallest:.1f}"
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
@@ -115,7 +115,7 @@ def histogram_svg(
     for left, low, high, number in zip(edges[:-1], lows, highs, heights, strict=True):
         height = _PLOT * number / tallest
         if number:
-            height = max(height, 1.5)  # one image among many must still be seen
+            height = max(height, 1.5)  # one image among many must be visible
         span = f'x="{at(left)}" width="{100 / count:.3f}%"'
         text = (
             f"{low / scale:.{decimals}f} to {high / scale:.{decimals}f}: {number:,} "
@@ -146,7 +146,7 @@ def histogram_svg(
             f'<text class="mark-text" x="{x}" y="{label_y}" '
             f'text-anchor="{"end" if before else "start"}">{escape(mark.label)}</text>'
         )
-    parts += texts  # above all lines
+    parts += texts  # drawn above all lines
     parts.append("</svg>")
     return "\n".join(parts)
 
@@ -160,7 +160,7 @@ def histogram_edges(ticks: Ticks, marks: Ticks) -> Ticks:
     near = near[(near >= low - reach) & (near <= high + reach)]
     low, high = int(near.min()), int(near.max())
     width = _round_up((high - low + 1) / most)
-    if -(-(high + 1) // width) - low // width > most:  # both ends cut a bar
+    if -(-(high + 1) // width) - low // width > most:  # both ends are inside a bar
         width = _round_up(width + 1)
     first, last = low // width, -(-high // width)
     last = max(last if high % width else last + 1, first + 1)
@@ -168,7 +168,7 @@ def histogram_edges(ticks: Ticks, marks: Ticks) -> Ticks:
 
 
 def _round_up(value: float) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not below `value`."""
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `value`."""
     power = 1
     while True:
         for step in (power, 2 * power, 5 * power):
@@ -190,7 +190,7 @@ def _axis_labels(first: int, last: int) -> list[int]:
 
 
 def _label_rows(spans: Sequence[tuple[float, float]]) -> list[int]:
-    """The row of each label, which takes (from, to) of the axis; no two of one row overlap."""
+    """The row of each label, which covers (from, to) of the axis; none overlaps in its row."""
     rows = [0] * len(spans)
     ends: list[float] = []
     for index in sorted(range(len(spans)), key=spans.__getitem__):

@@ -1,11 +1,11 @@
-"""The report page: faces ordered by score in one HTML file that needs nothing else, no network.
+"""The report page: faces ordered by score, in one HTML file that needs no network.
 
-    write_report("report.html", paths=table, scores=scores, statuses=statuses,
+    write_report("report.html", path_of=images.path, scores=scores, statuses=statuses,
                  model_name="R_50", thumbnail=make_thumbnail)
 
 The page holds the faces as small JPEGs, a histogram, the model's calibration, a filter by score
 (typed, dragged over the histogram, or as `report.html#min=40&max=60&order=asc`), and a link from
-every face to its file. Its Content-Security-Policy lets nothing in but its own style and script.
+every face to its file. Its Content-Security-Policy allows only its own style and script.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -28,31 +28,20 @@ from evaluation.report.histogram import decimals_for, ticks_of
 from sdd_fiqa.calibration import check_calibration
 from sdd_fiqa.files import replacing
 
-# At about 3 kB a face, 2,000 make a page of some 8 MB, which opens in a second or two from disk;
-# nobody looks at more, and an even sample shows the same order.
+# At about 3 kB a face, 2,000 make a page of about 8 MB, which opens in a second or two. An even
+# sample of more faces shows the same order.
 MAX_FACES = 2000
-
-
-class PathTable(Protocol):
-    """What a list that stays on disk offers (dataset.lists.ImageList does)."""
-
-    def path(self, row: int) -> str:
-        """The path of one record."""
-
-
-Paths: TypeAlias = Sequence[str] | PathTable | Callable[[int], str]
 
 
 def write_report(
     path: str | os.PathLike[str],
     *,
-    paths: Paths,
+    path_of: Callable[[int], str],
     scores: npt.ArrayLike,
     statuses: Sequence[str],
     model_name: str,
     thumbnail: Callable[[int], bytes | None],
     kind: Literal["image", "face"] = "image",
-    links: str | os.PathLike[str] | None = ".",
     link_path: Callable[[int], str | None] | None = None,
     calibration: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
@@ -60,36 +49,32 @@ def write_report(
 ) -> None:
     """Writes the report page, whole or not at all.
 
-    Above `max_faces` scored images the page shows an even sample across the scores (evenly spaced
-    ranks, the lowest and the highest always among them) and says so; histogram, counts and
-    quantiles are always those of all images. Only the shown rows' paths are read, and one
-    thumbnail is in memory at a time.
+    With more than `max_faces` scored images, the page shows an even sample of the ranks, with the
+    lowest and the highest score, and says so. Histogram, counts and quantiles are always those of
+    all images. Only the paths of the rows shown are read, and one thumbnail is in memory at a time.
 
     Args:
         path: the page to write; its folder is made.
-        paths: path of row i: a sequence, a function of i, or a table with `path(i)`. Names may hold
-            anything a file name may.
+        path_of: row -> path; it may hold anything that a file name may.
         scores: (N,) float64, higher is better; NaN where an image has no score.
-        statuses: (N,) "ok", or why not; shown for images without a score.
+        statuses: (N,) "ok", or why there is no score; shown for images without one.
         model_name: as the reader knows it.
-        thumbnail: row -> JPEG bytes of at most about 112x112 pixels; None where there is no
-            picture. Asked for the shown rows only, in the order of the page.
-        kind: what a row is, in the page's words: several faces may be of one image.
-        links: the folder from which relative paths start (the current one by default); a face then
-            links to its file, relative to the page. None: no links.
-        link_path: row -> path of the file to open where that is not the row's own path (several
-            faces of one photo), None where there is none (a container).
+        thumbnail: row -> JPEG bytes of about 112x112 pixels; None if there is no picture. Called
+            for the rows shown only, in the order of the page.
+        kind: what a row is, in the page's words; several faces may be of one image.
+        link_path: row -> the file that a face links to, relative to the current folder; None if
+            there is none (a container). Default: the row's path.
         calibration: of the model, from faces held out of its training:
             `thresholds`: list of {`discard`: share in 0..1, `score`: the score below which that
             share of the calibration faces lies, `fnmr`: the FNMR that is left (optional)};
             `percentiles` (optional): 101 rising scores, of the percentiles 0..100;
             `faces` (optional): how many faces it was made on; `fmr` (optional): the FMR of `fnmr`.
         notes: sentences to show at the top, plain text.
-        max_faces: faces on the page, at least 2.
+        max_faces: the most faces on the page, at least 2.
 
     Raises:
-        ValueError: arrays of different lengths, a calibration that is not as above, a thumbnail
-            that is not JPEG, max_faces below 2.
+        ValueError: arrays of different lengths, a calibration that is not as above, or a thumbnail
+            that is not JPEG.
         UserError: the page cannot be written.
     """
     values = np.asarray(scores, np.float64)
@@ -97,14 +82,9 @@ def write_report(
         raise ValueError(
             f"scores and statuses must be of one length, got {values.shape} and {len(statuses)}"
         )
-    if isinstance(paths, Sized) and len(paths) != len(values):
-        raise ValueError(f"paths must be as many as scores, {len(values)}, got {len(paths)}")
-    if max_faces < 2:
-        raise ValueError(f"max_faces must be at least 2, got {max_faces}")
     if calibration is not None:
         check_calibration(calibration)
 
-    path_of = _path_function(paths)
     scored = np.flatnonzero(np.isfinite(values))
     known = values[scored]
     decimals = decimals_for(known) if len(known) else 1
@@ -130,7 +110,7 @@ def write_report(
     def item(row: int) -> str:
         name = path_of(row)
         target = name if link_path is None else link_path(row)
-        url = None if links is None or target is None else relative_url(target, links, folder)
+        url = None if target is None else relative_url(target, folder)
         score = float(values[row])
         return section.face_item(name, score, decimals, percentiles, url, thumbnail(row))
 
@@ -145,9 +125,9 @@ def write_report(
 
 
 def sample_ranks(scores: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.intp]:
-    """Positions of at most `most` scores, highest first, evenly spaced over the ranks.
+    """Positions of at most `most` >= 2 scores, highest first, evenly spaced over the ranks.
 
-    Equal scores keep their order; the highest and the lowest score are always among them.
+    Equal scores keep their order. The highest and the lowest score are always among them.
 
     >>> sample_ranks(np.array([3.0, 1.0, 2.0, 5.0, 4.0]), 3)
     array([3, 0, 1])
@@ -158,27 +138,20 @@ def sample_ranks(scores: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.i
     return order[np.linspace(0, len(order) - 1, most).round().astype(np.intp)]
 
 
-def relative_url(target: str, links: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
+def relative_url(target: str, folder: str) -> str:
     """The percent-encoded URL of a file, relative to the folder of the page.
 
-    >>> relative_url("faces/a b#c?.jpg", "/data", "/data/out")
+    >>> relative_url("/data/faces/a b#c?.jpg", "/data/out")
     '../faces/a%20b%23c%3F.jpg'
     """
-    relative = os.path.relpath(os.path.join(os.path.abspath(links), target), folder)
-    return quote(section.path_bytes(relative), safe="/")
-
-
-def _path_function(paths: Paths) -> Callable[[int], str]:
-    if isinstance(paths, Sequence):
-        return paths.__getitem__
-    return paths if callable(paths) else paths.path
+    return quote(section.path_bytes(os.path.relpath(target, folder)), safe="/")
 
 
 def _template_pieces() -> Iterator[str]:
-    """The template cut at its `{{names}}`, with the policy, known beforehand, filled in.
+    """The template cut at its `{{names}}`, with the security policy filled in.
 
-    The policy names the style and the script by their hashes: markup that a hostile file name
-    might smuggle in could neither run nor load anything.
+    The policy names the style and the script by their hashes. Markup in a hostile file name can
+    neither run nor load anything.
     """
     template = (
         resources.files("evaluation.report").joinpath("template.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The parts of the report page as HTML text; every string that comes from outside is escaped."""
+"""The parts of the report page as HTML text; every string from outside is escaped."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import numpy.typing as npt
 
 from evaluation.report.histogram import Mark, Ticks, coarser, histogram_svg, ticks_of
 
-_TAIL = 8  # characters of a name that are always shown: names differ at their ends
-FINER = 2  # decimals that the page's script knows beyond those shown, for exact thresholds
-MAX_UNSCORED = 200  # unscored images listed by name; all are counted
+_TAIL = 8  # the last characters of a name, which are always shown: names differ there
+FINER = 2  # more decimals than are shown, for the script's exact thresholds
+MAX_UNSCORED = 200  # images without a score that are listed by name; all are counted
 
 
 def path_bytes(text: str) -> bytes:
-    """A path's own bytes; what cannot be a path's becomes `?`."""
+    """A path's own bytes; what no path can hold becomes `?`."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "replace")
 
 
-# Control characters, and those that turn the direction of the text around them.
+# Control characters, and characters that change the direction of the text.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
@@ -39,7 +39,7 @@ def html_text(text: str) -> str:
 
 
 def number_text(value: float, decimals: int) -> str:
-    """A score as the page shows it: rounded as its tick is, so that text and filter agree."""
+    """A score as the page shows it; rounded like its tick, so text and filter agree."""
     if abs(value) >= 1e9:
         return f"{value:.3e}"
     tick = coarser(ticks_of(np.array([value]), decimals + FINER), FINER)[0]
@@ -47,14 +47,14 @@ def number_text(value: float, decimals: int) -> str:
 
 
 def lead(model_name: str, kind: str, rows: int, scored: int, shown: int) -> str:
-    """What the page shows: how many images, the model, what is missing, whether it is a sample."""
-    # A row without a score is an image, also where several faces may be of one.
+    """What the page shows: images, model, what has no score, and whether it is a sample."""
+    # A row without a score is an image, even where a row with one is a face.
     found = scored if kind == "face" else rows
     words = f"{_count(found, kind)}, scored by <strong>{html_text(model_name)}</strong>."
     if scored < rows:
-        words += f" {_count(rows - scored, 'image')} got no score, see the end of the page."
+        words += f" {_count(rows - scored, 'image')} got no score (see the end of the page)."
     if scored:
-        words += " A higher score is a face that is easier to recognise."
+        words += " A face with a higher score is easier to recognise."
     if shown < scored:
         words += (
             f" This page shows {shown:,} of the {scored:,} scored faces: an even sample across the"
@@ -98,16 +98,16 @@ def histogram_section(
         for entry in (calibration or {}).get("thresholds", ())
     ]
     drawing = histogram_svg(coarser(ticks, FINER), decimals, marks, kind)
-    hint = "Drag over the bars to show the faces of a range."
-    if 'class="mark"' in drawing:  # none, where all are off the axis
-        hint += " Dashed: the score below which that share of the calibration faces lies."
+    hint = "Drag over the bars to show only the faces of a range."
+    if 'class="mark"' in drawing:  # a mark outside the axis is not drawn
+        hint += " Dashed: this share of the calibration faces scores lower."
     return f'<section class="card"><h2>Scores</h2>\n{drawing}\n<p class="hint">{hint}</p></section>'
 
 
 def calibration_section(
     calibration: Mapping[str, Any] | None, scores: npt.NDArray[np.float64], decimals: int
 ) -> str:
-    """The thresholds of the calibration, and how many of these (N,) scores lie below each."""
+    """The thresholds of the calibration, and how many of the (N,) scores are below each."""
     if calibration is None:
         return ""
     faces = calibration.get("faces")
@@ -130,8 +130,8 @@ def calibration_section(
     left = f"<th>FNMR left{at}</th>" if measured else ""
     return (
         '<section class="card"><h2>Calibration</h2>\n'
-        f'<p class="soft">The model was calibrated on {whose} held out of its training: to leave'
-        " out a share of those, keep scores from the threshold up.</p>\n"
+        f'<p class="soft">The model was calibrated on {whose} held out of its training. To leave'
+        " out a share of these, keep the scores from the threshold up.</p>\n"
         '<div class="scroll"><table><thead><tr><th>Left out</th><th>Threshold</th>'
         f"{left}<th>Below it here</th></tr></thead>\n"
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
@@ -139,7 +139,7 @@ def calibration_section(
 
 
 def filter_tools(ticks: Ticks, decimals: int) -> str:
-    """The controls: lowest and highest score shown, order, and what that leaves."""
+    """The controls: lowest and highest score shown, order, and how many faces remain."""
     ends = ticks.min(), ticks.max()
     low, high = (number_text(end / 10.0 ** (decimals + FINER), decimals) for end in ends)
     step = f"{10.0**-decimals:.{decimals}f}"
@@ -169,7 +169,7 @@ def face_item(
     url: str | None,
     picture: bytes | None,
 ) -> str:
-    """One face: picture, score, name, and a link to `url` where there is one.
+    """One face: picture, score, name, and a link to `url` if there is one.
 
     Raises:
         ValueError: the picture is not JPEG.
@@ -180,11 +180,11 @@ def face_item(
     base, shown = os.path.basename(path) or path, number_text(score, decimals)
     name, head, tail = (html_text(text) for text in (base, base[:-_TAIL], base[-_TAIL:]))
     finest = decimals + FINER
-    exact = score if abs(score) >= 1e9 else tick / 10**finest  # as the filter has it
+    exact = score if abs(score) >= 1e9 else tick / 10**finest  # as the filter uses it
     hover = f"{html_text(path)}&#10;score {exact:.{finest}f}"
     if percentiles is not None:
         rank = float(np.interp(score, percentiles, np.arange(101)))
-        hover += f", better than {rank:.0f} % of the calibration faces"
+        hover += f", higher than {rank:.0f} % of the calibration faces"
     image = '<span class="blank">no picture</span>'
     if picture is not None:
         data = base64.b64encode(picture).decode("ascii")
@@ -226,7 +226,7 @@ def unscored_section(
 
 
 def script_data(ticks: Ticks, decimals: int, *, sampled: bool) -> str:
-    """What the page's script needs to count all images, not only those shown."""
+    """What the page's script needs to count all images, also those that are not shown."""
     values, counts = np.unique(ticks, return_counts=True)
     data = {"decimals": decimals, "finer": FINER, "sampled": sampled, "ticks": [], "counts": []}
     if sampled:
@@ -239,5 +239,5 @@ def _count(number: int, noun: str) -> str:
 
 
 def _share(value: float) -> str:
-    """A share in 0..1 as percent with as many decimals as it needs: `5 %`, `0.25 %`."""
+    """A share in 0..1 as per cent, with three digits at most: `5 %`, `0.25 %`."""
     return f"{100 * value:.3g} %"

@@ -113,9 +113,9 @@ def test_command_with_embeddings_says_what_error_is_left(scored: Any) -> None:
     assert found == calibration(np.round(SCORES, 4), curve)
     left = [entry["fnmr"] for entry in found["thresholds"]]
     assert left == sorted(left, reverse=True) and left[-1] < 0.9 * left[0]
-    with pytest.raises(UserError, match="--fmr 2: must lie between 0 and 1"):
+    with pytest.raises(UserError, match="--fmr 2: must be between 0 and 1"):
         module.main(**given, fmr=2.0)
-    with pytest.raises(UserError, match=r"belongs to the project; copy .*small\.pth"):
+    with pytest.raises(UserError, match=r"is part of the project; copy .*small\.pth"):
         module.main(**given | {"model": type(scored)("small")})
     with pytest.raises(UserError, match="name both, or neither"):
         module.main(**given, feats=scored / "feats.npy")
@@ -131,7 +131,7 @@ def test_command_refuses(scored: Any) -> None:
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         module.main(scores=scores, model=scored / "none.pth")
     (scored / "few.csv").write_text("path,score,status\na.jpg,50,ok\n")
-    with pytest.raises(UserError, match="has 1 scored faces; 101 are the least"):
+    with pytest.raises(UserError, match="has 1 scored faces; at least 101 are needed"):
         module.main(scores=scored / "few.csv", model=model)
     (scored / "model.json").write_text('{"sha256": "another"}')
     with pytest.raises(UserError, match="describes another file"):

@@ -303,9 +303,9 @@ def test_leave_one_out_falls_where_the_distance_is_small() -> None:
 
 
 def test_leave_one_out_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="must leave a genuine and an impostor pair"):
+    with pytest.raises(ValueError, match="a genuine and an impostor pair must be left"):
         leave_one_out(np.eye(4), np.array([0, 0, 1, 2]))
-    with pytest.raises(ValueError, match="must leave a genuine and an impostor pair"):
+    with pytest.raises(ValueError, match="a genuine and an impostor pair must be left"):
         leave_one_out(np.empty((0, 4)), np.empty(0, np.int64))  # nobody has a mate
     monkeypatch.setattr(leave_one_out_module, "MAX_IMAGES", 3)
     with pytest.raises(ValueError, match="4 images: the exact leave-one-out takes at most 3"):

@@ -32,7 +32,9 @@ def test_in_a_browser_the_filter_keeps_the_range_and_the_console_is_silent(tmp_p
     rng = np.random.default_rng(1)
     scores = np.concatenate([rng.uniform(0, 100, 400), [40.0, 60.0, 39.96, 60.04]])
     paths = [f"{row} {HOSTILE[row % len(HOSTILE)]}" for row in range(len(scores))]
-    page = write(tmp_path / "report.html", scores, paths=paths, calibration=CALIBRATION)
+    page = write(
+        tmp_path / "report.html", scores, path_of=paths.__getitem__, calibration=CALIBRATION
+    )
     shown = np.round(scores, 1)
 
     seen, console = browse(page)

@@ -40,7 +40,9 @@ def test_above_the_limit_the_page_shows_a_sample_and_counts_all(tmp_path: Path) 
         named.append(row)
         return f"{row}.jpg"
 
-    page = read(write(tmp_path / "r.html", scores, paths=path, thumbnail=thumbnail, max_faces=100))
+    page = read(
+        write(tmp_path / "r.html", scores, path_of=path, thumbnail=thumbnail, max_faces=100)
+    )
     order = np.argsort(-scores)
     assert len(page.faces) == len(asked) == len(named) == 100
     assert asked[0] == order[0] and asked[-1] == order[-1]

@@ -43,7 +43,7 @@ def jpeg(row: int) -> bytes:
 def write(page: Path, scores: Any, **options: Any) -> Path:
     scores = np.asarray(scores, np.float64)
     usual: dict[str, Any] = {
-        "paths": [f"faces/{row}.jpg" for row in range(len(scores))],
+        "path_of": lambda row: f"faces/{row}.jpg",
         "statuses": ["no face" if np.isnan(score) else "ok" for score in scores],
         "model_name": "R_50",
         "thumbnail": jpeg,
@@ -64,7 +64,7 @@ class Face:
 
 
 class Page(HTMLParser):
-    """What stands on a page: its faces, every tag and every address."""
+    """What a page holds: its faces, every tag and every address."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -93,7 +93,7 @@ def test_scores_that_leave_too_few_pairs_cost_nothing_but_the_aoc(
     people = data.identities[data.held_out]
     one_person = labels + 100 * (people == people[0])  # the best tenth: no pair of two people
     first = end_epoch(one_person)
-    assert "epoch 1: no AOC (the faces to judge by: FMR 0.4 cannot be shown once" in (
+    assert "epoch 1: no AOC (held-out faces: too few impostor pairs for FMR 0.4" in (
         capsys.readouterr().out
     )
     about = json.loads((settings.checkpoints / "net_1epoch.json").read_text())
@@ -112,11 +112,11 @@ def test_held_out_faces_that_cannot_serve_are_refused_at_once(
     check_held_out(settings, data, ProcessGroup(0, 1))
     assert "that its rows belong to" in capsys.readouterr().err
     few = TrainConfig(**{**vars(settings), "val_fmr": 1e-4})
-    with pytest.raises(UserError, match=r"FMR 0.0001 cannot be shown with .* hold out more"):
+    with pytest.raises(UserError, match=r"too few .* for FMR 0.0001; .* hold out more"):
         check_held_out(few, data, ProcessGroup(0, 1))
     people = np.repeat(np.arange(16), 10)
     np.save(settings.img_list.parent / "features.npy", np.eye(16)[people])
-    with pytest.raises(UserError, match=r"have no genuine error at FMR 0.4"):
+    with pytest.raises(UserError, match=r"no genuine error at FMR 0.4"):
         check_held_out(settings, data, ProcessGroup(0, 1))
     beside = settings.img_list.parent / "features.json"
     write_json(beside, {"list": {"sha256": "another"}, "rows_done": 160})
@@ -173,7 +173,7 @@ def test_held_out_faces_are_judged_by_what_quality_is_for(tmp_path: Path, run_sc
     done = run_script(
         "train.py", *arguments, "--val-fmr", "1e-4", "--checkpoints-name", "few", cwd=tmp_path
     )
-    assert done.returncode == 1 and "FMR 0.0001 cannot be shown" in done.stderr
+    assert done.returncode == 1 and "too few impostor pairs (2,800) for FMR 0.0001" in done.stderr
     assert "hold out more" in done.stderr
     assert not (tmp_path / "checkpoints/few").exists()  # said before an epoch is spent
 
