@@ -220,7 +220,7 @@ def compute(
     shown = [result for result in results if result.curve.rules in rules]
     at = settings.advise_at or (1e-3 if 1e-3 in fmrs else fmrs[0])
     advice = advise_scorers(results, inputs.given or list(inputs.scores), at, advised)
-    return EdcReport(notes.lines, shown, differences(shown, area, limits), advice, area)
+    return EdcReport(notes, shown, differences(shown, area, limits), advice, area)
 
 
 if __name__ == "__main__":

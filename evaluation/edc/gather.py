@@ -6,7 +6,7 @@ Notes that begin with `left out:` are about inputs skipped, not about a view tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +30,18 @@ from sdd_fiqa.files import read_json
 LEFT_OUT = "left out: "
 
 
-@dataclass
-class Notes:
+class Notes(list[str]):
     """What a reader must know about the numbers, a line each."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, line: str) -> None:
-        """Adds a line."""
-        self.lines.append(line)
 
     def leave_out(self, count: int, line: str) -> None:
         """Adds a line about inputs skipped, if there are any."""
         if count:
-            self.lines.append(f"{LEFT_OUT}{line}")
+            self.append(f"{LEFT_OUT}{line}")
 
     @property
     def skipped(self) -> bool:
         """Whether any input was skipped."""
-        return any(line.startswith(LEFT_OUT) for line in self.lines)
+        return any(line.startswith(LEFT_OUT) for line in self)
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ def load_features(
     for name, path in zip(unique_names(paths, recogniser_name), paths, strict=True):
         features[name], origin = open_embeddings(path, images)
         if origin.note:
-            notes.add(origin.note)
+            notes.append(origin.note)
     return features
 
 
@@ -118,7 +111,7 @@ def load_scores(paths: Sequence[Path], images: ImageList, notes: Notes) -> dict[
         notes.leave_out(scores.missing, f"{scores.missing:,} {total} are not in {path}")
         notes.leave_out(scores.empty, f"{scores.empty:,} {total} have no score in {path}")
         if scores.strangers:
-            notes.add(f"{scores.strangers:,} records of {path} are not in {images.file}")
+            notes.append(f"{scores.strangers:,} records of {path} are not in {images.file}")
     return loaded
 
 
@@ -143,7 +136,7 @@ def excluded_images(exclude: Path | None, images: ImageList, notes: Notes) -> Ma
         return np.zeros(len(images), np.bool_)
     named = read_names(exclude, images)
     count = np.count_nonzero(named)
-    notes.add(f"view: without the {count:,} image{'' if count == 1 else 's'} of {exclude.name}")
+    notes.append(f"view: without the {count:,} image{'' if count == 1 else 's'} of {exclude.name}")
     return named
 
 
@@ -166,14 +159,14 @@ def select_images(
             raise UserError(f"{name} {value}: must be 1 or more")
     chosen = choose_images(identities, usable, max_per_id, min_per_id, seed)
     if max_per_id is not None:
-        notes.add(f"view: at most {max_per_id} images an identity, drawn with seed {seed}")
+        notes.append(f"view: at most {max_per_id} images an identity, drawn with seed {seed}")
     whole = choose_images(identities, usable, None, min_per_id, seed)
     single = int(np.count_nonzero(usable & ~whole))
     if single:
         few = "one image" if min_per_id == 2 else f"fewer than {min_per_id} images"
-        notes.add(f"{single:,} images of identities with {few} take no part")
+        notes.append(f"{single:,} images of identities with {few} take no part")
     if not chosen.any():
-        said = "; ".join(line for line in notes.lines if line.startswith((LEFT_OUT, "view: ")))
+        said = "; ".join(line for line in notes if line.startswith((LEFT_OUT, "view: ")))
         raise UserError(
             f"{image_list}: no identity has {min_per_id} usable images, so no pair to compare"
             f"{f' ({said})' if said else ''}"
@@ -225,7 +218,7 @@ def select_pairs(
     notes.leave_out(strangers, f"{strangers:,} pairs of {path} with an image not in {images.file}")
     asked = ~(excluded[first] | excluded[second])
     if not asked.all():
-        notes.add(f"view: without {np.count_nonzero(~asked):,} pairs of {path} for that")
+        notes.append(f"view: without {np.count_nonzero(~asked):,} pairs of {path} for that")
     kept = asked & usable[first] & usable[second]
     missing = int(np.count_nonzero(asked & ~kept))
     notes.leave_out(
@@ -243,24 +236,26 @@ def describe(inputs: Inputs, source: PairSource, seed: int, bootstrap: int, note
     """Notes which scores are constant, how many pairs the numbers use, and what is random."""
     for name, values in inputs.scores.items():
         if np.ptp(values) == 0:
-            notes.add(f"{name} gives every image the same score: nothing can be discarded")
+            notes.append(f"{name} gives every image the same score: nothing can be discarded")
     identities = int(source.identities.max()) + 1
     genuine = len(source.genuine.similarity)
-    notes.add(f"{len(source.identities):,} images of {identities:,} identities")
+    notes.append(f"{len(source.identities):,} images of {identities:,} identities")
     which = "all" if inputs.pairs is None else "the list's"
-    if source.exhaustive:
-        notes.add(f"{which} {genuine:,} genuine and {which} {source.impostors:,} impostor pairs")
+    if not source.sampled:
+        notes.append(f"{which} {genuine:,} genuine and {which} {source.impostors:,} impostor pairs")
     else:
-        notes.add(
+        notes.append(
             f"all {genuine:,} genuine pairs; a SAMPLE of {source.impostors:,} impostor pairs, drawn"
             f" with replacement, seed {seed}"
         )
     own = np.bincount(source.identities[source.genuine.first]).max(initial=0)
     share = own / max(genuine, 1)
     if share > 0.2:
-        notes.add(f"one identity makes {share:.0%} of the genuine pairs: see --max-images-per-id")
+        notes.append(
+            f"one identity makes {share:.0%} of the genuine pairs: see --max-images-per-id"
+        )
     if bootstrap:
-        notes.add(
+        notes.append(
             f"[low, high]: 95 % of {bootstrap:,} bootstraps over identities, seed {seed};"
             " thresholds held"
         )

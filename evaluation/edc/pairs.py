@@ -47,7 +47,7 @@ class AllPairs:
         identities: (n,) int32, 0 to C - 1.
         genuine: all pairs within identities.
         impostors: how many impostor pairs there are.
-        exhaustive: True: no impostor pair is left out.
+        sampled: False: no impostor pair is left out.
         watch: called with the number of rows of the similarity matrix that were just computed.
     """
 
@@ -55,7 +55,7 @@ class AllPairs:
     identities: Rows
     genuine: Pairs
     impostors: int
-    exhaustive: bool = True
+    sampled: bool = False
     watch: Callable[[int], object] = lambda _: None
 
     def impostors_above(self, floor: float) -> Iterator[Pairs]:
@@ -111,16 +111,14 @@ class HeldPairs:
         identities: (n,) int32, 0 to C - 1, of the images in the pairs.
         genuine: the genuine pairs.
         listed: the impostor pairs.
-        whole_set: the pairs are a sample of all pairs of the n images. A share of pairs discarded
-            is then a share of all pairs, not of those in memory.
-        exhaustive: the impostor pairs are not a sample.
+        sampled: the impostor pairs are a random sample of those of the n images. A share of pairs
+            discarded is then a share of all pairs, not of those in memory.
     """
 
     identities: Rows
     genuine: Pairs
     listed: Pairs
-    whole_set: bool
-    exhaustive: bool
+    sampled: bool
 
     @property
     def impostors(self) -> int:
@@ -143,7 +141,7 @@ class HeldPairs:
 
     def pairs_by_level(self, level: Rows, levels: int) -> Ints:
         """As AllPairs.pairs_by_level."""
-        if self.whole_set:
+        if self.sampled:
             return _all_pairs_by_level(level, levels)
         return worse_level_counts(self.genuine, level, levels) + self.impostors_by_level(
             level, levels
@@ -210,7 +208,7 @@ def sampled_pairs(
     first, second = np.concatenate(firsts), np.concatenate(seconds)
     order = np.argsort(first, kind="stable")  # reads memory in order; the sample is the same
     listed = compared(whole.features, first[order], second[order])
-    return HeldPairs(whole.identities, whole.genuine, listed, whole_set=True, exhaustive=False)
+    return HeldPairs(whole.identities, whole.genuine, listed, sampled=True)
 
 
 def listed_pairs(
@@ -232,7 +230,7 @@ def listed_pairs(
     rows = unit_rows(features)
     dense = np.unique(identities, return_inverse=True)[1].astype(np.int32)
     pairs = compared(rows, first, second)
-    return HeldPairs(dense, pairs.some(same), pairs.some(~same), whole_set=False, exhaustive=True)
+    return HeldPairs(dense, pairs.some(same), pairs.some(~same), sampled=False)
 
 
 def unit_rows(features: AnyFloats) -> Floats:

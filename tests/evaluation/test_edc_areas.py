@@ -39,7 +39,7 @@ def separate_pairs(similarity: Values, quality: Values) -> tuple[HeldPairs, Valu
         first[at + 1].astype(np.int32),
     )
     ids = np.repeat(np.arange(count), 2).astype(np.int32)
-    source = HeldPairs(ids, genuine, impostor, whole_set=False, exhaustive=True)
+    source = HeldPairs(ids, genuine, impostor, sampled=False)
     return source, np.repeat(quality, 2)
 
 

@@ -18,7 +18,7 @@ def test_sampled_impostors() -> None:
     again = sampled_pairs(features, ids, 30_000, seed=1)
     other = sampled_pairs(features, ids, 30_000, seed=2)
     listed = source.listed
-    assert source.impostors == 30_000 and not source.exhaustive
+    assert source.impostors == 30_000 and source.sampled
     assert np.all(ids[listed.first] != ids[listed.second])
     np.testing.assert_array_equal(listed.first, again.listed.first)
     assert not np.array_equal(listed.first, other.listed.first)
