@@ -22,15 +22,17 @@ from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, run_script
 from dataset.lists import read_labelpath, refuse_repeats
 from evaluation.edc import gather
 from evaluation.edc.advice import advise_scorers, write_calibrations
-from evaluation.edc.areas import FULL_LIMIT
+from evaluation.edc.areas import FULL_LIMIT, use_fmr
 from evaluation.edc.curves import DiscardRule, Rules, ThresholdRule
 from evaluation.edc.plots import plot_curves
 from evaluation.edc.references import Reference, is_label, reference_scores
 from evaluation.edc.results import EdcReport, markdown, write_results
 from evaluation.edc.study import PROTOCOLS, EdcResult, differences, study
+from evaluation.edc.thresholds import allowed_false_matches
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import make_parent
 
+FMRS = (1e-2, 1e-3, 1e-4)
 MIN_REPLICATES = 20  # with fewer, the ends of a 95 % interval are the extremes
 
 
@@ -44,8 +46,8 @@ class Settings:
     image_list: Path
     # `path,score` CSV with a header, or `path TAB score` text; one file per scorer.
     scores: tuple[Path, ...] = ()
-    # target false match rates.
-    fmr: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    # target false match rates; default: those of 0.01 0.001 0.0001 that the pairs can show.
+    fmr: tuple[float, ...] = ()
     # a verification list (LFW's pairs.txt, `image image 0|1`, or a .bin) instead of all pairs.
     pairs: Path | None = None
     # sets threshold, discard and the area that orders the table, as the papers do; default:
@@ -115,8 +117,6 @@ def check_numbers(settings: Settings) -> None:
     """Raises UserError on numbers outside their range."""
     if not settings.feats:
         raise UserError("--feats: give at least one")
-    if not settings.fmr:
-        raise UserError("--fmr: give at least one")
     for fmr in settings.fmr:
         if not 0 < fmr < 1:
             raise UserError(f"--fmr {fmr:g}: must be between 0 and 1")
@@ -129,7 +129,7 @@ def check_numbers(settings: Settings) -> None:
         raise UserError(
             f"--bootstrap {settings.bootstrap}: must be 0 (none) or at least {MIN_REPLICATES}"
         )
-    if settings.advise_at is not None and settings.advise_at not in settings.fmr:
+    if settings.advise_at is not None and settings.advise_at not in (settings.fmr or FMRS):
         raise UserError(f"--advise-at {settings.advise_at:g}: must be one of --fmr")
     check_seed(settings.seed)
     if settings.pairs is not None and (
@@ -194,7 +194,8 @@ def compute(
 ) -> EdcReport:
     """All curves, areas and intervals, and the advice."""
     advised = Rules(rules[0].threshold, "images")
-    fmrs, limits = list(dict.fromkeys(settings.fmr)), list(dict.fromkeys(settings.limit))
+    limits = list(dict.fromkeys(settings.limit))
+    fmrs: list[float] = []
     results: list[EdcResult] = []
     passes = 2 * len(inputs.features) * int(np.count_nonzero(inputs.chosen))
     with tqdm(total=passes, unit=" rows", unit_scale=True, leave=False) as bar:
@@ -203,6 +204,7 @@ def compute(
             try:
                 source = inputs.open_pairs(name, settings.impostor_pairs, settings.seed, bar.update)
                 if not results:
+                    fmrs = choose_fmrs(settings, source.impostors, notes)
                     gather.describe(inputs, source, settings.seed, settings.bootstrap, notes)
                 results += study(
                     name,
@@ -221,6 +223,27 @@ def compute(
     at = settings.advise_at or (1e-3 if 1e-3 in fmrs else fmrs[0])
     advice = advise_scorers(results, inputs.given or list(inputs.scores), at, advised)
     return EdcReport(notes, shown, differences(shown, area, limits), advice, area)
+
+
+def choose_fmrs(settings: Settings, impostors: int, notes: gather.Notes) -> list[float]:
+    """The target FMRs, each once; a default that the impostor pairs cannot show is dropped.
+
+    Raises:
+        UserError: they cannot show one that was typed, or none of the defaults.
+    """
+    fmrs = list(dict.fromkeys(settings.fmr or FMRS))
+    if impostors == 0:
+        return fmrs  # refused with the pairs
+    few = [fmr for fmr in fmrs if allowed_false_matches(fmr, np.array([impostors]))[0] == 0]
+    for fmr in few:
+        if settings.fmr or fmr == settings.advise_at or few == fmrs:
+            raise UserError(
+                f"--fmr {fmr:g}: {impostors:,} impostor pairs are too few; {use_fmr(impostors)}"
+            )
+    if few:
+        names = ", ".join(f"{fmr:g}" for fmr in few)
+        notes.append(f"without FMR {names}: {impostors:,} impostor pairs are too few")
+    return [fmr for fmr in fmrs if fmr not in few]
 
 
 if __name__ == "__main__":

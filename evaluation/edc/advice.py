@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.edc.areas import FEW_ERRORS
 from evaluation.edc.curves import Curve, Rules
-from evaluation.edc.pairs import Values
+from evaluation.edc.pairs import Ints, Values
 from evaluation.edc.study import EdcResult
 from sdd_fiqa.files import write_json
 
@@ -26,13 +27,17 @@ class Advice:
         shares: the share of images (or pairs) discarded, rising.
         thresholds: the lowest score kept.
         fnmr: what remains.
-        enough: the position from which discarding more does not help.
+        errors: the genuine pairs that still fail.
+        enough: the position from which discarding more does not help; None if that is unknown.
+        unknown: why it is unknown, as a sentence; empty if it is known.
     """
 
     shares: Values
     thresholds: Values
     fnmr: Values
-    enough: int
+    errors: Ints
+    enough: int | None
+    unknown: str
 
     def as_json(self) -> dict[str, Any]:
         """Shares, thresholds, FNMR, and the share that is enough."""
@@ -40,7 +45,7 @@ class Advice:
             "shares": self.shares.tolist(),
             "thresholds": self.thresholds.tolist(),
             "fnmr": self.fnmr.tolist(),
-            "enough": float(self.shares[self.enough]),
+            "enough": None if self.enough is None else float(self.shares[self.enough]),
         }
 
 
@@ -52,7 +57,8 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
     one, it must be more than two binomial standard errors lower; this takes pairs for independent,
     so the point is found late. A later point counts only if at least 3 of its genuine pairs would
     fail at the present rate. With fewer, an FNMR of 0 proves nothing (rule of three: no error in n
-    trials is compatible with a rate of 3/n).
+    trials is compatible with a rate of 3/n). The point is unknown if fewer than 30 errors remain
+    there, which are too few to show an improvement, and if it is the last one.
 
     Args:
         curve: from curves.evaluate.
@@ -65,7 +71,6 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
     if count == 0:
         raise ValueError(f"FMR {curve.fmr:g} cannot be shown: no advice")
     fnmr, genuine = curve.fnmr[:count], np.maximum(curve.genuine[:count], 1)
-    enough = count - 1
     for point in range(count):
         rate, later = fnmr[point], slice(point + 1, count)
         if replicates is None:
@@ -75,9 +80,18 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
             lower = np.mean(replicates[:, later] < replicates[:, point, None], axis=0) >= CONFIDENCE
         better = lower & (fnmr[later] < rate) & (genuine[later] * rate >= MIN_EXPECTED_ERRORS)
         if not better.any():
-            enough = point
             break
-    return Advice(curve.shares[:count], curve.levels.score[curve.cuts[:count]], fnmr, enough)
+    unknown = ""
+    if curve.errors[point] < FEW_ERRORS:
+        unknown = (
+            "It is unknown where discarding more stops helping: of fewer than"
+            f" {FEW_ERRORS} errors, nothing follows."
+        )
+    elif point == count - 1 > 0:
+        unknown = f"Discarding more helps up to the last share, {curve.shares[point]:.1%}."
+    scores = curve.levels.score[curve.cuts[:count]]
+    enough = None if unknown else point
+    return Advice(curve.shares[:count], scores, fnmr, curve.errors[:count], enough, unknown)
 
 
 def advise_scorers(

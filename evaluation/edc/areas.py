@@ -69,7 +69,7 @@ def refusal(curve: Curve, limit: float = FULL_LIMIT) -> str | None:
         return None
     at, pairs = int(refused[0]), curve.impostors
     remaining = int(pairs[0] if at == 0 else pairs[curve.shares <= limit][-1])
-    remedy = f"use {measurable_fmr(remaining):g}" if remaining > 1 else "use more images"
+    remedy = use_fmr(remaining)
     if at == 0:
         return f"too few impostor pairs ({remaining:,}) for FMR {curve.fmr:g}; {remedy}"
     return (
@@ -78,14 +78,16 @@ def refusal(curve: Curve, limit: float = FULL_LIMIT) -> str | None:
     )
 
 
-def measurable_fmr(impostors: int) -> float:
-    """The smallest FMR of one digit that some impostor pairs can show: at least 1 / impostors.
+def use_fmr(impostors: int) -> str:
+    """What to do where an FMR needs more impostor pairs: the smallest FMR of one digit that works.
 
-    >>> measurable_fmr(28_080), measurable_fmr(10), measurable_fmr(3)
-    (4e-05, 0.1, 0.4)
+    >>> use_fmr(28_080), use_fmr(10), use_fmr(3), use_fmr(1)
+    ('use 4e-05', 'use 0.1', 'use 0.4', 'use more images')
     """
+    if impostors < 2:
+        return "use more images"
     digits = len(str(impostors - 1))
-    return float(-(-(10**digits) // impostors) / 10**digits)
+    return f"use {-(-(10**digits) // impostors) / 10**digits:g}"
 
 
 def theoretical_best(start: float, limit: float) -> tuple[float, float]:

@@ -6,7 +6,8 @@ Every number is printed with its three settings: threshold, what is discarded, a
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from evaluation.edc.study import Difference, EdcResult
 from sdd_fiqa.files import replacing, write_json
 
 _ADVISED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+_NAME = 20  # characters of a scorer's name that are shown, so that a row fits 100 columns
+_LIKE = (
+    "like #: not significantly different from these scorers at this FMR (the interval of the\n"
+    "difference contains 0). Scorers with too few errors for an interval are not compared."
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,9 @@ class EdcReport:
 def markdown(report: EdcReport) -> str:
     """The report as Markdown."""
     parts = ["# Error versus discard", "\n".join(f"- {line}" for line in report.notes)]
-    parts.append(_main_table(report))
+    parts += _tables(report)
+    if report.differences:
+        parts.append(_LIKE)
     if any(result.few_errors for result in report.results):
         parts.append(f"\\* fewer than {FEW_ERRORS} genuine errors at no discard: not reliable")
     refused = dict.fromkeys(_refusals(report.results))
@@ -54,8 +62,7 @@ def markdown(report: EdcReport) -> str:
     for name, (result, advice) in report.advice.items():
         rules = result.curve.rules
         where = f"{result.recogniser}, FMR {result.curve.fmr:g}, threshold {rules.threshold}"
-        table = _advice_table(advice, rules.discard)
-        parts.append(f"## Advice: {name}\n\n{where}:\n\n{table}")
+        parts.append(f"## Advice: {name}\n\n{where}:\n\n{_advice_text(advice, rules.discard)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,54 +105,79 @@ def show(area: str, value: float) -> str:
     return f"{value:.3g}"
 
 
-def _main_table(report: EdcReport) -> str:
-    names = list(dict.fromkeys(name for result in report.results for name in result.areas))
-    names = [report.area, *(name for name in names if name != report.area)]
-    head = ["recogniser", "FMR", "threshold", "discards", "scorer", "FNMR at 0", "errors"]
-    rows = [[*head, "smallest FMR", *(title(name) for name in names)]]
-    if report.differences:
-        rows[0].append(f"{title(report.area)} not significantly different from")
-    for result in report.results:
-        curve = result.curve
-        start, mark = float(curve.fnmr[0]), " *" if result.few_errors else ""
-        row = [
-            result.recogniser,
-            f"{curve.fmr:g}",
-            curve.rules.threshold,
-            curve.rules.discard,
-            result.scorer,
-            "-" if np.isnan(start) else f"{start:.3%}",
-            "-" if np.isnan(start) else f"{int(curve.errors[0])}{mark}",
-            f"{result.smallest_fmr:.1e}",
-        ]
-        for name in names:
-            text = show(name, result.areas.get(name, np.nan))
-            if name == report.area and name in result.intervals and text != "-":
-                low, high = (show(name, end) for end in result.intervals[name])
-                text += f" [{low}, {high}]"
-            row.append(text)
-        if report.differences:
-            row.append(", ".join(_alike(result, report.differences)))
-        rows.append(row)
-    return _table(rows)
+def _tables(report: EdcReport) -> Iterable[str]:
+    """A table for each recogniser and pair of rules, with a row a scorer and FMR."""
+    groups: dict[str, list[EdcResult]] = {}
+    for one in report.results:
+        rules = f"threshold {one.curve.rules.threshold}, {one.curve.rules.discard} discarded"
+        groups.setdefault(f"## {one.recogniser}: {rules}", []).append(one)
+    for heading, results in groups.items():
+        head = ["FMR", "#", "scorer", "FNMR at 0", "errors", title(report.area)]
+        rows = [[*head, "like #"] if report.differences else head]
+        counts: Counter[float] = Counter()
+        numbers: dict[int, int] = {}
+        for one in results:
+            counts[one.curve.fmr] += 1
+            numbers[id(one)] = counts[one.curve.fmr]
+        for one in results:
+            rows.append(_row(one, numbers[id(one)], report.area))
+            if report.differences:
+                rows[-1].append(_ranges(_alike(one, report.differences, numbers)))
+        yield f"{heading}\n\n{_table(rows)}"
 
 
-def _alike(result: EdcResult, differences: Sequence[Difference]) -> Iterable[str]:
-    """The scorers whose difference to this one may be chance."""
-    for one in differences:
-        alike = not one.significant and not np.isnan(one.value)
-        if alike and (result is one.better or result is one.other):
-            yield one.other.scorer if result is one.better else one.better.scorer
+def _row(result: EdcResult, number: int, area: str) -> list[str]:
+    """A row of the table; if the area is refused, it shows the next one, which orders instead."""
+    curve, mark, name = result.curve, " *" if result.few_errors else "", result.scorer
+    known = [other for other in result.areas if not np.isnan(result.areas[other])]
+    text = show(area, result.areas[area])
+    ends = [show(area, end) for end in result.intervals.get(area, ())]
+    if area not in known and known:
+        text = f"{title(known[0])} {show(known[0], result.areas[known[0]])}"
+    elif ends and "-" not in ends:
+        text += f" [{', '.join(ends)}]"
+    if len(name) > _NAME:
+        name = f"{name[: _NAME // 2 - 2]}...{name[1 - _NAME // 2 :]}"
+    fnmr = f"{float(curve.fnmr[0]):.3%}"
+    return [f"{curve.fmr:g}", f"{number}", name, fnmr, f"{curve.errors[0]}{mark}", text]
 
 
-def _advice_table(advice: Advice, discards: str) -> str:
+def _alike(
+    result: EdcResult, differences: Sequence[Difference], numbers: Mapping[int, int]
+) -> list[int]:
+    """The numbers of the scorers whose difference to this one has an interval with 0 in it."""
+    pairs = [(one.better, one.other) for one in differences if one.low <= 0 <= one.high]
+    return sorted(
+        numbers[id(other)] for pair in pairs for one, other in (pair, pair[::-1]) if one is result
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising whole numbers, runs of three or more shortened.
+
+    >>> _ranges([1, 3, 4, 5, 7, 8])
+    '1, 3-5, 7, 8'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
+    )
+
+
+def _advice_text(advice: Advice, discards: str) -> str:
     places = {int(np.abs(advice.shares - share).argmin()) for share in _ADVISED}
-    rows = [[f"discard of {discards}", "keep scores from", "FNMR left", ""]]
-    for place in sorted(places | {advice.enough}):
+    rows = [[f"discard of {discards}", "keep scores from", "FNMR left", "errors", ""]]
+    for place in sorted(places | ({advice.enough} if advice.enough is not None else set())):
         mark = "discarding more stops helping" if place == advice.enough else ""
         share, fnmr = f"{advice.shares[place]:.1%}", f"{advice.fnmr[place]:.4%}"
-        rows.append([share, f"{advice.thresholds[place]:.6g}", fnmr, mark])
-    return _table(rows)
+        score, errors = repr(float(advice.thresholds[place])), f"{advice.errors[place]}"
+        rows.append([share, score, fnmr, errors, mark])
+    return _table(rows) + (f"\n\n{advice.unknown}" if advice.unknown else "")
 
 
 def _refusals(results: Sequence[EdcResult]) -> Iterable[str]:
@@ -153,7 +185,7 @@ def _refusals(results: Sequence[EdcResult]) -> Iterable[str]:
         curve = result.curve
         rules = f"{curve.rules.threshold}, {curve.rules.discard}"
         if result.refused:
-            yield f"{result.recogniser}, {result.scorer}, {rules}: {result.refused}"
+            yield f"{result.recogniser}, {rules}: {result.refused}"
         elif curve.errors[0] == 0:
             yield (
                 f"{result.recogniser}, {rules}: no genuine error at FMR {curve.fmr:g}, so areas"
@@ -162,8 +194,10 @@ def _refusals(results: Sequence[EdcResult]) -> Iterable[str]:
 
 
 def _table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(field.replace("|", "\\|") for field in row) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    cells = [[field.replace("|", "\\|") for field in row] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     return "\n".join(lines)
 
 

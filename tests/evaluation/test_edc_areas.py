@@ -233,9 +233,13 @@ def test_advice_stops_where_nothing_is_won() -> None:
     assert found.enough == 2
     assert found.thresholds.tolist() == [0, 10, 20, 30, 40]
     assert advise(made_curve(shares, [0.1] * 5)).enough == 0
-    assert advise(made_curve(shares, [0.1, 0.08, 0.06, 0.04, 0.02])).enough == 4
-    # Of 100 pairs at a rate of .04, none failing among the last 60 proves nothing.
-    assert advise(made_curve(shares, [0.04, 0.04, 0.04, 0.04, 0.0], genuine=100)).enough == 0
+    falling = advise(made_curve(shares, [0.1, 0.08, 0.06, 0.04, 0.02]))
+    assert falling.enough is None and falling.unknown == (
+        "Discarding more helps up to the last share, 40.0%."
+    )
+    # Of 1,000 pairs at a rate of .004, none failing among the last 600 proves nothing.
+    few = advise(made_curve(shares, [0.004, 0.004, 0.004, 0.004, 0.0], genuine=1000))
+    assert few.enough is None and "fewer than 30 errors, nothing follows" in few.unknown
     # What was refused is not advised on.
     assert len(advise(made_curve(shares, [0.1, 0.05, 0.05, np.nan, np.nan])).shares) == 3
     with pytest.raises(ValueError, match="cannot be shown: no advice"):
@@ -247,9 +251,9 @@ def test_advice_takes_the_bootstrap_over_the_binomial() -> None:
     generator = np.random.default_rng(0)
     unsure = np.stack([generator.normal(0.1, 0.1, 500), generator.normal(0.05, 0.1, 500)], axis=1)
     together = np.stack([unsure[:, 0], unsure[:, 0] / 2 - 1], axis=1)
-    assert advise(curve).enough == 1
+    assert advise(curve).enough is None and "up to the last share" in advise(curve).unknown
     assert advise(curve, unsure).enough == 0
-    assert advise(curve, together).enough == 1
+    assert advise(curve, together).enough is None
 
 
 def brute_force_falls(features: Values, ids: npt.NDArray[np.int64]) -> Values:

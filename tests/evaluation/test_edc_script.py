@@ -98,8 +98,10 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> 
     assert len(content["cells"]) == len(rows)
     assert content["cells"][0]["curve"]["shares"][0] == 0
     assert any(one["told_apart"] for one in content["differences"])
-    good = next(line for line in done.stdout.splitlines() if "| good |" in line)
-    assert good.endswith("|  |") and "AOC not significantly different from |" in done.stdout
+    shown = done.stdout.splitlines()
+    good = next(line for line in shown if "| good " in line)
+    assert good.split("|")[-2].strip() == "" and "like #: " in done.stdout
+    assert all(len(line) <= 100 for line in shown if line.startswith("|"))
     calibration = json.loads((out / "calibration.json").read_text())
     assert calibration["fmr"] == 1e-3 and calibration["recogniser"] == "one"
     assert len(calibration["shares"]) == len(calibration["thresholds"]) == len(calibration["fnmr"])
@@ -140,9 +142,10 @@ def test_protocols(
     assert call(folder, monkeypatch, protocol=protocol, bootstrap=20) == 0
     shown = capsys.readouterr().out
     threshold, discard, area = PROTOCOLS[protocol]
-    assert f"| one | 0.01 | {threshold} | {discard} | good |" in shown
-    assert f"smallest FMR | {title(area)} |" in shown  # the area it compares by stands first
-    assert ("best line(.3)" in shown) == (protocol == "iso")
+    assert f"## one: threshold {threshold}, {discard} discarded" in shown
+    assert f"| {title(area)} " in shown  # the area by which it compares
+    rest = (folder / "out/results.json").read_text()
+    assert ("best_line_0.3" in rest) == (protocol == "iso")
 
 
 def test_pair_list_sample_and_views(
@@ -171,30 +174,66 @@ def test_pair_list_sample_and_views(
 def test_unreachable_and_unreliable_cells_say_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(folder, monkeypatch, fmr=(0.5, 1e-3, 1e-6), bootstrap=20)
+    call(folder, monkeypatch, fmr=(0.5, 1e-3), bootstrap=20)
     shown = capsys.readouterr().out
-    few = "one, good, recomputed, images: too few impostor pairs"
-    assert f"{few} (28,080) for FMR 1e-06; use 4e-05" in shown
-    assert f"{few} for FMR 0.001 beyond 8" in shown
-    row = next(line for line in shown.splitlines() if line.startswith("| one | 1e-06 |"))
-    assert set(row.split("|")[9:-1]) == {" - "}
+    assert "one, recomputed, images: too few impostor pairs for FMR 0.001 beyond 8" in shown
+    row = next(line for line in shown.splitlines() if line.startswith("| 0.001 |"))
+    assert row.split("|")[6].strip().startswith("pAUC(.2) ")
     assert "* fewer than 30 genuine errors at no discard" in shown
     with open(folder / "out" / "results.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [line["aoc"] == "" for line in lines] == [False, True, True]
-    # No threshold, no errors counted by it, and so not few of them.
-    refused = [lines[2][name] for name in ("errors_at_0", "largest_phi", "few_errors")]
-    assert refused == ["", "", "0"]
+    assert [line["aoc"] == "" for line in lines] == [False, True]
     curves = [
         cell["curve"] for cell in json.loads((folder / "out/results.json").read_text())["cells"]
     ]
     for curve in curves:
         assert [error is None for error in curve["errors"]] == [f is None for f in curve["fnmr"]]
-    assert set(curves[2]["errors"]) == {None}
+    assert None in curves[1]["errors"]
+
+
+def test_an_fmr_that_the_pairs_cannot_show_is_refused_if_typed_and_else_dropped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="28,080 impostor pairs are too few; use ") as error:
+        call(folder, monkeypatch, fmr=(1e-2, 1e-6))
+    assert call(folder, monkeypatch, fmr=(float(str(error.value).split()[-1]),)) == 0
     capsys.readouterr()
-    call(folder, monkeypatch, fmr=(1e-6,))  # calibration.json was written for FMR 1e-3
-    assert not (folder / "out/calibration.json").exists()
-    assert "fewer than" not in capsys.readouterr().out
+    assert call(folder, monkeypatch, fmr=(), impostor_pairs=500) == 0
+    shown = capsys.readouterr().out
+    assert "- without FMR 0.001, 0.0001: 500 impostor pairs are too few" in shown
+    assert "| 0.01 " in shown and "| 0.001 " not in shown
+    few = r"--fmr 0.001: 500 impostor pairs are too few; use 0.002$"
+    with pytest.raises(UserError, match=few):
+        call(folder, monkeypatch, fmr=(), impostor_pairs=500, advise_at=1e-3)
+    with pytest.raises(UserError, match=r"--fmr 0.01: 50 impostor pairs are too few; use 0.02"):
+        call(folder, monkeypatch, fmr=(), impostor_pairs=50)
+
+
+def test_nothing_is_claimed_from_few_errors(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A few errors: no interval, so no likeness; no share from which discarding does not help."""
+    generator = np.random.default_rng(1)
+    ids = np.arange(240) % 40
+    features = generator.normal(size=(40, 32))[ids] + 0.45 * generator.normal(size=(240, 32))
+    features[0] = generator.normal(size=32)  # the only bad image
+    np.save(tmp_path / "clean.npy", features.astype("f4"))
+    settings = {"feats": (tmp_path / "clean.npy",), "reference": ("random", "norm")}
+    np.save(tmp_path / "Embedding_Norms.npy", np.ones(240, "f4"))
+    call(folder, monkeypatch, **settings, bootstrap=200, fmr=(0.01,))
+    shown = capsys.readouterr().out
+    errors = json.loads((folder / "out/results.json").read_text())["cells"][0]["errors_at_0"]
+    assert 0 < errors < 30
+    rows = [line.split("|") for line in shown.splitlines() if line.startswith("| 0.01 ")]
+    assert len(rows) == 3
+    for row in rows:  # a third of the replicates has no error, so there is no interval
+        assert "[" not in row[6] and row[7].strip() == ""
+    assert "stops helping: of fewer than 30 errors, nothing follows." in shown
+    assert "| discarding more stops" not in shown
+    assert json.loads((folder / "out/calibration.json").read_text())["enough"] is None
 
 
 def test_where_the_area_is_refused_the_next_one_orders(
@@ -226,7 +265,7 @@ def test_sharpness_and_ers_are_read(
     settings = {"image_list": small / "DATA.labelpath", "feats": (small / "f.npy",), "scores": ()}
     call(folder, monkeypatch, **settings, reference=("sharpness", "ers"), fmr=(0.5,))
     shown = capsys.readouterr().out
-    assert "| sharpness |" in shown and "| ers |" in shown
+    assert "| sharpness |" in shown and "| ers       |" in shown
     (folder / names[0]).write_bytes(b"no image")
     assert (
         call(
@@ -246,7 +285,6 @@ def test_sharpness_and_ers_are_read(
     ("settings", "message"),
     [
         ({"fmr": (1.5,)}, "--fmr 1.5: must be between 0 and 1"),
-        ({"fmr": ()}, "--fmr: give at least one"),
         ({"feats": ()}, "--feats: give at least one"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"limit": (0.99,)}, "--limit 0.99: must be above 0"),
@@ -315,8 +353,8 @@ def test_the_label_is_an_oracle(
 ) -> None:
     assert call(folder, monkeypatch, reference=("labels", "random"), fmr=(0.05,)) == 0
     lines = capsys.readouterr().out.splitlines()
-    table = [line.split(" | ") for line in lines if line.startswith("| one | 0.05 |")]
-    assert table[0][4] == "labels" and len(table) == 3
+    table = [line.split("|") for line in lines if line.startswith("| 0.05 ")]
+    assert table[0][3].strip() == "labels" and len(table) == 3
 
 
 def test_nothing_that_is_read_is_written_over(
