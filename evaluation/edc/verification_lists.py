@@ -41,7 +41,7 @@ def read_names(path: Path, images: ImageList) -> Mask:
 
 
 def read_pairs(path: Path, images: ImageList) -> tuple[PairList, int]:
-    """Reads a verification list: LFW's pairs.txt, lines `a b 0|1`, or a .bin with its images.
+    """Reads a verification list: LFW's pairs.txt, CPLFW's, lines `a b 0|1` or `0|1 a b`, or a .bin.
 
     Returns:
         The pairs, and how many were left out because an image is not in the list.
@@ -71,12 +71,77 @@ def _container_pairs(path: Path) -> list[tuple[str, str, bool]]:
 
 
 def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    lines = [(number, line.split("\t")) for number, line in read_lines(path)]
-    first = lines[0][1]
-    header = [*first[0].split(), *first[1:]]
-    if all(map(is_count, header)) and len(first) <= 2:
-        return [_lfw_pair(path, number, line) for number, line in lines[1:]]
-    return [_named_pair(path, number, line) for number, line in lines]
+    lines = read_lines(path)
+    header = lines[0][1].split()
+    if all(map(is_count, header)) and len(header) <= 2:
+        return [_lfw_pair(path, number, line.split("\t")) for number, line in lines[1:]]
+    if len(_split(lines[0][1], 2)) == 2:
+        return _two_line_pairs(path, lines)
+    found = []
+    for number, line in lines:
+        fields = _split(line, 3)
+        if len(fields) == 3 and fields[2] in ("0", "1"):
+            found.append((fields[0], fields[1], fields[2] == "1"))
+        elif len(fields) == 3 and fields[0] in ("0", "1"):
+            found.append((fields[1], fields[2], fields[0] == "1"))
+        elif number > lines[0][0] or len(fields) != 3 or not fields[2].isalpha():  # a header
+            raise UserError(
+                f"{path}:{number}: expected `image image 0|1` or `0|1 image image` (between TABs or"
+                " commas where names hold spaces); 1 is one person"
+            )
+    return found
+
+
+def _two_line_pairs(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str, str, bool]]:
+    """CPLFW's form: two lines `image 0|1` are a pair."""
+    fields = [(number, _split(line, 2)) for number, line in lines]
+    for number, one in fields:
+        if len(one) != 2 or one[1] not in ("0", "1"):
+            raise UserError(
+                f"{path}:{number}: expected `image image 0|1`, or `image 0|1` on two lines a pair"
+                " (as in CPLFW's list); 1 is one person"
+            )
+    if len(fields) % 2:
+        raise UserError(f"{path}: has {len(fields)} lines `image 0|1`; two lines make a pair")
+    found = []
+    pairs = zip(fields[::2], fields[1::2], strict=True)
+    for (_, (first, label)), (number, (second, other)) in pairs:
+        if label != other:
+            raise UserError(f"{path}:{number}: the two lines of a pair must have the same label")
+        found.append((first, second, label == "1"))
+    return found
+
+
+def read_fields(path: Path, count: int, form: str) -> list[tuple[int, list[str]]]:
+    """The lines of a text file, each as its number and its fields; names may hold spaces.
+
+    A first line that begins with `path` is a header.
+
+    Args:
+        path: the file.
+        count: how many fields a line has.
+        form: what they are, for the message.
+
+    Raises:
+        UserError: as read_lines, or a line with another number of fields.
+    """
+    lines = read_lines(path)
+    if lines[0][1].lower().startswith("path"):
+        lines = lines[1:]
+    found = [(number, _split(line, count)) for number, line in lines]
+    for number, fields in found:
+        if len(fields) != count or not all(fields):
+            raise UserError(f"{path}:{number}: expected `{form}`, between TABs or commas")
+    return found
+
+
+def _split(line: str, count: int) -> list[str]:
+    """The fields of a line, split at TABs, semicolons, commas or spaces: the first that fit."""
+    for separator in ("\t", ";", ","):
+        fields = [field.strip() for field in line.split(separator)]
+        if len(fields) == count:
+            return fields
+    return line.split()
 
 
 def rows_of_names(names: Iterable[str], images: ImageList) -> dict[str, int]:
@@ -144,17 +209,6 @@ def _lfw_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, boo
         )
     images = (f"{name}/{name}_{int(i):04d}", f"{other}/{other}_{int(j):04d}")
     return (*images, len(fields) == 3)
-
-
-def _named_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
-    if len(fields) == 1:
-        fields = fields[0].split()
-    if len(fields) != 3 or fields[2].strip() not in ("0", "1"):
-        raise UserError(
-            f"{path}:{number}: expected `image image 0|1` (between TABs where names hold spaces);"
-            " 1 is one person"
-        )
-    return fields[0], fields[1], fields[2].strip() == "1"
 
 
 def _without_suffix(name: str) -> str:
