@@ -10,6 +10,7 @@ docs/evaluation.md says what the numbers mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,10 +25,18 @@ from evaluation.edc import gather
 from evaluation.edc.advice import advise_scorers, write_calibrations
 from evaluation.edc.areas import FULL_LIMIT, use_fmr
 from evaluation.edc.curves import DiscardRule, Rules, ThresholdRule
+from evaluation.edc.groups import compare_groups, group_section, read_groups
 from evaluation.edc.plots import plot_curves
 from evaluation.edc.references import Reference, is_label, reference_scores
 from evaluation.edc.results import EdcReport, markdown, write_results
 from evaluation.edc.study import PROTOCOLS, EdcResult, differences, study
+from evaluation.edc.templates import (
+    PLAIN,
+    compare_templates,
+    read_templates,
+    template_pairs,
+    template_section,
+)
 from evaluation.edc.thresholds import allowed_false_matches
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import make_parent
@@ -48,7 +57,8 @@ class Settings:
     scores: tuple[Path, ...] = ()
     # target false match rates; default: those of 0.01 0.001 0.0001 that the pairs can show.
     fmr: tuple[float, ...] = ()
-    # a verification list (LFW's pairs.txt, `image image 0|1`, or a .bin) instead of all pairs.
+    # a verification list (LFW's pairs.txt, CPLFW's, `image image 0|1`, `0|1 image image`, or a
+    # .bin) instead of all pairs.
     pairs: Path | None = None
     # sets threshold, discard and the area that orders the table, as the papers do; default:
     # sdd-fiqa.
@@ -65,6 +75,11 @@ class Settings:
     min_images_per_id: int = 2
     # a text file of images to leave out, one a line.
     exclude: Path | None = None
+    # also compare templates (several images of a person): lines `path template person`; by plain
+    # means and by means that the scores weight.
+    templates: Path | None = None
+    # also compare groups of people at common thresholds: lines `path group`.
+    group: Path | None = None
     # compare so many impostor pairs, drawn at random; 0 for all of them.
     impostor_pairs: int = 0
     # draw the identities again so many times, for 95 % intervals; 0 for none.
@@ -88,6 +103,7 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> int:
     notes = gather.Notes()
     inputs = load(settings, notes)
     report = compute(settings, inputs, rules, area, notes)
+    add_templates(settings, inputs, report, notes)
     print(markdown(report))
     write_results(settings.out_dir, report)
     plot_curves(settings.out_dir / "edc.png", report.results, area)
@@ -143,7 +159,7 @@ def check_numbers(settings: Settings) -> None:
 
 def check_out_dir(settings: Settings) -> None:
     """Refuses, before the work, what cannot be written and what would replace an input."""
-    others = filter(None, (settings.pairs, settings.exclude))
+    others = filter(None, (settings.pairs, settings.exclude, settings.templates, settings.group))
     read = {
         path.resolve() for path in (*settings.feats, settings.image_list, *settings.scores, *others)
     }
@@ -186,17 +202,28 @@ def load(settings: Settings, notes: gather.Notes) -> gather.Inputs:
             settings.image_list, identities, usable & ~excluded, *limits, notes
         )
     of_chosen = {name: values[chosen] for name, values in scores.items()}
-    return gather.Inputs(identities, features, chosen, of_chosen, list(given), pairs)
+    return gather.Inputs(
+        images,
+        identities,
+        features,
+        chosen,
+        of_chosen,
+        list(given),
+        pairs,
+        usable & ~excluded,
+        scores,
+    )
 
 
 def compute(
     settings: Settings, inputs: gather.Inputs, rules: list[Rules], area: str, notes: gather.Notes
 ) -> EdcReport:
-    """All curves, areas and intervals, and the advice."""
+    """All curves, areas and intervals, the advice, and the groups."""
     advised = Rules(rules[0].threshold, "images")
     limits = list(dict.fromkeys(settings.limit))
-    fmrs: list[float] = []
+    groups = read_groups(settings.group, inputs.images, inputs.chosen, notes)
     results: list[EdcResult] = []
+    fmrs: list[float] = []
     passes = 2 * len(inputs.features) * int(np.count_nonzero(inputs.chosen))
     with tqdm(total=passes, unit=" rows", unit_scale=True, leave=False) as bar:
         for name in inputs.features:
@@ -204,7 +231,8 @@ def compute(
             try:
                 source = inputs.open_pairs(name, settings.impostor_pairs, settings.seed, bar.update)
                 if not results:
-                    fmrs = choose_fmrs(settings, source.impostors, notes)
+                    first, required = source, (settings.advise_at,)
+                    fmrs = choose_fmrs(settings.fmr, source.impostors, notes, required)
                     gather.describe(inputs, source, settings.seed, settings.bootstrap, notes)
                 results += study(
                     name,
@@ -222,27 +250,58 @@ def compute(
     shown = [result for result in results if result.curve.rules in rules]
     at = settings.advise_at or (1e-3 if 1e-3 in fmrs else fmrs[0])
     advice = advise_scorers(results, inputs.given or list(inputs.scores), at, advised)
-    return EdcReport(notes, shown, differences(shown, area, limits), advice, area)
+    report = EdcReport(notes, shown, differences(shown, area, limits), advice, area)
+    for scorer, (whole, _) in advice.items() if groups else ():
+        draws = settings.bootstrap, settings.seed
+        found = compare_groups(first, inputs.scores[scorer], whole, groups, *draws)
+        report.sections.append(group_section(whole, found))
+        report.more.setdefault("groups", []).extend(one.as_json() for one in found)
+    return report
 
 
-def choose_fmrs(settings: Settings, impostors: int, notes: gather.Notes) -> list[float]:
+def add_templates(
+    settings: Settings, inputs: gather.Inputs, report: EdcReport, notes: gather.Notes
+) -> None:
+    """Adds the verification of templates to the report."""
+    if settings.templates is None:
+        return
+    templates = read_templates(settings.templates, inputs.images, inputs.usable, notes)
+    for name, features in inputs.features.items():
+        try:
+            pairs = template_pairs(features, templates, inputs.all_scores, notes)
+            impostors = pairs[PLAIN].impostors
+            fmrs = choose_fmrs(settings.fmr, impostors, notes, (), "impostor pairs of templates")
+            found = compare_templates(name, pairs, fmrs, settings.bootstrap, settings.seed)
+        except ValueError as error:
+            raise UserError(f"{settings.templates}: {error}") from error
+        report.sections.append(template_section(templates, found))
+        report.more.setdefault("templates", []).extend(one.as_json() for one in found)
+
+
+def choose_fmrs(
+    typed: Sequence[float],
+    impostors: int,
+    notes: gather.Notes,
+    required: Sequence[float | None],
+    kind: str = "impostor pairs",
+) -> list[float]:
     """The target FMRs, each once; a default that the impostor pairs cannot show is dropped.
 
     Raises:
-        UserError: they cannot show one that was typed, or none of the defaults.
+        UserError: they cannot show one that was typed or is required, or none of the defaults.
     """
-    fmrs = list(dict.fromkeys(settings.fmr or FMRS))
+    fmrs = list(dict.fromkeys(typed or FMRS))
     if impostors == 0:
         return fmrs  # refused with the pairs
     few = [fmr for fmr in fmrs if allowed_false_matches(fmr, np.array([impostors]))[0] == 0]
     for fmr in few:
-        if settings.fmr or fmr == settings.advise_at or few == fmrs:
+        if typed or fmr in required or few == fmrs:
             raise UserError(
-                f"--fmr {fmr:g}: {impostors:,} impostor pairs are too few; {use_fmr(impostors)}"
+                f"--fmr {fmr:g}: {impostors:,} {kind} are too few; {use_fmr(impostors)}"
             )
-    if few:
-        names = ", ".join(f"{fmr:g}" for fmr in few)
-        notes.append(f"without FMR {names}: {impostors:,} impostor pairs are too few")
+    line = f"without FMR {', '.join(f'{fmr:g}' for fmr in few)}: {impostors:,} {kind} are too few"
+    if few and line not in notes:
+        notes.append(line)
     return [fmr for fmr in fmrs if fmr not in few]
 
 

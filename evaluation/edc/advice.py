@@ -84,8 +84,8 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
     unknown = ""
     if curve.errors[point] < FEW_ERRORS:
         unknown = (
-            "It is unknown where discarding more stops helping: of fewer than"
-            f" {FEW_ERRORS} errors, nothing follows."
+            f"It is unknown where discarding more stops helping: at {curve.shares[point]:.1%}, only"
+            f" {curve.errors[point]} errors are left."
         )
     elif point == count - 1 > 0:
         unknown = f"Discarding more helps up to the last share, {curve.shares[point]:.1%}."

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.edc.curves import Curve, failing
-from evaluation.edc.pairs import PairSource, Values
+from evaluation.edc.pairs import Ints, PairSource, Values
 
 LEVEL = 0.95
 _REPLICATES = 64
@@ -49,6 +49,20 @@ def resampled(source: PairSource, curve: Curve, replicates: int, seed: int = 0) 
         drawn[empty, point] = drawn[empty, point - 1]
     drawn[:, np.isnan(curve.fnmr)] = np.nan
     return drawn
+
+
+def ratio_interval(part: Ints, whole: Ints, replicates: int, seed: int = 0) -> tuple[float, float]:
+    """The middle 95 % of sum_c w_c part_c / sum_c w_c whole_c, for (C,) counts of identities.
+
+    (NaN, NaN) without replicates, or if too few of them have a value (see `interval`).
+    """
+    ratios = np.full(replicates, np.nan)
+    for start in range(0, replicates, _REPLICATES):
+        stop = min(start + _REPLICATES, replicates)
+        weights = draws(len(part), start, stop, seed)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios[start:stop] = (weights @ part) / (weights @ whole)
+    return interval(ratios)
 
 
 def draws(identities: int, start: int, stop: int, seed: int) -> Values:

@@ -49,20 +49,26 @@ class Inputs:
     """What is evaluated: N listed images, of which n take part.
 
     Attributes:
+        images: the list.
         identities: (N,) who is on each image.
         features: by recogniser, (N, D) embeddings, open on disk.
         chosen: (N,) the images that take part.
         scores: by scorer, (n,) the scores of these.
         given: the scorers that the user named; the others are references.
         pairs: the pairs to compare, in rows of the list; None for all pairs.
+        usable: (N,) images with an embedding and every score, with or without a mate.
+        all_scores: by scorer, (N,).
     """
 
+    images: ImageList
     identities: Identities
     features: dict[str, EmbeddingsFile]
     chosen: Mask
     scores: dict[str, Values]
     given: list[str]
     pairs: PairList | None
+    usable: Mask
+    all_scores: dict[str, Values]
 
     def open_pairs(
         self, recogniser: str, impostor_pairs: int, seed: int, watch: Callable[[int], object]

@@ -233,6 +233,20 @@ def listed_pairs(
     return HeldPairs(dense, pairs.some(same), pairs.some(~same), sampled=False)
 
 
+def within(source: PairSource, images: Mask) -> PairSource:
+    """The pairs among some of the images, (n,); these are numbered anew, and so are identities."""
+    identities = np.unique(source.identities[images], return_inverse=True)[1].astype(np.int32)
+    if isinstance(source, AllPairs):
+        return all_pairs(source.features[images], identities)
+    place = (np.cumsum(images) - 1).astype(np.int32)
+
+    def inside(pairs: Pairs) -> Pairs:
+        kept = pairs.some(images[pairs.first] & images[pairs.second])
+        return Pairs(kept.similarity, place[kept.first], place[kept.second])
+
+    return HeldPairs(identities, inside(source.genuine), inside(source.listed), source.sampled)
+
+
 def unit_rows(features: AnyFloats) -> Floats:
     """(n, D) float32 rows of length 1; a copy.
 

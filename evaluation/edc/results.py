@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from evaluation.edc.study import Difference, EdcResult
 from sdd_fiqa.files import replacing, write_json
 
 _ADVISED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-_NAME = 20  # characters of a scorer's name that are shown, so that a row fits 100 columns
+_NAME = 20  # characters of a name that are shown, so that a row fits 100 columns
 _LIKE = (
     "like #: not significantly different from these scorers at this FMR (the interval of the\n"
     "difference contains 0). Scorers with too few errors for an interval are not compared."
@@ -39,6 +39,8 @@ class EdcReport:
         differences: pairs of scorers; empty without a bootstrap.
         advice: by scorer, with the result that it comes from.
         area: the area that orders the table.
+        sections: more Markdown: templates and groups.
+        more: by name, the same for results.json.
     """
 
     notes: list[str]
@@ -46,6 +48,8 @@ class EdcReport:
     differences: list[Difference]
     advice: dict[str, tuple[EdcResult, Advice]]
     area: str
+    sections: list[str] = field(default_factory=list)
+    more: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def markdown(report: EdcReport) -> str:
@@ -63,7 +67,7 @@ def markdown(report: EdcReport) -> str:
         rules = result.curve.rules
         where = f"{result.recogniser}, FMR {result.curve.fmr:g}, threshold {rules.threshold}"
         parts.append(f"## Advice: {name}\n\n{where}:\n\n{_advice_text(advice, rules.discard)}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts + report.sections) + "\n"
 
 
 def write_results(folder: Path, report: EdcReport) -> None:
@@ -123,12 +127,12 @@ def _tables(report: EdcReport) -> Iterable[str]:
             rows.append(_row(one, numbers[id(one)], report.area))
             if report.differences:
                 rows[-1].append(_ranges(_alike(one, report.differences, numbers)))
-        yield f"{heading}\n\n{_table(rows)}"
+        yield f"{heading}\n\n{table(rows)}"
 
 
 def _row(result: EdcResult, number: int, area: str) -> list[str]:
     """A row of the table; if the area is refused, it shows the next one, which orders instead."""
-    curve, mark, name = result.curve, " *" if result.few_errors else "", result.scorer
+    curve, mark = result.curve, few(int(result.curve.errors[0]))
     known = [other for other in result.areas if not np.isnan(result.areas[other])]
     text = show(area, result.areas[area])
     ends = [show(area, end) for end in result.intervals.get(area, ())]
@@ -136,10 +140,9 @@ def _row(result: EdcResult, number: int, area: str) -> list[str]:
         text = f"{title(known[0])} {show(known[0], result.areas[known[0]])}"
     elif ends and "-" not in ends:
         text += f" [{', '.join(ends)}]"
-    if len(name) > _NAME:
-        name = f"{name[: _NAME // 2 - 2]}...{name[1 - _NAME // 2 :]}"
     fnmr = f"{float(curve.fnmr[0]):.3%}"
-    return [f"{curve.fmr:g}", f"{number}", name, fnmr, f"{curve.errors[0]}{mark}", text]
+    errors = f"{curve.errors[0]}{mark}"
+    return [f"{curve.fmr:g}", f"{number}", short(result.scorer), fnmr, errors, text]
 
 
 def _alike(
@@ -177,7 +180,7 @@ def _advice_text(advice: Advice, discards: str) -> str:
         share, fnmr = f"{advice.shares[place]:.1%}", f"{advice.fnmr[place]:.4%}"
         score, errors = repr(float(advice.thresholds[place])), f"{advice.errors[place]}"
         rows.append([share, score, fnmr, errors, mark])
-    return _table(rows) + (f"\n\n{advice.unknown}" if advice.unknown else "")
+    return table(rows) + (f"\n\n{advice.unknown}" if advice.unknown else "")
 
 
 def _refusals(results: Sequence[EdcResult]) -> Iterable[str]:
@@ -193,7 +196,18 @@ def _refusals(results: Sequence[EdcResult]) -> Iterable[str]:
             )
 
 
-def _table(rows: list[list[str]]) -> str:
+def short(name: str) -> str:
+    """A name as a table shows it: the middle of a long one is left out."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}...{name[1 - _NAME // 2 :]}"
+
+
+def few(errors: int) -> str:
+    """The mark of too few errors."""
+    return " *" if errors < FEW_ERRORS else ""
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table of the rows, the first of which is its head."""
     cells = [[field.replace("|", "\\|") for field in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
@@ -261,6 +275,7 @@ def _as_json(report: EdcReport) -> dict[str, Any]:
         "cells": cells,
         "differences": compared,
         "advice": {name: one.as_json() for name, (_, one) in report.advice.items()},
+        **report.more,
     }
 
 
@@ -274,7 +289,7 @@ def _without_nan(value: Any) -> Any:
     """The same with null for every missing number: NaN is not JSON."""
     if isinstance(value, dict):
         return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nan(one) for one in value]
     return None if _missing(value) else value
 

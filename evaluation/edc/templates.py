@@ -1,0 +1,246 @@
+"""Set-to-set verification: several images of a person are compared as one template.
+
+The vector of a template is the mean of its unit embeddings f_i, brought to unit length:
+
+    plain:     sum_i f_i            weighted:     sum_i w_i f_i,   w_i the score of image i
+
+(SDD-FIQA's second experiment.) All pairs of templates are compared. TAR is the share of genuine
+pairs that match at the threshold of the target FMR (thresholds.py). A useful score raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.lists import ImageList
+from evaluation.edc.areas import FEW_ERRORS
+from evaluation.edc.bootstrap import interval
+from evaluation.edc.curves import Rules
+from evaluation.edc.gather import Notes
+from evaluation.edc.pairs import (
+    AnyFloats,
+    Floats,
+    Mask,
+    PairSource,
+    Rows,
+    Values,
+    all_pairs,
+    unit_rows,
+)
+from evaluation.edc.results import few, short, table
+from evaluation.edc.study import study
+from evaluation.edc.verification_lists import read_fields, rows_of_names
+from sdd_fiqa.errors import UserError
+
+PLAIN = "plain mean"
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Templates:
+    """T templates of M images (an image may be in several templates).
+
+    Attributes:
+        rows: (M,) rows of the image list.
+        of_row: (M,) 0 to T - 1, the template of each of these.
+        person: (T,) 0 to P - 1, who is on a template.
+    """
+
+    rows: Rows
+    of_row: Rows
+    person: Rows
+
+
+@dataclass(frozen=True)
+class TemplateResult:
+    """One way to average, on one recogniser at one FMR.
+
+    Attributes:
+        recogniser: which embeddings.
+        mean: PLAIN, or the scorer whose scores are the weights.
+        fmr: the target.
+        tar: true accept rate.
+        ends: its 95 % interval; NaN without a bootstrap.
+        gain: TAR minus that of the plain mean.
+        gain_ends: its 95 % interval, with the same people drawn for both.
+        errors: genuine pairs of templates that do not match.
+        genuine: how many genuine pairs there are.
+    """
+
+    recogniser: str
+    mean: str
+    fmr: float
+    tar: float
+    ends: Interval
+    gain: float
+    gain_ends: Interval
+    errors: int
+    genuine: int
+
+    def as_json(self) -> dict[str, Any]:
+        """By name, as in results.json."""
+        return vars(self)
+
+
+def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) -> Templates:
+    """Reads lines `path template person`, between TABs, commas, semicolons or spaces.
+
+    Args:
+        path: the file; an image is named as in a verification list.
+        images: the list.
+        usable: (N,) images that have an embedding and every score.
+        notes: gets what is left out.
+
+    Raises:
+        UserError: another form, a template of two people, an image twice in a template, or fewer
+            than two usable templates.
+    """
+    lines = read_fields(path, 3, "path template person")
+    known = rows_of_names({fields[0] for _, fields in lines}, images)
+    people: dict[str, str] = {}
+    found: dict[tuple[str, int], None] = {}
+    missing = unusable = 0
+    for number, (name, template, person) in lines:
+        if people.setdefault(template, person) != person:
+            raise UserError(
+                f"{path}:{number}: template {template} is of {people[template]} and of {person}"
+            )
+        row = known.get(name)
+        if row is None:
+            missing += 1
+        elif not usable[row]:
+            unusable += 1
+        elif (template, row) in found:
+            raise UserError(f"{path}:{number}: {name} is in template {template} twice")
+        else:
+            found[template, row] = None
+    notes.leave_out(missing, f"{missing:,} images of {path} are not in {images.file}")
+    notes.leave_out(unusable, f"{unusable:,} images of {path} have no score or embedding")
+    names = list(dict.fromkeys(template for template, _ in found))
+    lost = len(people) - len(names)
+    notes.leave_out(lost, f"{lost:,} templates of {path} have no usable image")
+    if len(names) < 2:
+        raise UserError(f"{path}: has {len(names)} templates with a usable image; 2 are needed")
+    place = {name: number for number, name in enumerate(names)}
+    number_of = np.unique([people[name] for name in names], return_inverse=True)[1]
+    return Templates(
+        np.array([row for _, row in found], np.int32),
+        np.array([place[template] for template, _ in found], np.int32),
+        number_of.astype(np.int32),
+    )
+
+
+def template_vectors(rows: Floats, templates: Templates, weights: Values) -> Floats:
+    """(T, D) weighted sums of the (M, D) unit rows; weights (M,), 0 or more.
+
+    A template whose weights are all 0 gets the plain mean.
+    """
+    totals = np.bincount(templates.of_row, weights, minlength=len(templates.person))
+    weights = np.where(totals[templates.of_row] > 0, weights, 1.0)
+    sums = np.zeros((len(templates.person), rows.shape[1]), np.float64)
+    np.add.at(sums, templates.of_row, rows * weights[:, None])
+    return sums.astype(np.float32)
+
+
+def template_pairs(
+    features: AnyFloats, templates: Templates, scores: Mapping[str, Values], notes: Notes
+) -> dict[str, PairSource]:
+    """All pairs of templates: by PLAIN, and by each scorer whose scores are the weights.
+
+    Scores below 0 cannot be weights; such a scorer is shifted so that its lowest score is 0.
+
+    Args:
+        features: (N, D) embeddings of the list.
+        templates: which images they have.
+        scores: by scorer, (N,); one that lacks a score of these images is left out.
+        notes: gets the scorers that are left out or shifted.
+
+    Raises:
+        ValueError: as pairs.all_pairs.
+    """
+    rows = unit_rows(features[templates.rows])
+    weights = {PLAIN: np.ones(len(rows))}
+    for name, values in scores.items():
+        own, line = values[templates.rows], ""
+        if not np.isfinite(own).all():
+            line = f"{name} weights no templates: some of their images have no score"
+        else:
+            weights[name] = own - min(0.0, float(own.min()))
+            if own.min() < 0:
+                line = f"{name} has scores below 0: as weights they are shifted to start at 0"
+        if line and line not in notes:
+            notes.append(line)
+    return {
+        name: all_pairs(template_vectors(rows, templates, own), templates.person)
+        for name, own in weights.items()
+    }
+
+
+def compare_templates(
+    recogniser: str,
+    pairs: Mapping[str, PairSource],
+    fmrs: Sequence[float],
+    replicates: int,
+    seed: int,
+) -> list[TemplateResult]:
+    """TAR of each mean at each FMR, FMR by FMR; the plain mean comes first.
+
+    Args:
+        recogniser: the name of what made the embeddings.
+        pairs: from template_pairs.
+        fmrs: target FMRs.
+        replicates: of the bootstrap over people; 0 for none.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no genuine or no impostor pair of templates.
+    """
+    rules = Rules("fixed", "images")
+    none = np.full(1, np.nan)
+    found: dict[tuple[str, float], tuple[float, Values, int, int]] = {}
+    for name, source in pairs.items():
+        same = {name: np.zeros(len(source.identities))}  # nothing is discarded
+        for one in study(recogniser, source, same, fmrs, [rules], replicates=replicates, seed=seed):
+            drawn = none if one.replicates is None else 1 - one.replicates[:, 0]
+            tar = 1 - float(one.curve.fnmr[0])
+            counts = int(one.curve.errors[0]), int(one.curve.genuine[0])
+            found[name, one.curve.fmr] = (tar, drawn, *counts)
+    results = []
+    for fmr in fmrs:
+        plain, plain_drawn, *_ = found[PLAIN, fmr]
+        for name in pairs:
+            tar, drawn, errors, genuine = found[name, fmr]
+            ends, gain_ends = interval(drawn), interval(drawn - plain_drawn)
+            results.append(
+                TemplateResult(
+                    recogniser, name, fmr, tar, ends, tar - plain, gain_ends, errors, genuine
+                )
+            )
+    return results
+
+
+def template_section(templates: Templates, results: Sequence[TemplateResult]) -> str:
+    """The results of one recogniser in Markdown; gains are in percentage points."""
+    about = (
+        f"{len(templates.person):,} templates of {int(templates.person.max()) + 1:,} people,"
+        f" {len(templates.rows):,} images, {results[0].genuine:,} genuine pairs of templates;"
+        f" * fewer than {FEW_ERRORS} errors."
+    )
+    rows = [["FMR", "weights", "errors", "TAR", "gain in points", "significant"]]
+    for one in results:
+        bounded = np.isfinite(one.gain_ends[0])
+        significant = "yes" if one.gain_ends[0] > 0 or one.gain_ends[1] < 0 else "no"
+        gain = "" if one.mean == PLAIN else f"{100 * one.gain:+.2f}" + _ends(one.gain_ends)
+        sure = significant if bounded and one.mean != PLAIN else ""
+        errors, tar = f"{one.errors}{few(one.errors)}", f"{one.tar:.3%}{_ends(one.ends)}"
+        rows.append([f"{one.fmr:g}", short(one.mean), errors, tar, gain, sure])
+    return f"## Templates: {results[0].recogniser}\n\n{about}\n\n{table(rows)}"
+
+
+def _ends(ends: Interval) -> str:
+    return "" if np.isnan(ends[0]) else f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
