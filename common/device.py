@@ -1,18 +1,24 @@
-"""One device, one precision, chosen once."""
+"""The device and the precision of a run, chosen once.
+
+torch is imported where it is used, since a precision is also named where torch is not wanted.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from common.precision import Precision, check_precision
+from sdd_fiqa.device_name import parse_device
 from sdd_fiqa.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,16 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         """The autocast context of this precision (one that does nothing for float32)."""
+        import torch
+
         if self.dtype == torch.float32:
             return torch.autocast(self.device.type, enabled=False)
         return torch.autocast(self.device.type, self.dtype)
 
     def put(self, array: npt.NDArray[Any]) -> Tensor:
         """Copies an array to the device, without waiting for it on a GPU."""
+        import torch
+
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -49,6 +59,8 @@ class Compute:
         """
         if self.device.type != "cuda":
             return tensor.numpy
+        import torch
+
         copy = tensor.to("cpu", non_blocking=True)  # pinned, so that it is not waited for here
         arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(self.device))
@@ -63,8 +75,8 @@ class Compute:
     @property
     def name(self) -> str:
         """`fp32`, `bf16` or `fp16`."""
-        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        return names[self.dtype]
+        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+        return names[str(self.dtype).removeprefix("torch.")]
 
     def __str__(self) -> str:
         """For people: `cuda:0 bf16`."""
@@ -83,6 +95,8 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     Raises:
         UserError: not a device of this machine, or no precision.
     """
+    import torch
+
     check_precision(precision)
     chosen = _device(device)
     if chosen.type == "cuda":
@@ -91,9 +105,15 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
         if chosen.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these
         return Compute(chosen, torch.float32)
-    if chosen.type == "cuda" and not _has_bf16(chosen):
+    if chosen.type == "cuda" and _capability(chosen) < (8, 0):
         return Compute(chosen, torch.float16)
     return Compute(chosen, torch.bfloat16)
+
+
+def check_precision(precision: str) -> None:
+    """Raises UserError if the name is no Precision."""
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision}: must be one of {', '.join(get_args(Precision))}")
 
 
 def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -101,6 +121,8 @@ def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     A score near 80 in bf16 comes in steps of half a point, so heads stay in float32.
     """
+    import torch
+
     if x.is_meta or (x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)):
         return module(x)
     with torch.autocast(x.device.type, enabled=False):
@@ -108,33 +130,29 @@ def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<index>") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<index>")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        index = int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index
-        if index >= count:
-            raise UserError(f"--device {name}: this machine shows {count} GPUs to torch; use cpu")
-        return torch.device("cuda", index)
-    return device
+    import torch
+
+    kind, index = parse_device(name)
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"--device {name}: this machine shows {count} GPUs to torch; use cpu")
+    return torch.device("cuda", index)
 
 
 def _half_is_fast(device: torch.device) -> bool:
     # Without AVX-512 BF16 or AMX a CPU emulates bf16 and loses; a GPU without tensor cores has
     # fp16 at a fraction of float32's rate.
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (7, 0)
+        return _capability(device) >= (7, 0)
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
-def _has_bf16(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+def _capability(device: torch.device) -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability(device)
 
 
 def _cpu_flags() -> set[str]:

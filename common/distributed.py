@@ -29,13 +29,11 @@ class ProcessGroup:
     Attributes:
         rank: this process's number.
         size: how many processes there are.
-        local_rank: its number on this machine.
         local_size: how many processes run on this machine.
     """
 
     rank: int
     size: int
-    local_rank: int = 0
     local_size: int = 1
 
     @property
@@ -116,10 +114,9 @@ def join_process_group(device: str, host_arrays: bool = False) -> Iterator[Proce
         UserError: not a device of this machine, or one GPU named for several processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if size == 1:
-        yield ProcessGroup(0, 1, local_rank, local_size)
+        yield ProcessGroup(0, 1, local_size)
         return
     import torch.distributed as dist
 
@@ -138,7 +135,7 @@ def join_process_group(device: str, host_arrays: bool = False) -> Iterator[Proce
         timeout=timedelta(days=1),
         device_id=chosen,  # without it nccl guesses at a barrier
     )
-    yield ProcessGroup(dist.get_rank(), size, local_rank, local_size)
+    yield ProcessGroup(dist.get_rank(), size, local_size)
     # Not after an error: nccl waits here for processes that wait for this one, and the error would
     # never be printed.
     dist.destroy_process_group()

@@ -60,7 +60,7 @@ def main(
         raise UserError(f"--process-num {process_num}: must be 0 (all cores) or more")
     settings.check()
     with join_process_group(device, host_arrays=True) as processes:
-        arrays = arrays_for(device, processes.local_rank)
+        arrays = arrays_for(device)
         threads = process_num or max(1, usable_cores() // processes.local_size)
         out_dir, inputs = open_input(out_dir, files, settings, threads, processes)
         make_parent(out_dir / PSEUDO_LABELS)  # before hours of work, not after

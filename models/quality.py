@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from common.precision import Precision, check_precision
+from common.device import Precision, check_precision
 from models.pretrained import find_model
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.onnx_runner import Faces, Outputs, is_onnx

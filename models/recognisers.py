@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.cli import note
-from common.precision import Precision
+from common.device import Precision
 from models.backbones import RGB, Pixels
 from sdd_fiqa.assets import ASSETS, fetch
 from sdd_fiqa.errors import UserError

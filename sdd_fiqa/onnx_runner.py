@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdd_fiqa.cores import nvidia_driver, own_cores
+from sdd_fiqa.device_name import parse_device
 from sdd_fiqa.errors import UserError
 
 Faces = npt.NDArray[np.uint8]  # (N, 112, 112, 3) RGB
@@ -117,12 +117,8 @@ def is_onnx(path: str | os.PathLike[str]) -> bool:
 
 def _gpu(device: str) -> int | None:
     """The index of the GPU that `--device` means for this process; None for the CPU."""
-    if device == "cpu" or (device == "auto" and not nvidia_driver()):
-        return None
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
-    if match is None:
-        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:<index>")
-    return int(match[1] or os.environ.get("LOCAL_RANK", 0))
+    kind, index = parse_device(device)
+    return None if kind == "cpu" or (kind == "auto" and not nvidia_driver()) else index
 
 
 def _first_line(error: Exception) -> str:

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from common.cli import is_count
 from sdd_fiqa.cores import nvidia_driver
+from sdd_fiqa.device_name import parse_device
 from sdd_fiqa.errors import UserError
 
 Array = Any  # a numpy array or a torch tensor
@@ -114,21 +114,19 @@ class TorchArrays:
 Arrays: TypeAlias = NumpyArrays | TorchArrays
 
 
-def arrays_for(device: str, local_rank: int = 0) -> Arrays:
+def arrays_for(device: str) -> Arrays:
     """The array library of `auto`, `cpu` or `cuda[:i]`.
 
     Raises:
         UserError: an unknown device, or CUDA where there is none.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not is_count(index))):
-        raise UserError(f"--device {device}: is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    kind, index = parse_device(device)
     if kind == "cpu" or (kind == "auto" and not nvidia_driver()):
         return NumpyArrays()
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    number = int(index) if index else local_rank % max(count, 1)
+    number = index if ":" in device else index % max(count, 1)
     if number < count:
         return TorchArrays(f"cuda:{number}")
     if kind == "auto":

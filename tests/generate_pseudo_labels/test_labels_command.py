@@ -332,7 +332,7 @@ def test_an_error_below_the_bar_is_one_line_and_exit_code_1(run: Run, tmp_path: 
         ({"drop_top_percent": 100}, "--drop-top-percent 100: must be at least 0 and below 100"),
         ({"fix_num": 111}, "add identities, or use --fix-num 110 in gen_pseudo_labels.py"),
         ({"min_images_per_id": 11}, "no image is left to label"),
-        ({"device": "gpu"}, "--device gpu: is not one of auto, cpu, cuda"),
+        ({"device": "gpu"}, "--device gpu: must be auto, cpu, cuda or cuda:<index>"),
     ],
 )
 def test_flags_that_cannot_be_used(here: Path, flags: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from common import device as compute_device
-from common.precision import Precision
+from common.device import Precision
 from models import recognisers
 from models.recognisers import MIN_COSINE, load_recogniser
 from onnx_graphs import Maker
