@@ -30,7 +30,7 @@ from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
 from dataset.lists import ImageList
 from dataset.loader import Batch, one_behind
-from dataset.scores import Scores, write_scores
+from dataset.scores import Scores, calibrated_columns, write_scores
 from evaluation.summary import summarise
 from models import QualityModel, load_quality_model
 from models.backbones import Backbone
@@ -207,7 +207,7 @@ def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, boo
 
 def write(out: str, faces: Faces, scores: Scores, meaning: ScoreInterpretation) -> None:
     """Writes the CSV file, or stdout where `out` is -."""
-    columns = [*meaning.columns(scores.values), *faces.columns()]
+    columns = [*calibrated_columns(meaning, scores.values), *faces.columns()]
     if out == "-":
         try:
             write_scores(sys.stdout, faces.paths(), scores, columns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import inspect
 import io
+import logging
 import os
 import re
 import signal
@@ -41,6 +42,7 @@ def run_script(main: Callable[..., int]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no error
         sys.stdout.reconfigure(errors="backslashreplace")
+    show_messages()
     # tyro keeps some of the docstring's line breaks, in the middle of a sentence.
     main.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(main.__doc__ or ""))
     module = getattr(sys.modules["__main__"], "__spec__", None)
@@ -105,6 +107,19 @@ def note(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(message, file=sys.stderr)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def show_messages() -> None:
+    """Shows the messages of sdd_fiqa as notes."""
+    logger = logging.getLogger("sdd_fiqa")
+    logger.handlers = [_Notes()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 class StopRequest:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.lists import ImageList, join, read_table
+from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.errors import UserError
 
 OK = "ok"
@@ -59,6 +60,21 @@ class Scores:
         if np.isnan(self.values[row]):
             return self.reasons.get(row, NOT_SCORED)
         return OK
+
+
+def calibrated_columns(
+    meaning: ScoreInterpretation, values: npt.NDArray[np.float32]
+) -> list[tuple[str, NumberColumn]]:
+    """The columns percentile and accept (1 or 0) of (N,) scores; those that were asked for."""
+    arrays = {
+        "percentile": (meaning.percentiles(values), 1),
+        "accept": (meaning.accepted(values), 0),
+    }
+    return [
+        (name, NumberColumn(array, decimals))
+        for name, (array, decimals) in arrays.items()
+        if array is not None
+    ]
 
 
 def write_scores(

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.cli import note
 from dataset.left_out import Skipped
-from dataset.scores import Scores
+from dataset.scores import Scores, calibrated_columns
 from sdd_fiqa.calibration import ScoreInterpretation
 
 _NAMED = 5  # images without a score that are named; scores.csv names all
@@ -40,7 +40,7 @@ def summarise(
     good = np.flatnonzero(np.isfinite(scores.values))
     if len(scores.values) == 1 and len(good):
         parts = [f"{scores.values[0]:.2f}"]
-        parts += [f"{name} {text[0]}" for name, text in meaning.columns(scores.values)]
+        parts += [f"{name} {text[0]}" for name, text in calibrated_columns(meaning, scores.values)]
         print("\t".join(parts), file=to)
         if (sentence := meaning.sentence(scores.values)) is not None:
             note(sentence)

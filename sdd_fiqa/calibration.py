@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.cli import note
-from dataset.scores import NumberColumn
 from sdd_fiqa.errors import UserError
 
 DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
@@ -55,7 +54,7 @@ class ScoreInterpretation:
         try:
             return cls(usable(calibration, model) if calibration else None, percentile, accept)
         except UserError as error:  # nothing was asked of it: no reason to stop
-            note(str(error))
+            logging.getLogger("sdd_fiqa").warning("%s", error)
             return cls(None, percentile, accept)
 
     @property
@@ -65,17 +64,22 @@ class ScoreInterpretation:
             return None
         return threshold_that_keeps(self.accept, self.calibration)
 
-    def columns(self, values: npt.NDArray[np.float32]) -> list[tuple[str, Sequence[str]]]:
-        """Columns of scores.csv for (N,) scores: percentile, accept (1 or 0); empty without one."""
-        columns: list[tuple[str, Sequence[str]]] = []
-        values = np.where(np.isfinite(values), values, np.float32(np.nan))
-        if self.percentile and self.calibration is not None:
-            shares = percentiles_of(values, self.calibration)
-            columns.append(("percentile", NumberColumn(shares, 1)))
-        if self.threshold is not None:
-            accepted = np.where(np.isnan(values), values, reaches(values, self.threshold))
-            columns.append(("accept", NumberColumn(accepted, 0)))
-        return columns
+    def percentiles(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
+        """Percentiles of (N,) scores, NaN where a score is not finite; None if not asked for."""
+        if not self.percentile or self.calibration is None:
+            return None
+        finite = np.where(np.isfinite(values), values, np.float32(np.nan))
+        return percentiles_of(finite, self.calibration)
+
+    def accepted(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """1 where one of (N,) scores is accepted, 0 where not, NaN where a score is not finite.
+
+        None if no share to accept was asked for.
+        """
+        if self.threshold is None:
+            return None
+        reached = reaches(values, self.threshold).astype(np.float32)
+        return np.where(np.isfinite(values), reached, np.float32(np.nan))
 
     def sentence(self, values: npt.NDArray[np.float32]) -> str | None:
         """For people: the threshold, and how many of (N,) scores reach it."""

@@ -53,7 +53,8 @@ def download_wheel(requirement: str, folder: Path, size: int) -> Path:
         while pip.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 pip.wait(_LOOK_EVERY)
-            _show(bar, folder)
+            if bar is not None:
+                _show(bar, folder)
     wheels = sorted(folder.glob("*.whl"))
     if pip.returncode == 0 and wheels:
         return wheels[0]
@@ -83,15 +84,19 @@ def download_file(url: str, target: Path, size: int) -> None:
         ):
             while block := source.read(_BLOCK):
                 sink.write(block)
-                bar.update(len(block))
+                if bar is not None:
+                    bar.update(len(block))
     except (OSError, ValueError) as error:
         raise DownloadFailed(f"{url} cannot be fetched ({error})") from error
 
 
 @contextmanager
 def _bar(name: str, size: int) -> Iterator[Any]:
-    from tqdm import tqdm
-
+    try:
+        from tqdm import tqdm
+    except ImportError:  # sdd_fiqa does not need it
+        yield None
+        return
     with tqdm(
         total=size, desc=name, unit="B", unit_scale=True, file=sys.stderr, leave=False
     ) as bar:
