@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models.checkpoints import save_network  # first: how torch's threads wait is set with it
+from models.checkpoints import save_network
 
 # isort: split
 import numpy as np

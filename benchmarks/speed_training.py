@@ -19,7 +19,7 @@ from typing import Literal
 
 import cv2
 
-from models.backbones import Backbone  # first: how torch's threads wait is set with it
+from models.backbones import Backbone
 
 # isort: split
 import numpy as np

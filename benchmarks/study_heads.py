@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.device import choose_compute  # first: how torch's threads wait is set with it
+from common.device import choose_compute
 
 # isort: split
 import numpy as np
