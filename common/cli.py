@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+from sdd_fiqa import __version__
 from sdd_fiqa.errors import Stalled, UserError
 
 EXIT_DONE = 0
@@ -29,6 +30,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of writing alone
 
 def run_script(main: Callable[..., int]) -> None:
     """Parses the command line into `main`'s arguments, runs it and exits with its exit code.
+
+    `--version` prints the version instead.
 
     Args:
         main: typed function; its docstring's Args section becomes `--help`. Returns an exit code.
@@ -48,7 +51,11 @@ def run_script(main: Callable[..., int]) -> None:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     prog = None if module is None else f"python -m {module.name}"
     try:
-        code = tyro.cli(main, prog=prog)
+        if "--version" in sys.argv[1:]:
+            print(f"sdd-fiqa {__version__}")
+            code = EXIT_DONE
+        else:
+            code = tyro.cli(main, prog=prog)
         sys.stdout.flush()
     except Stalled as error:
         code = fail(str(error))

@@ -1,7 +1,9 @@
 """Every script: its help, its import, wrong usage, and errors of one line."""
 
 import ast
+import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import sdd_fiqa
 from common import cli as command_line
 from common.cli import EXIT_DONE, EXIT_USAGE, EXIT_USER_ERROR
 
@@ -23,6 +26,24 @@ SCRIPTS = sorted(
     and 'if __name__ == "__main__"' in path.read_text()
     and (folder != ROOT or path.parent == ROOT)
 )
+TOOLS = sorted(  # run with `python -m`
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for room in ("dataset", "models", "evaluation", "training")
+    for path in (ROOT / room).rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text()
+)
+_WATCH = """
+import importlib, os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" and "GOMP_SPINCOUNT" not in os.environ:
+            raise AssertionError("torch is imported before common")
+
+sys.meta_path.insert(0, Watch())
+importlib.import_module(sys.argv[1])
+assert "GOMP_SPINCOUNT" in os.environ
+"""
 
 
 def test_the_scripts_are_found() -> None:
@@ -30,6 +51,38 @@ def test_the_scripts_are_found() -> None:
     assert {
         f"generate_pseudo_labels/{name}.py" for name in ("gen_datalist", "gen_pseudo_labels")
     } < (set(SCRIPTS))
+    assert {"dataset.degraded_copies", "models.shrink", "evaluation.calibration"} < set(TOOLS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [script.removesuffix(".py").replace("/", ".") for script in SCRIPTS]
+    + [*TOOLS, "models", "models.networks"]
+    + [f"benchmarks.{name}" for name in ("speed_extraction", "speed_training", "study_heads")],
+)
+def test_how_torchs_threads_wait_is_set_before_torch_is_imported(name: str) -> None:
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCH, name],
+        env={**env, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])
+def test_every_script_says_its_version(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--version"])
+    with pytest.raises(SystemExit) as left:
+        if name.endswith(".py"):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        else:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+    assert left.value.code == EXIT_DONE
+    assert capsys.readouterr().out == f"sdd-fiqa {sdd_fiqa.__version__}\n"
 
 
 def flags_of(script: str) -> list[str]:
