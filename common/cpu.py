@@ -21,6 +21,17 @@ def one_blas_thread() -> None:
         ] = "1"
 
 
+def one_opencv_thread() -> None:
+    """Makes OpenCV work on the thread that calls it, and write nothing to stderr.
+
+    The threads that read images are the parallelism already; a damaged file is reported by us.
+    """
+    import cv2
+
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
 def keep_freed_memory() -> None:
     """Lets this process keep the memory of freed tensors for the next ones.
 

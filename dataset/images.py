@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
+from common.cpu import one_opencv_thread
 from dataset.containers import read_bytes
 from sdd_fiqa.images import Image, decode_image, resize_face
+
+one_opencv_thread()  # whatever reads images by path does so on threads of its own
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:

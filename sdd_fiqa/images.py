@@ -1,86 +1,87 @@
-"""From an image file to RGB pixels: one decoder, one set of rules, for every stage."""
+"""From the bytes of an image file to RGB pixels: one decoder, one set of rules, for every stage."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
-from typing import Any
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import cv2 as cv2  # others import it from here
 import numpy as np
 import numpy.typing as npt
 
+from sdd_fiqa import jpeg
 from sdd_fiqa.errors import UnreadableImage
 
 MAX_PIXELS = 1 << 27  # 134 megapixels: above any camera, far below what would exhaust memory
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read once, by cv2's import
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a damaged file is reported by us, once
-
-import cv2 as cv2  # noqa: E402  (the limits above must stand first: others import it from here)
-
-cv2.setNumThreads(0)  # the loaders' workers are the parallelism
-
-_ROWS = 256  # of an image with transparency at a time
 FACE_SIZE = 112  # pixels a side of every network's input
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".jp2"}
-)
-# How the files begin: JPEG, PNG, BMP (its reserved bytes are zero), WebP, TIFF, PNM, JPEG 2000,
-# GIF.
-_SIGNATURES = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II\*\0|MM\0\*|P[1-6]\s"
-    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|GIF8[79]a",
-    re.DOTALL,
-)
-
-_ORIENTATION = 0x0112  # EXIF
 
 Image = npt.NDArray[np.uint8]
 Content = bytes | npt.NDArray[np.uint8]  # of an image file; an array is a part of a larger block
 
+_ROWS = 256  # of an image with transparency at a time
+_ORIENTATION, _FLOAT = 0x0112, 3  # TIFF: a tag, and a value of the tag SampleFormat
+_log = logging.getLogger("sdd_fiqa")
+_noted: set[str] = set()  # what was said once already
+
+
+class Format(NamedTuple):
+    """A kind of image file.
+
+    Attributes:
+        name: for messages.
+        suffixes: by which a walk through a folder selects files; nothing else looks at them.
+        start: how a file begins.
+        decode: from the bytes of a file to (H, W, 3) uint8 RGB, upright.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    start: re.Pattern[bytes]
+    decode: Callable[[bytes], Image]
+
+
+def format_of(content: bytes) -> Format | None:
+    """The kind of image that some bytes begin (the first 64 are enough), by content alone."""
+    return next((kind for kind in FORMATS if kind.start.match(content)), None)
+
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-    """Whether the first bytes of a file are those of a kind of image that can be decoded.
-
-    (`cv2.haveImageReader` brings Python down on a name that is not UTF-8, and takes a list that
-    begins with "BM" for a bitmap.)
-    """
+    """Whether the first bytes of a file are those of a kind of image listed in FORMATS."""
     try:
         with open(path, "rb") as file:
-            start = file.read(12)
+            start = file.read(64)
     except OSError:
         return False
-    return _SIGNATURES.match(start) is not None
-
-
-def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:
-    """(H, W, 3) uint8 RGB -> JPEG bytes, at most `side` pixels wide and high."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), settings)
-    return content.tobytes()
+    return format_of(start) is not None
 
 
 def decode_image(content: Content) -> Image:
-    """As `read_image`, from the bytes of an image file."""
+    """From the bytes of an image file to (H, W, 3) uint8, RGB, upright.
+
+    The kind is told by the first bytes. Of several frames the first is taken. EXIF rotation is
+    applied; grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid over
+    black.
+
+    Raises:
+        UnreadableImage: empty, damaged, truncated, larger than MAX_PIXELS, or no image.
+    """
     if not len(content):
         raise UnreadableImage("is empty (0 bytes)")
-    buffer = content if isinstance(content, np.ndarray) else np.frombuffer(content, np.uint8)
-    flags = cv2.IMREAD_UNCHANGED if _has_alpha(content) else cv2.IMREAD_COLOR_RGB
-    try:
-        pixels = cv2.imdecode(buffer, flags)
-    except cv2.error as error:
-        if "pixels" in str(error).lower() or "CV_IO_MAX_IMAGE" in str(error):
-            raise UnreadableImage(f"has more than {MAX_PIXELS} pixels") from error
-        raise UnreadableImage("cannot be decoded") from error
-    if pixels is None:
+    data = content.tobytes() if isinstance(content, np.ndarray) else content
+    kind = format_of(data[:64])
+    if kind is None:
         raise UnreadableImage("is not an image that can be decoded")
-    if flags == cv2.IMREAD_UNCHANGED:
-        return _upright(_over_black(pixels), content)
-    return np.asarray(pixels, np.uint8)
+    try:
+        return kind.decode(data)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # each library has its own; a damaged file may raise any of them
+        raise UnreadableImage("cannot be decoded") from error
 
 
 def resize_face(image: Image, size: int = FACE_SIZE) -> Image:
@@ -96,29 +97,244 @@ def resize_face(image: Image, size: int = FACE_SIZE) -> Image:
     return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
 
 
-def _has_alpha(content: Content) -> bool:
-    """Whether a PNG or WebP file says that it holds transparency."""
-    if content[0] not in b"\x89R":
-        return False
-    content = bytes(content)
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        # Colour types 4 and 6 have an alpha channel; others may name transparent colours.
-        return content[25:26] in (b"\4", b"\6") or b"tRNS" in content[: content.find(b"IDAT")]
-    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        if content[12:16] == b"VP8X":
-            return content[20:21] > b"" and bool(content[20] & 0x10)
-        return content[12:16] == b"VP8L" and content[24:25] > b"" and bool(content[24] & 0x10)
-    return False
+def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:
+    """(H, W, 3) uint8 RGB -> JPEG bytes, at most `side` pixels wide and high."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), settings)
+    return content.tobytes()
 
 
-def _upright(image: Image, content: Content) -> Image:
-    """Turned as the file's EXIF says, which cv2 does to images without transparency alone."""
-    import PIL.Image
+def _jpeg(content: bytes) -> Image:
+    header = jpeg.read_header(content)
+    _check_size(header.width, header.height)
+    return _upright(jpeg.decode_jpeg(content, header), _exif_orientation(header.exif))
 
+
+def _png(content: bytes) -> Image:
+    if content[12:16] != b"IHDR":
+        raise UnreadableImage("cannot be decoded")
+    _check_size(*struct.unpack(">II", content[16:24]))
+    exif = b""
+    place = 8
+    while place + 12 <= len(content) and not exif:
+        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] == b"eXIf":
+            exif = content[place + 8 : end]
+        place = end + 4
+    return _upright(_over_black(_by_opencv(content)), _exif_orientation(exif))
+
+
+def _webp(content: bytes) -> Image:
+    kind = content[12:16]
+    exif = b""
+    if kind == b"VP8X":
+        _check_size(*(1 + int.from_bytes(content[at : at + 3], "little") for at in (24, 27)))
+        place = 12
+        while place + 8 <= len(content) and not exif:
+            size = int.from_bytes(content[place + 4 : place + 8], "little")
+            if content[place : place + 4] == b"EXIF":
+                exif = content[place + 8 : place + 8 + size].removeprefix(b"Exif\0\0")
+            place += 8 + size + size % 2
+    elif kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        _check_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+    else:
+        width, height = struct.unpack("<HH", content[26:30])
+        _check_size(width & 0x3FFF, height & 0x3FFF)
+    return _upright(_over_black(_by_opencv(content)), _exif_orientation(exif))
+
+
+def _gif(content: bytes) -> Image:
+    _check_size(*struct.unpack("<HH", content[6:10]))
+    return _over_black(_by_opencv(content))
+
+
+def _bmp(content: bytes) -> Image:
+    (header,) = struct.unpack("<I", content[14:18])
+    if header == 12:
+        _check_size(*struct.unpack("<HH", content[18:22]))
+        return _over_black(_by_opencv(content))
+    width, height, _, bits, packing = struct.unpack("<iiHHI", content[18:34])
+    _check_size(width, abs(height))
+    masks = content[54:70] if packing else _BGRA
+    if bits == 32 and packing in (0, 3) and masks == _BGRA and width > 0:
+        # OpenCV ignores the fourth byte here. It is transparency, unless it is 0 all over.
+        (start,) = struct.unpack("<I", content[10:14])
+        pixels = np.frombuffer(content, np.uint8, width * abs(height) * 4, start)
+        pixels = pixels.reshape(abs(height), width, 4)
+        if pixels[:, :, 3].any():
+            return _over_black(pixels[::-1] if height > 0 else pixels)
+    return _over_black(_by_opencv(content)[:, :, :3])
+
+
+_BGRA = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # the masks of R, G, B and alpha
+
+
+def _pnm(content: bytes) -> Image:
+    header = _PNM.match(content)
+    if header is None:
+        raise UnreadableImage("cannot be decoded")
+    kind, width, height, most = (int(part or 1) for part in header.groups())
+    _check_size(width, height)
+    # OpenCV scales text of 8 bits alone, and wants a space after the last number.
+    pixels = _by_opencv(content + b"\n" if kind <= 3 else content)
+    if kind in (1, 4) or most in (255, 65535) or (kind <= 3 and most < 256):
+        return _over_black(pixels)
+    return _over_black((np.minimum(pixels, most) * (255 / most) + 0.5).astype(np.uint8))
+
+
+_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM = re.compile(rb"P([1-6])%b(\d+)%b(\d+)(?:%b(\d+))?" % ((_SPACE,) * 3))
+
+
+def _jpeg2000(content: bytes) -> Image:
+    for size in _SIZ.finditer(content):
+        right, bottom, left, top = struct.unpack(">4I", size[1])
+        _check_size(right - left, bottom - top)
+    return _over_black(_by_opencv(content))
+
+
+_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)  # how its image data begin
+
+
+def _tiff(content: bytes) -> Image:
+    tags = _tiff_tags(content)
+    width, height = (tags.get(tag, (0,))[0] for tag in (256, 257))
+    _check_size(width, height)
+    bits = max(tags.get(258, (1,)))
+    if _FLOAT in tags.get(339, (1,)):
+        raise UnreadableImage("is a float TIFF: save it with 8 or 16 bits a colour")
+    if bits > 16:
+        raise UnreadableImage(f"is a TIFF of {bits} bits a colour: save it with 8 or 16")
+    if bits > 8:
+        pixels = _by_opencv(content)  # upright already
+        if 1 in tags.get(338, ()):  # the colours lie over black already
+            pixels = pixels[:, :, :3]
+        return _over_black(pixels)
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    return _by_pillow(TiffImageFile, content)
+
+
+def _avif(content: bytes) -> Image:
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    return _by_pillow(AvifImageFile, content)
+
+
+def _heic(content: bytes) -> Image:
     try:
-        with PIL.Image.open(io.BytesIO(bytes(content))) as opened:
-            orientation = opened.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata: the picture itself was decoded
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError as error:
+        raise UnreadableImage("HEIC: pip install pillow-heif") from error
+    return _by_pillow(HeifImageFile, content)
+
+
+def _start(pattern: bytes) -> re.Pattern[bytes]:
+    return re.compile(pattern, re.DOTALL)
+
+
+# Every kind that is read. The reserved bytes of a BMP are zero, which a text that begins with "BM"
+# has not. AVIF and HEIC share a container: what is inside is named by a list of four letters each.
+FORMATS = (
+    Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe"), _start(rb"\xff\xd8\xff"), _jpeg),
+    Format("PNG", (".png",), _start(rb"\x89PNG\r\n\x1a\n"), _png),
+    Format("WebP", (".webp",), _start(rb"RIFF.{4}WEBP"), _webp),
+    Format("GIF", (".gif",), _start(rb"GIF8[79]a"), _gif),
+    Format("BMP", (".bmp",), _start(rb"BM.{4}\0\0\0\0"), _bmp),
+    Format("PNM", (".pgm", ".ppm", ".pnm"), _start(rb"P[1-6](?:\s+\d|\s*#)"), _pnm),
+    Format("JPEG 2000", (".jp2",), _start(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), _jpeg2000),
+    Format("TIFF", (".tif", ".tiff"), _start(rb"II[*+]\0|MM\0[*+]"), _tiff),
+    Format("AVIF", (".avif",), _start(rb".{4}ftyp(?:.{4})*?avi[fs]"), _avif),
+    Format(
+        "HEIC",
+        (".heic", ".heif"),
+        _start(rb".{4}ftyp(?:.{4})*?(?:hei[cxms]|hev[cxms]|mif1|msf1)"),
+        _heic,
+    ),
+)
+IMAGE_SUFFIXES = frozenset(suffix for kind in FORMATS for suffix in kind.suffixes)
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuses, before any pixel is decoded, what would take too much memory."""
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"has more than {MAX_PIXELS} pixels")
+
+
+def _by_opencv(content: bytes) -> npt.NDArray[Any]:
+    """The first frame as stored: (H, W, C), BGR or grey, with its alpha where it has one."""
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise UnreadableImage("cannot be decoded")
+    return np.asarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
+
+
+def _by_pillow(opener: Callable[[io.BytesIO], Any], content: bytes) -> Image:
+    """The first frame by one of Pillow's readers, turned as it says."""
+    from PIL import ImageOps
+
+    with opener(io.BytesIO(content)) as opened:
+        _check_size(*opened.size)
+        turned = ImageOps.exif_transpose(opened)
+    if "A" in turned.getbands() or "a" in turned.getbands() or "transparency" in turned.info:
+        return _over_black(np.asarray(turned.convert("RGBA"))[:, :, [2, 1, 0, 3]])
+    return np.asarray(turned.convert("RGB"), np.uint8)
+
+
+def _over_black(pixels: npt.NDArray[Any]) -> Image:
+    """(H, W, 1..4): grey or BGR, with or without alpha, of 8 or 16 bits; over black: 8-bit RGB."""
+    if pixels.dtype == np.uint16:
+        pixels = _to_eight_bits(pixels)
+    if pixels.dtype != np.uint8:
+        raise UnreadableImage(f"has pixels of an unknown kind ({pixels.dtype})")
+    if pixels.shape[2] == 1:
+        return np.asarray(np.repeat(pixels, 3, axis=2), np.uint8)
+    if pixels.shape[2] == 3:
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_BGR2RGB), np.uint8)
+    out = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for start in range(0, len(pixels), _ROWS):  # or products would take several times the image
+        part = pixels[start : start + _ROWS]
+        alpha = part[:, :, -1:].astype(np.uint16)
+        out[start : start + _ROWS] = (part[:, :, -2::-1].astype(np.uint16) * alpha + 127) // 255
+    return out
+
+
+def _to_eight_bits(pixels: npt.NDArray[np.uint16]) -> Image:
+    """Scales by the bits in use: cameras' 10 or 12 bits are often stored in the lower part of 16.
+
+    An image of 8 bits that was spread over 16, v * 257, uses them all, however dark it is.
+    """
+    colours = pixels if pixels.shape[2] in (1, 3) else pixels[:, :, :-1]
+    most = int(colours.max())
+    # Lossy compression overshoots a little.
+    bits = next((bits for bits in (8, 10, 12, 14) if most < (1 << bits) + (1 << bits >> 6)), 16)
+    if bits == 16 or not (colours % 257).any():
+        return (pixels >> 8).astype(np.uint8)
+    if "bits" not in _noted:
+        _noted.add("bits")
+        _log.warning("note: a 16-bit image uses %d bits only; such images are scaled to 8", bits)
+    scaled = np.minimum(pixels >> (bits - 8), 255).astype(np.uint8)
+    if colours.shape != pixels.shape and int(pixels[:, :, -1].max()) >> bits:
+        scaled[:, :, -1] = pixels[:, :, -1] >> 8  # transparency that uses all bits
+    return scaled
+
+
+def _exif_orientation(block: bytes) -> int:
+    """1 to 8, of a block of EXIF; 1 where it says nothing, or is damaged: the picture is not."""
+    try:
+        return int(_tiff_tags(block).get(_ORIENTATION, (1,))[0]) if block else 1
+    except (struct.error, UnreadableImage):
+        return 1
+
+
+def _upright(image: Image, orientation: int) -> Image:
+    """Turns and mirrors an image as EXIF's orientation says."""
+    if orientation not in range(2, 9):
         return image
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
@@ -129,19 +345,23 @@ def _upright(image: Image, content: Content) -> Image:
     return np.ascontiguousarray(image)
 
 
-def _over_black(pixels: npt.NDArray[Any]) -> Image:
-    """(H, W, 4) BGRA or (H, W, 2) grey + alpha of 8 or 16 bits, over black: RGB of 8 bits.
-
-    Without an alpha channel after all, (H, W) or (H, W, 3) BGR, as it is.
-    """
-    shift = 8 if pixels.dtype == np.uint16 else 0
-    if pixels.ndim == 2:
-        return np.repeat((pixels >> shift).astype(np.uint8)[:, :, None], 3, axis=2)
-    if pixels.shape[2] == 3:
-        return np.ascontiguousarray((pixels[:, :, ::-1] >> shift).astype(np.uint8))
-    out = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for start in range(0, len(pixels), _ROWS):  # or products would take several times the image
-        part = pixels[start : start + _ROWS] >> shift
-        alpha = part[:, :, -1:].astype(np.uint16)
-        out[start : start + _ROWS] = (part[:, :, -2::-1].astype(np.uint16) * alpha + 127) // 255
-    return out
+def _tiff_tags(block: bytes) -> dict[int, tuple[int, ...]]:
+    """The whole numbers in the first directory of a TIFF or EXIF block: {tag: values}."""
+    order = "<" if block[:2] == b"II" else ">"
+    big = block[2:3] == b"+" or block[3:4] == b"+"
+    word, count_kind, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    (place,) = struct.unpack_from(order + word, block, 8 if big else 4)
+    (count,) = struct.unpack_from(order + count_kind, block, place)
+    place += struct.calcsize(count_kind)
+    tags = {}
+    for start in range(place, min(place + count * entry, len(block) - entry + 1), entry):
+        tag, kind, number = struct.unpack_from(f"{order}HH{word}", block, start)
+        letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+        if letter is None or not 0 < number <= 64:
+            continue
+        values = f"{order}{number}{letter}"
+        at = start + entry - (8 if big else 4)
+        if struct.calcsize(values) > (8 if big else 4):
+            (at,) = struct.unpack_from(order + word, block, at)
+        tags[tag] = struct.unpack_from(values, block, at)
+    return tags

@@ -26,7 +26,21 @@ from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.storage import MAX_BYTES, File
 
 # In the order of preference where a sample has several.
-IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "jp2")
+IMAGE_KINDS = (
+    "jpg",
+    "jpeg",
+    "jfif",
+    "jpe",
+    "png",
+    "webp",
+    "bmp",
+    "ppm",
+    "pgm",
+    "pnm",
+    "tif",
+    "tiff",
+)
+IMAGE_KINDS += ("tiff", "jp2", "gif", "avif", "heic", "heif")
 # Keys of a .json that hold an identity, in the order of preference.
 IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
 _MOST_META = 1 << 20  # bytes of a .cls or a .json

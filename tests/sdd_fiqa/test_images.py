@@ -233,7 +233,8 @@ def test_damaged_images_are_reported_by_us_alone(tmp_path: Path, face: Image.Ima
         content = encode(face, kind)
         (tmp_path / f"{number}.jpg").write_bytes(content[: len(content) // 2])
     code = (
-        "import sys; from sdd_fiqa.images import *\n"
+        "import sys\nfrom dataset.images import read_image\n"
+        "from sdd_fiqa.errors import UnreadableImage\n"
         "for path in sys.argv[1:]:\n"
         "    try: read_image(path)\n"
         "    except UnreadableImage: print('refused')\n"

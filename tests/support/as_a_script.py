@@ -6,4 +6,4 @@ from common.cpu import one_blas_thread
 one_blas_thread()
 show_messages()
 
-import sdd_fiqa.images  # noqa: E402, F401
+import dataset.images  # noqa: E402, F401  (OpenCV's settings)
