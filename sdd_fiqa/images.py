@@ -314,11 +314,11 @@ def _to_eight_bits(pixels: npt.NDArray[np.uint16]) -> Image:
     # Lossy compression overshoots a little.
     bits = next((bits for bits in (8, 10, 12, 14) if most < (1 << bits) + (1 << bits >> 6)), 16)
     if bits == 16 or not (colours % 257).any():
-        return (pixels >> 8).astype(np.uint8)
+        return np.asarray(pixels >> 8, np.uint8)
     if "bits" not in _noted:
         _noted.add("bits")
         _log.warning("note: a 16-bit image uses %d bits only; such images are scaled to 8", bits)
-    scaled = np.minimum(pixels >> (bits - 8), 255).astype(np.uint8)
+    scaled: Image = np.minimum(pixels >> (bits - 8), 255).astype(np.uint8)
     if colours.shape != pixels.shape and int(pixels[:, :, -1].max()) >> bits:
         scaled[:, :, -1] = pixels[:, :, -1] >> 8  # transparency that uses all bits
     return scaled

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
+from dataset.datalist import Skipped
+from dataset.find import find_images
 from dataset.images import read_face, read_image
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.images import MAX_PIXELS, decode_image, is_image, resize_face, thumbnail
@@ -219,6 +222,27 @@ def test_what_is_no_image_is_refused_by_reason(tmp_path: Path, content: Any, rea
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(UnreadableImage, match=reason):
         read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "GIF", "WEBP", "JPEG", "PPM"])
+def test_a_file_is_the_same_image_however_it_is_named(
+    tmp_path: Path, face: Image.Image, kind: Any
+) -> None:
+    suffix = {"JPEG": "jfif", "PPM": "pnm"}.get(kind, kind.lower())
+    content = encode(face, kind)
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    (folder / f"a.{suffix}").write_bytes(content)
+    (tmp_path / "bare").write_bytes(content)
+    (tmp_path / "wrong.png").write_bytes(content)
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/bare\n")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(folder / f"a.{suffix}", f"a.{suffix}")
+    wanted = decode_image(content)
+    names = ["faces", "faces/*", "bare", "wrong.png", "list.txt", "x.tar"]
+    for name in names:
+        (path,) = find_images([str(tmp_path / name)], Skipped())
+        assert np.array_equal(read_image(path), wanted), name
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
