@@ -25,9 +25,9 @@ import cv2
 import numpy as np
 
 from common.cli import EXIT_DONE, run_script
-from dataset.containers.base import read_bytes
-from dataset.datalist import Skipped
+from dataset.containers import read_bytes
 from dataset.find import find_images
+from dataset.left_out import Skipped
 from models.quality import load_quality_model
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import Image, decode_image, resize_face

@@ -69,8 +69,8 @@ def imported(file: str) -> set[str]:
     found = set()
     for module, name in modules(file):
         base = module.replace(".", "/")
-        places = (f"{base}/{name}.py", f"{base}/{name}/__init__.py", f"{base}.py")
-        places += (f"{base}/__init__.py",)
+        ends = (f"/{name}.py", f"/{name}/__init__.py", ".py", "/__init__.py")
+        places = [f"{base}{end}" for end in ends]
         found |= set([place for place in places if place in FILES][:1])
     return found
 

@@ -23,24 +23,11 @@ import numpy.typing as npt
 from dataset.containers.base import Container
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.images import FORMATS
 from sdd_fiqa.storage import MAX_BYTES, File
 
 # In the order of preference where a sample has several.
-IMAGE_KINDS = (
-    "jpg",
-    "jpeg",
-    "jfif",
-    "jpe",
-    "png",
-    "webp",
-    "bmp",
-    "ppm",
-    "pgm",
-    "pnm",
-    "tif",
-    "tiff",
-)
-IMAGE_KINDS += ("tiff", "jp2", "gif", "avif", "heic", "heif")
+IMAGE_KINDS = tuple(suffix[1:] for kind in FORMATS for suffix in kind.suffixes)
 # Keys of a .json that hold an identity, in the order of preference.
 IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
 _MOST_META = 1 << 20  # bytes of a .cls or a .json

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.embeddings import EmbeddingsFile
 from dataset.lists import ImageList
 from evaluation.edc.areas import FEW_ERRORS
 from evaluation.edc.bootstrap import interval
@@ -148,7 +149,10 @@ def template_vectors(rows: Floats, templates: Templates, weights: Values) -> Flo
 
 
 def template_pairs(
-    features: AnyFloats, templates: Templates, scores: Mapping[str, Values], notes: Notes
+    features: EmbeddingsFile | AnyFloats,
+    templates: Templates,
+    scores: Mapping[str, Values],
+    notes: Notes,
 ) -> dict[str, PairSource]:
     """All pairs of templates: by PLAIN, and by each scorer whose scores are the weights.
 
@@ -163,7 +167,7 @@ def template_pairs(
     Raises:
         ValueError: as pairs.all_pairs.
     """
-    rows = unit_rows(features[templates.rows])
+    rows = unit_rows(features[templates.rows.astype(np.int64)])
     weights = {PLAIN: np.ones(len(rows))}
     for name, values in scores.items():
         own, line = values[templates.rows], ""

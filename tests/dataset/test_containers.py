@@ -419,5 +419,6 @@ def test_a_new_format_is_a_class_and_an_entry(
         f"{packed}#{name}" for name in zipfile.ZipFile(packed).namelist()
     ]
     table, identities = read_labelpath(tmp_path / "zip" / "DATA.labelpath")
-    first, second, same, lost = read_pairs(packed, table)
-    assert same.tolist() == (identities[first] == identities[second]).tolist() and not lost
+    pairs, lost = read_pairs(packed, table)
+    same = identities[pairs.first] == identities[pairs.second]
+    assert pairs.same.tolist() == same.tolist() and not lost

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from dataset.datalist import Skipped
 from dataset.find import find_images
 from dataset.images import read_face, read_image
+from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.images import MAX_PIXELS, decode_image, is_image, resize_face, thumbnail
 
