@@ -20,7 +20,7 @@ from common.cli import EXIT_DONE, note, run_script
 from dataset.find import find_images
 from dataset.images import read_face
 from dataset.left_out import Skipped
-from evaluation.calibration import held_out_measures
+from evaluation.held_out import held_out_measures
 from models.backbones import Backbone
 from models.checkpoints import load_network
 from models.onnx_export import onnx_bytes, quantised

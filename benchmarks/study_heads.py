@@ -39,7 +39,7 @@ from common.cli import EXIT_DONE, run_script
 from dataset.lists import ImageList, join, read_labelpath, read_table
 from dataset.loader import batches
 from evaluation.by_kind import CLEAN, kind_of
-from evaluation.calibration import held_out_measures
+from evaluation.held_out import held_out_measures
 from models.backbones.layer_graph import GraphNetwork
 from models.backbones.layers import FLOOR
 from models.networks import FaceModel

@@ -16,9 +16,9 @@ from common.cli import note
 from common.device import Compute
 from common.distributed import ProcessGroup
 from dataset.loader import batches
-from evaluation.calibration import calibration, held_out_curve, held_out_measures
 from evaluation.edc.areas import areas
 from evaluation.edc.curves import Curve
+from evaluation.held_out import calibration, held_out_curve, held_out_measures
 from models.checkpoints import save_network
 from sdd_fiqa.errors import UserError
 from train_config import TrainConfig

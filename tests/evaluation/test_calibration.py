@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation import calibration as module
-from evaluation.calibration import calibration
+from evaluation.held_out import calibration, held_out_curve
 from models.checkpoints import read_about
 from models.networks import build_network
 from sdd_fiqa.calibration import percentiles_of, reaches, threshold_that_keeps, usable
@@ -109,7 +109,7 @@ def test_command_with_embeddings_says_what_error_is_left(scored: Any) -> None:
     more = {"feats": scored / "feats.npy", "image_list": scored / "list", "fmr": 1e-2}
     assert module.main(**given, **more) == 0
     found: Any = read_about(scored / "model.pth")["calibration"]
-    curve = module.held_out_curve(np.round(SCORES, 4), feats, y, 1e-2)
+    curve = held_out_curve(np.round(SCORES, 4), feats, y, 1e-2)
     assert found == calibration(np.round(SCORES, 4), curve)
     left = [entry["fnmr"] for entry in found["thresholds"]]
     assert left == sorted(left, reverse=True) and left[-1] < 0.9 * left[0]

@@ -17,8 +17,8 @@ from torch import nn
 
 from common.device import Compute
 from common.distributed import ProcessGroup
-from evaluation.calibration import held_out_curve
 from evaluation.edc.areas import areas
+from evaluation.held_out import held_out_curve
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import sha256_of, write_json
 from train_config import TrainConfig
