@@ -1,7 +1,7 @@
-"""What every script shares: one way to read flags, to fail and to leave.
+"""What every script shares: how it reads flags, reports errors and exits.
 
-Exit codes: 0 done, 1 the user can mend it (one line on stderr, no traceback), 2 wrong usage,
-3 done but some inputs were skipped, 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done, 1 an error that the user can fix (one line on stderr, no traceback), 2 wrong
+usage, 3 done but some inputs were skipped, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXIT_USER_ERROR = 1
 EXIT_USAGE = 2
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of writing alone
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # only writing fails with these
 
 
 def run_script(main: Callable[..., int]) -> None:
@@ -39,14 +39,14 @@ def run_script(main: Callable[..., int]) -> None:
     import tyro
 
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started us; ours is open to the very end
+        if getattr(sys, name) is None:  # the caller has closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if "WORLD_SIZE" not in os.environ:  # torchrun's end when one of them does
+    if "WORLD_SIZE" not in os.environ:  # torchrun stops its processes itself
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no error
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     show_messages()
-    # tyro keeps some of the docstring's line breaks, in the middle of a sentence.
+    # Else tyro keeps some of the docstring's line breaks in the middle of a sentence.
     main.__doc__ = re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(main.__doc__ or ""))
     module = getattr(sys.modules["__main__"], "__spec__", None)
     prog = None if module is None else f"python -m {module.name}"
@@ -60,11 +60,11 @@ def run_script(main: Callable[..., int]) -> None:
     except Stalled as error:
         code = fail(str(error))
         sys.stdout.flush()
-        os._exit(code)  # an ordinary exit would wait for the thread
+        os._exit(code)  # sys.exit would wait for the thread
     except UserError as error:
         code = fail(str(error))
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be imported
+        if type(error).__name__ != "OutOfMemoryError":  # torch's class, without importing torch
             raise
         reason = str(error).partition(". ")[0]
         code = fail(
@@ -73,13 +73,13 @@ def run_script(main: Callable[..., int]) -> None:
         )
     except MemoryError:
         code = fail("this machine's memory is too small for what was asked; ask for less")
-    except BrokenPipeError:  # `script | head`: the reader has seen enough
+    except BrokenPipeError:  # `script | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
     except OSError as error:
         if error.filename is not None or error.errno not in _FULL:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered text
         code = fail(f"an output cannot be written ({error.strerror})")
     except KeyboardInterrupt:
         code = fail("interrupted", EXIT_INTERRUPTED)
@@ -87,13 +87,13 @@ def run_script(main: Callable[..., int]) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Raises UserError on what no generator of random numbers takes."""
+    """Raises UserError if a seed is not in the range that random generators take."""
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed}: must be 0 or more" + (", below 2^63" if seed > 0 else ""))
 
 
 def is_count(text: str) -> bool:
-    """Whether a text is a whole number, 0 or more, that 64 bits hold."""
+    """Whether a text is a whole number, 0 or more, that fits into 64 bits."""
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
@@ -102,7 +102,7 @@ def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
-        for bar in list(getattr(tqdm, "_instances", ())):  # those that an exception left open
+        for bar in list(getattr(tqdm, "_instances", ())):  # an exception left them open
             bar.close()
     line = " ".join(part.strip() for part in message.splitlines())
     print(f"error: {line}", file=sys.stderr)
@@ -110,7 +110,7 @@ def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
 
 
 def note(message: str) -> None:
-    """Prints one line on stderr, above any progress bar that is being drawn."""
+    """Prints one line on stderr, above the progress bar if there is one."""
     from tqdm import tqdm
 
     tqdm.write(message, file=sys.stderr)
@@ -130,10 +130,9 @@ def show_messages() -> None:
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask for a stop at the next good moment; a second one stops at once."""
+    """The first Ctrl-C or SIGTERM only sets `asked`; the second one stops the script at once."""
 
     def __init__(self) -> None:
-        """Takes over both signals."""
         self.asked = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)

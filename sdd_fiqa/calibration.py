@@ -1,6 +1,6 @@
-"""What a score means by its model's calibration: a percentile, and whether it is accepted.
+"""What a score means: its percentile among the calibration faces, and whether it is accepted.
 
-`evaluation.calibration` makes the table; this reads it, and is light enough for every start.
+`evaluation.calibration` makes the calibration of a model. This file reads it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sdd_fiqa.errors import UserError
 
 DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
-_FEW = 5  # scores from which their median says something
+_FEW = 5  # the median of fewer scores says nothing
 
 Scores = npt.NDArray[np.floating[Any]]
 Calibration = Mapping[str, Any]
@@ -25,12 +25,12 @@ Calibration = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ScoreInterpretation:
-    """What was asked of the calibration.
+    """What is to be read from the calibration of a model.
 
     Attributes:
-        calibration: the model's, for the report page too; None where it has none.
+        calibration: the model's; None if it has none.
         percentile: whether each score gets its percentile.
-        accept: the share of calibration faces to keep, or None.
+        accept: the share of calibration faces to accept, or None.
     """
 
     calibration: Calibration | None
@@ -41,11 +41,11 @@ class ScoreInterpretation:
     def of(
         cls, calibration: object, model: str, percentile: bool, accept: float | None
     ) -> ScoreInterpretation:
-        """Checks it before anything is scored.
+        """Checks the request before anything is scored.
 
         Raises:
-            UserError: a share outside (0, 1]; or something is asked of a model whose calibration is
-                missing or damaged.
+            UserError: the share is outside (0, 1]; or a percentile or a share is asked for and the
+                model's calibration is missing or damaged.
         """
         if accept is not None and not 0 < accept <= 1:
             raise UserError(f"--accept {accept}: must be above 0 and at most 1; 0.95 keeps 95 %")
@@ -53,13 +53,13 @@ class ScoreInterpretation:
             return cls(usable(calibration, model), percentile, accept)
         try:
             return cls(usable(calibration, model) if calibration else None, percentile, accept)
-        except UserError as error:  # nothing was asked of it: no reason to stop
+        except UserError as error:  # it is not needed: no reason to stop
             logging.getLogger("sdd_fiqa").warning("%s", error)
             return cls(None, percentile, accept)
 
     @property
     def threshold(self) -> float | None:
-        """The score from which on a face is accepted."""
+        """The lowest score of an accepted face, or None."""
         if self.accept is None or self.calibration is None:
             return None
         return threshold_that_keeps(self.accept, self.calibration)
@@ -82,7 +82,7 @@ class ScoreInterpretation:
         return np.where(np.isfinite(values), reached, np.float32(np.nan))
 
     def sentence(self, values: npt.NDArray[np.float32]) -> str | None:
-        """For people: the threshold, and how many of (N,) scores reach it."""
+        """Human-readable: the threshold, and how many of (N,) scores reach it; or None."""
         if self.threshold is None:
             return None
         reached, scored = int(reaches(values, self.threshold).sum()), int(np.isfinite(values).sum())
@@ -93,9 +93,9 @@ class ScoreInterpretation:
 
 
 def seem_unaligned(values: Scores, table: Calibration | None) -> bool:
-    """Whether half of some (N,) scores and more lie below 99 % of the calibration faces.
+    """Whether half of (N,) scores or more are below 99 % of the calibration faces.
 
-    Photos scored without alignment do; so do faces of a camera that is beyond help.
+    This is so for photos that are scored without alignment, and for faces of a very bad camera.
     """
     scored = values[np.isfinite(values)]
     if table is None or len(scored) < _FEW:
@@ -106,9 +106,9 @@ def seem_unaligned(values: Scores, table: Calibration | None) -> bool:
 def percentiles_of(scores: Scores, table: Calibration) -> npt.NDArray[np.float64]:
     """The share of the calibration faces, in percent, with a score below each of (N,) scores.
 
-    0 at and below the lowest of them, 100 at and above the highest; NaN stays NaN.
+    It is 0 below their lowest score, 100 above their highest, and NaN for NaN.
     """
-    # Where many faces share one score, the middle of their percentiles.
+    # If many faces have one score, it gets the middle of their percentiles.
     marks = np.asarray(table["percentiles"], np.float64)
     values = np.asarray(scores, np.float64)
     rising, first = np.unique(marks, return_index=True)
@@ -119,7 +119,7 @@ def percentiles_of(scores: Scores, table: Calibration) -> npt.NDArray[np.float64
 
 
 def threshold_that_keeps(share: float, table: Calibration) -> float:
-    """The score that a share of the calibration faces reach; between percentiles, interpolated."""
+    """The score that a share of the calibration faces reach, interpolated between percentiles."""
     score = np.interp(100 * (1 - share), np.arange(101), table["percentiles"])
     return round(float(score), DECIMALS)
 
@@ -132,10 +132,10 @@ def reaches(scores: Scores, threshold: float) -> npt.NDArray[np.bool_]:
 
 
 def usable(table: Any, name: str) -> Calibration:
-    """The calibration of the model called `name`.
+    """Checks the calibration of the model called `name`, and returns it.
 
     Raises:
-        UserError: there is none, or it is damaged; the message says how to make one.
+        UserError: it is missing or damaged. The message says how to make one.
     """
     if table is None:
         raise UserError(
@@ -156,10 +156,10 @@ def usable(table: Any, name: str) -> Calibration:
 
 
 def check_calibration(calibration: Mapping[str, Any]) -> None:
-    """Checks the form that `write_report` states.
+    """Checks the form of a calibration, as `evaluation.report.page.write_report` describes it.
 
     Raises:
-        ValueError: naming the entry, the rule and what was found.
+        ValueError: the message names the entry, the rule and the value.
     """
     thresholds = calibration.get("thresholds")
     if not isinstance(thresholds, Sequence) or isinstance(thresholds, str):

@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use, and whether a GPU may be present."""
+"""How many CPU cores this process may use, and whether there may be a GPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def usable_cores() -> int:
 
 
 def own_cores() -> int:
-    """This process's share of the usable cores, where torchrun started several; at least 1."""
+    """This process's share of the usable cores if torchrun started several; at least 1."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def nvidia_driver() -> bool:
-    """Whether a GPU may be here, known without the two seconds that importing torch takes."""
+    """Whether there may be a GPU, without importing torch, which takes two seconds."""
     return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))

@@ -1,4 +1,4 @@
-"""Bytes from elsewhere, with a progress bar: a wheel by pip, a file by its address."""
+"""Downloads with a progress bar: a wheel with pip, a file from its URL."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_SILENCE = 60.0  # seconds without a byte before an address is given up
+_SILENCE = 60.0  # seconds without a byte before a URL is given up
 _BLOCK = 1 << 18
 _LOOK_EVERY = 0.1  # seconds between looks at what pip has written
 
 
 class DownloadFailed(Exception):
-    """A source did not deliver; the message says which and why, in one line."""
+    """A download failed. The message says which and why, in one line."""
 
 
 def download_wheel(requirement: str, folder: Path, size: int) -> Path:
-    """Lets pip download one wheel: the user's own index, mirror and proxy settings hold.
+    """Downloads one wheel with pip, so the user's index, mirror and proxy settings apply.
 
     Args:
-        requirement: as pip takes it, `name==version`.
+        requirement: for pip, `name==version`.
         folder: an empty folder for the wheel and for pip's temporary files.
-        size: about as many bytes will come; for the progress bar.
+        size: about how many bytes it has, for the progress bar.
 
     Returns:
         The wheel.
 
     Raises:
-        DownloadFailed: pip is missing or failed; the message ends with what it said.
+        DownloadFailed: pip is missing or failed. The message ends with pip's error.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--ignore-requires-python"]  # data, not code
     command += ["--only-binary=:all:", "--dest", str(folder), requirement]
     log = folder / "pip.log"
-    # pip's own bar goes to standard output, which is for results: its files tell how far it is.
+    # pip's own bar goes to stdout, which is for results. The size of its files shows the progress.
     with (
         _bar(requirement, size) as bar,
         open(log, "wb") as sink,
@@ -66,15 +66,15 @@ def download_wheel(requirement: str, folder: Path, size: int) -> Path:
 
 
 def download_file(url: str, target: Path, size: int) -> None:
-    """Writes what stands at an address to `target`.
+    """Downloads a URL to `target`.
 
     Args:
-        url: any address that urllib opens.
+        url: anything that urllib opens.
         target: a file that nobody reads yet.
-        size: about as many bytes will come; for the progress bar.
+        size: about how many bytes it has, for the progress bar.
 
     Raises:
-        DownloadFailed: the address cannot be read, or `target` not written.
+        DownloadFailed: the URL cannot be read, or `target` cannot be written.
     """
     try:
         with (
@@ -104,9 +104,9 @@ def _bar(name: str, size: int) -> Iterator[Any]:
 
 
 def _show(bar: Any, folder: Path) -> None:
-    """Moves the bar to the bytes that lie in `folder`, at most to its end."""
+    """Moves the bar to the number of bytes in `folder`, at most to its end."""
     written = 0
-    # pip moves and removes files and folders meanwhile; os.walk passes over folders that are gone.
+    # pip moves and removes files and folders at the same time. os.walk skips folders that are gone.
     for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):

@@ -1,15 +1,15 @@
-"""The errors that a user can fix; scripts turn each into one line on stderr."""
+"""The errors that a user can fix. Scripts print each as one line on stderr."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can fix; the message is one line: which file, which rule, what to do."""
+    """An error that the user can fix. The message says in one line what is wrong and what to do."""
 
 
 class Stalled(UserError):
-    """A read that does not return, and holds a thread that nobody can end."""
+    """A read that does not return, in a thread that cannot be stopped."""
 
 
 class UnreadableImage(ValueError):
-    """An image that cannot be used; the message is the reason, without the path."""
+    """An image that cannot be used. The message is the reason, without the path."""

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: written so that a reader never sees half of one, locked, hashed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sdd_fiqa.errors import UserError
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path` that takes its place when the block ends well.
+    """Opens a temporary file next to `path` that replaces it when the block ends without an error.
 
-    Text is UTF-8 with Unix line ends. When the block raises, the temporary file goes and whatever
-    stood at `path` before stays. Missing folders are made. What is no ordinary file (/dev/null, a
-    pipe) is written to as it is.
+    Text is UTF-8 with Unix line ends. If the block raises, the temporary file is removed and `path`
+    is unchanged. Missing folders are made. Anything but an ordinary file (/dev/null, a pipe) is
+    written to directly.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -36,14 +36,14 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
             yield file
         if not special:
             os.replace(temporary, target)
-    except RuntimeError as error:  # torch.save's, which tells of a full disk in its own way
+    except RuntimeError as error:  # of torch.save, if the disk is full
         if not isinstance(error.__context__, OSError):
             raise
         reason = error.__context__.strerror or error.__context__
         raise UserError(f"{path}: cannot be written ({reason})") from error
     except OSError as error:
         if error.filename not in (None, str(temporary), str(target)):
-            raise  # another file's trouble, from inside the block
+            raise  # an error of another file, from inside the block
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         if not special:
@@ -52,13 +52,13 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
 
 
 def _beside(target: Path) -> Path:
-    """A temporary name in the same folder, no longer than file systems take."""
+    """A temporary name in the same folder, not too long for file systems."""
     name = os.fsdecode(os.fsencode(target.name)[:200])
     return target.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
 
 
 def make_parent(path: str | os.PathLike[str]) -> None:
-    """Makes the folder that `path` is to be written in; a check before long work.
+    """Makes the folder of the file `path`, and checks before long work that it can be written.
 
     Raises:
         UserError: it cannot be made, cannot be written, or `path` itself is a folder.
@@ -69,12 +69,12 @@ def make_parent(path: str | os.PathLike[str]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            os.lstat(target)  # says that a name is too long
+            os.lstat(target)  # fails if the name is too long
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
     if os.path.exists(target) and not os.path.isfile(target):
         return  # /dev/null, a pipe
-    folder = os.path.dirname(os.path.realpath(target))  # `replacing` writes beside the file
+    folder = os.path.dirname(os.path.realpath(target))  # `replacing` writes next to the file
     if not os.access(folder, os.W_OK):
         raise UserError(f"{target}: cannot be written (no permission in {folder})")
 
@@ -114,7 +114,7 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     except BlockingIOError as error:
         os.close(handle)
         raise UserError(
-            f"{folder}: another run is at work there; wait for its end, or name another folder"
+            f"{folder}: another run is at work there; wait until it ends, or name another folder"
         ) from error
     except OSError:
         pass  # no locks there
@@ -125,7 +125,7 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes `content` as indented JSON, whole or not at all."""
+    """Writes `content` as indented JSON with `replacing`."""
     with replacing(path) as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")

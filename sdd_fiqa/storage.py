@@ -1,8 +1,7 @@
-"""Bytes from storage that may be slow, far away or failing: retried, then reported, never a hang.
+"""Reads from storage that may be slow or fail for a while, such as a network file system.
 
-A read that fails for a reason that may pass is tried again after a pause, a few times; then the
-image counts as unreadable. Reads that fail one after the other, whatever the image, mean that the
-storage is gone, and end the run.
+A read that fails for a temporary reason is tried again, a few times, with pauses. Then the image
+counts as unreadable. If many reads in a row fail, the storage is gone, and the run ends.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from typing import TypeVar
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import OpenFile
 
-# Reasons that may pass. EIO and ETIMEDOUT are what a network file system says when its server does
-# not answer in time, ESTALE when the server was restarted, the network group when the way to it is
-# down; EMFILE, ENFILE, ENOMEM, ENOBUFS and EAGAIN when this machine is short of something. All
-# others (no such file, no permission, a folder, ...) would fail the same way again. EINTR needs no
-# mention: Python itself repeats an interrupted call.
+# Temporary reasons. A network file system gives EIO and ETIMEDOUT if its server does not answer in
+# time, ESTALE if the server was restarted, and the network group if the connection is down. EMFILE,
+# ENFILE, ENOMEM, ENOBUFS and EAGAIN say that this machine is short of something. All other reads
+# (no such file, no permission, a folder, ...) would fail again. EINTR is missing because Python
+# itself repeats an interrupted call.
 TRANSIENT = frozenset(
     {
         errno.EIO,
         errno.ETIMEDOUT,
         errno.ESTALE,
-        getattr(errno, "EREMOTEIO", errno.EIO),  # of Linux alone
+        getattr(errno, "EREMOTEIO", errno.EIO),  # only Linux has it
         errno.ECONNRESET,
         errno.ECONNREFUSED,
         errno.ECONNABORTED,
@@ -48,10 +47,10 @@ TRANSIENT = frozenset(
         errno.ENOBUFS,
     }
 )
-PAUSES = (0.1, 0.3, 0.9, 1.7)  # seconds before the second, third, ... try: 3 s in all
-MAX_BYTES = 1 << 30  # one image; a file larger than this is something else
-MOST_OPEN = 256  # containers held open at a time; a process may have 1,024 files by default
-GONE_AFTER = 64  # reads given up in a row, none succeeding between them
+PAUSES = (0.1, 0.3, 0.9, 1.7)  # seconds before the second, third, ... try; 3 s in total
+MAX_BYTES = 1 << 30  # a larger file is not an image
+MOST_OPEN = 256  # containers at a time; the usual limit of a process is 1,024 files
+GONE_AFTER = 64  # this many failed reads in a row mean that the storage is gone
 
 _Result = TypeVar("_Result")
 _lock = threading.Lock()
@@ -64,15 +63,15 @@ def retried(
     what: str | os.PathLike[str],
     failure: OSError | None = None,
 ) -> _Result:
-    """Runs `action`, again after a pause where it fails for a reason that may pass.
+    """Runs `action`, and repeats it after a pause if it fails for a temporary reason.
 
     Args:
         action: reads something.
-        what: the file, for the message when the storage is gone.
-        failure: of the first try, where the caller has made that.
+        what: the file, for the message if the storage is gone.
+        failure: the error of the first try, if the caller has made that try.
 
     Raises:
-        UnreadableImage: it failed for a lasting reason, or at every try.
+        UnreadableImage: it failed for a permanent reason, or at every try.
         UserError: the last `GONE_AFTER` reads failed at every try.
     """
     global _given_up
@@ -110,7 +109,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        UnreadableImage: missing, no file (a folder, a pipe), larger than MAX_BYTES, or unreadable.
+        UnreadableImage: missing, not a file (a folder, a pipe), larger than MAX_BYTES, or
+            unreadable.
         UserError: as `retried`.
     """
 
@@ -119,8 +119,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         with open(descriptor, "rb", buffering=0) as file:
             if size > MAX_BYTES:
                 raise UnreadableImage(f"has {size} bytes, too many for an image")
-            content = file.read(size + 1)  # most often the only read
-            while more := file.read(1 << 20):  # grew since, or a file system that gives no size
+            content = file.read(size + 1)  # usually the only read
+            while more := file.read(1 << 20):  # it has grown, or its size is unknown
                 content += more
                 if len(content) > MAX_BYTES:
                     raise UnreadableImage(f"has more than {MAX_BYTES} bytes, too many")
@@ -130,32 +130,26 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 class File:
-    """A large file read at many places by many threads, each read on its own.
+    """A large file that many threads read at any place.
 
-    Its descriptor may be closed behind its back when many others are open, and is opened again at
-    the next read.
+    If more than MOST_OPEN are open, the descriptor of the oldest one is closed. Its next read opens
+    it again.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens the file.
-
-        Raises:
-            UnreadableImage: as `read_file`.
-            UserError: as `retried`.
-        """
         self.path = os.fspath(path)
         self._handle: OpenFile | None = None
         self._seen: tuple[int, int] | None = None  # size and time of the last change
         retried(self._open, path)
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, fewer only where the file ends.
+        """`size` bytes from `offset`; fewer at the end of the file.
 
         Raises:
-            UnreadableImage: the storage fails, or the file has been replaced since it was opened.
+            UnreadableImage: the storage fails, or the file was replaced after it was opened.
             UserError: as `retried`.
         """
-        # A reference of our own keeps the descriptor open until we are done with it.
+        # This reference keeps the descriptor open during the read.
         handle = self._handle
         failure = None
         if handle is not None:
@@ -175,12 +169,12 @@ class File:
                 parts.append(part)
                 offset, size = offset + len(part), size - len(part)
         except OSError:
-            self._handle = None  # to be opened again: what it stands for may be stale
+            self._handle = None  # it may be stale: the next try opens the file again
             raise
         return b"".join(parts)
 
     def stream(self, buffer: int = 1 << 20) -> io.BufferedReader:
-        """A seekable stream over the file, with the same care for failing reads."""
+        """A seekable stream over the file, whose reads are repeated as in `read`."""
         return io.BufferedReader(_Stream(self), buffer)
 
     def _open(self) -> OpenFile:
@@ -224,7 +218,7 @@ class _Stream(io.RawIOBase):
 
 
 def _open_regular(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Descriptor and size of a regular file; opening a pipe would wait for somebody to write."""
+    """Descriptor and size of a regular file. A blocking open of a pipe would wait for a writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)

@@ -85,6 +85,10 @@ def test_every_script_says_its_version(
     assert capsys.readouterr().out == f"sdd-fiqa {sdd_fiqa.__version__}\n"
 
 
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {sdd_fiqa.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def flags_of(script: str) -> list[str]:
     """From the source of main(): its arguments, or the fields of the settings it takes."""
     tree = ast.parse((ROOT / script).read_text())

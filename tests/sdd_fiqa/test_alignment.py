@@ -76,7 +76,7 @@ def test_it_is_umeyamas_least_squares(seed: int, noise: float) -> None:
 @pytest.mark.parametrize(
     ("source", "rule"),
     [
-        (np.full((5, 2), 7.0), "tell no size"),
+        (np.full((5, 2), 7.0), "have no size"),
         (TEMPLATE[:4], r"got \(4, 2\), \(5, 2\)"),
         (TEMPLATE.ravel(), r"expected two arrays of shape \(N, 2\)"),
     ],
@@ -273,7 +273,7 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.onnx: is no file"):
         FaceAligner(tmp_path / "gone.onnx")
     (tmp_path / "text.onnx").write_text("not a network")
-    with pytest.raises(UserError, match=r"text\.onnx: is no YuNet model"):
+    with pytest.raises(UserError, match=r"text\.onnx: is not a YuNet model"):
         FaceAligner(tmp_path / "text.onnx").detect(texture(64, 64))
 
 

