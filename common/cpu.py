@@ -15,10 +15,8 @@ def one_blas_thread() -> None:
     A product on one thread also adds in a fixed order, so results do not depend on the number of
     cores. The libraries read these variables once: call this before numpy is imported.
     """
-    for library in ("OPENBLAS", "MKL", "BLIS", "VECLIB"):
-        os.environ[
-            "VECLIB_MAXIMUM_THREADS" if library == "VECLIB" else f"{library}_NUM_THREADS"
-        ] = "1"
+    for name in ("OPENBLAS_NUM", "MKL_NUM", "BLIS_NUM", "VECLIB_MAXIMUM"):
+        os.environ[f"{name}_THREADS"] = "1"
 
 
 def one_opencv_thread() -> None:

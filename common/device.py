@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy.typing as npt
@@ -158,10 +159,6 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def _cpu_flags() -> set[str]:
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
-            for line in file:
-                if line.startswith("flags"):
-                    return set(line.split())
+        return set(Path("/proc/cpuinfo").read_text("ascii", "ignore").split())
     except OSError:
-        pass
-    return set()
+        return set()

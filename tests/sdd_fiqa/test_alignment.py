@@ -270,7 +270,7 @@ def test_it_can_be_copied_sent_and_shared(aligner: FaceAligner, faces: list[Imag
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.onnx: is no file"):
+    with pytest.raises(UserError, match=r"gone\.onnx: is not a file"):
         FaceAligner(tmp_path / "gone.onnx")
     (tmp_path / "text.onnx").write_text("not a network")
     with pytest.raises(UserError, match=r"text\.onnx: is not a YuNet model"):
