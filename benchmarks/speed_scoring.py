@@ -23,13 +23,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-import eval as scoring
 from common.cli import EXIT_DONE, note, run_script
 from dataset.faces import ListedFaces
 from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
 from dataset.lists import ImageList
+from evaluation.scoring import score
 from models import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError
 
@@ -131,7 +131,7 @@ def published_way(
 
 def run_pipeline(table: ImageList, model: QualityModel) -> None:
     """Scores a list as eval.py does, without reading arguments or writing files."""
-    scores, _ = scoring.score(ListedFaces(table, model.batch_size), len(table), model)
+    scores, _ = score(ListedFaces(table, model.batch_size), len(table), model)
     if scores.reasons:
         raise UserError(f"{table.path(min(scores.reasons))}: cannot be scored; choose others")
 

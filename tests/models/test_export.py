@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-import eval as scoring
 import export_onnx
 from dataset.faces import ListedFaces
 from dataset.find import table_of
 from dataset.images import read_image
+from evaluation.scoring import score
 from models import load_quality_model
 from models.networks import FaceModel, build_network
 from models.onnx_export import OPSET, onnx_bytes, quantised
@@ -383,7 +383,7 @@ def test_scores_do_not_depend_on_batch_order_or_workers(model: Any, tmp_path: An
     def scores_of(paths: Any, batch_size: Any, workers: Any) -> Any:
         table = table_of(iter(paths), tmp_path / "list.txt")
         faces = ListedFaces(table, batch_size, workers)
-        scores, _ = scoring.score(faces, len(paths), model)
+        scores, _ = score(faces, len(paths), model)
         return dict(zip(paths, scores.values.tolist(), strict=True))
 
     expected = scores_of(names, 23, 1)

@@ -27,6 +27,7 @@ from dataset.faces import COLUMNS, ListedFaces, PhotoFaces
 from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
 from dataset.lists import read_table
+from evaluation.scoring import score
 from models import QualityModel, load_quality_model
 from sdd_fiqa.alignment import TEMPLATE, Face, align
 from sdd_fiqa.assets import ASSETS, cache_folder
@@ -248,7 +249,7 @@ def test_all_faces_interrupted_keeps_what_was_scored(
         return network.begin(crops)
 
     stopping = cast(QualityModel, SimpleNamespace(begin=stopped))
-    scores, interrupted = scoring.score(faces, 2, stopping)
+    scores, interrupted = score(faces, 2, stopping)
     assert interrupted and scores.values[0] == pytest.approx(20)
     assert len(scores.values) == len(faces) == 2  # the second photo was not reached
     assert scores.status(1) == "not scored: interrupted"
@@ -271,7 +272,7 @@ def test_interrupted_while_it_waits_a_batch_is_asked_for_again(album: Any, model
         return wait
 
     stopping = cast(QualityModel, SimpleNamespace(begin=begin))
-    scores, interrupted = scoring.score(faces, 1, stopping)
+    scores, interrupted = score(faces, 1, stopping)
     assert interrupted and len(asked) == 2
     assert scores.values[0] == pytest.approx(20)
 
@@ -383,7 +384,7 @@ def test_file_that_vanishes_while_we_run(tmp_path: Any, model: Any) -> None:
         grey(tmp_path / "in" / f"{number}.png", 51)
     table = table_of(find_images([str(tmp_path / "in")], Skipped()), tmp_path / "images.txt")
     (tmp_path / "in" / "1.png").unlink()
-    scores, _ = scoring.score(ListedFaces(table, 2, 1), 3, load_quality_model(model))
+    scores, _ = score(ListedFaces(table, 2, 1), 3, load_quality_model(model))
     assert scores.reasons == {1: "No such file or directory"}
     np.testing.assert_allclose(scores.values, [20, np.nan, 20], atol=1e-4)
 

@@ -20,6 +20,8 @@ from dataset.faces import ListedFaces
 from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
+from evaluation.outputs import check_targets
+from evaluation.scoring import score as score_faces
 from models import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError
 
@@ -362,8 +364,8 @@ def test_nothing_that_is_read_is_written_over(here: Path) -> None:
     (here / "list.txt").write_text("own.jpg\n")
     (here / "old.csv").write_text("path,score,status\n")
     (here / "other.txt").write_text("notes")
-    script.check_targets({"--out": "old.csv", "--report": Path("new.html")}, ["list.txt", "small"])
-    script.check_targets({"--out": "/dev/null", "--report": Path("/dev/null")}, [])
+    check_targets({"--out": "old.csv", "--report": Path("new.html")}, ["list.txt", "small"])
+    check_targets({"--out": "/dev/null", "--report": Path("/dev/null")}, [])
     for out, report, message in (
         ("./list.txt", None, r"--out \./list\.txt: is read; name another file"),
         ("x.csv", Path("own.jpg"), r"--report own\.jpg: is a file of another kind; name another"),
@@ -372,7 +374,7 @@ def test_nothing_that_is_read_is_written_over(here: Path) -> None:
         ("new.csv", Path("new.csv"), r"--report new\.csv: is written by --out"),
     ):
         with pytest.raises(UserError, match=message):
-            script.check_targets({"--out": out, "--report": report}, ["list.txt", "faces"])
+            check_targets({"--out": out, "--report": report}, ["list.txt", "faces"])
 
 
 def test_the_next_batch_is_begun_before_scores_are_waited_for(here: Path) -> None:
@@ -391,7 +393,7 @@ def test_the_next_batch_is_begun_before_scores_are_waited_for(here: Path) -> Non
 
     table = table_of(find_images(["faces"], Skipped()), here / "list.txt")
     network: Any = Network()
-    scores, interrupted = script.score(ListedFaces(table, 10), len(table), network)
+    scores, interrupted = score_faces(ListedFaces(table, 10), len(table), network)
     assert not interrupted and scores.values.tolist() == [0] * 10 + [1] * 10 + [2] * 4
     assert done == [
         *("begun 0", "begun 1", "waited for 0", "begun 2", "waited for 1", "waited for 2"),

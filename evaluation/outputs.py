@@ -1,0 +1,100 @@
+"""What eval.py writes: the CSV file and the report page, and what it must not write over."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import note
+from dataset.containers import split_member
+from dataset.faces import Faces
+from dataset.scores import Scores, calibrated_columns, write_scores
+from models import QualityModel
+from sdd_fiqa.calibration import ScoreInterpretation
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import make_parent, replacing
+from sdd_fiqa.images import thumbnail
+
+
+def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str]) -> None:
+    """Refuses what cannot be written, or must not be: now, not after an hour of scoring.
+
+    Args:
+        targets: flags and the files that they name; None is not written.
+        read: what is read, so far as it names files.
+    """
+    taken = {os.path.realpath(name): "is read" for name in read if os.path.isfile(name)}
+    starts = {"--out": b"path,score,status", "--report": b"<!doctype html"}
+    for flag, target in targets.items():
+        if target is None:
+            continue
+        make_parent(target)
+        place = os.path.realpath(target)
+        if place not in taken and os.path.isfile(place) and os.path.getsize(place):
+            with suppress(OSError), open(place, "rb") as file:
+                # What it wrote before may go; an image, a container, a model's .json, ... may not.
+                if not file.read(100).lower().startswith(starts[flag]):
+                    taken[place] = "is a file of another kind"
+        if place in taken:
+            raise UserError(f"{flag} {target}: {taken[place]}; name another file")
+        if os.path.isfile(place) or not os.path.exists(place):  # /dev/null may be named twice
+            taken[place] = "is written by --out"
+
+
+def write_csv(out: str, faces: Faces, scores: Scores, meaning: ScoreInterpretation) -> None:
+    """Writes the CSV file, or stdout where `out` is -."""
+    columns = [*calibrated_columns(meaning, scores.values), *faces.columns()]
+    if out == "-":
+        try:
+            write_scores(sys.stdout, faces.paths(), scores, columns)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise  # the reader has seen enough
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+            raise UserError(f"--out -: cannot be written ({error.strerror or error})") from error
+        return
+    with replacing(out) as file:
+        write_scores(file, faces.paths(), scores, columns)
+
+
+def write_page(
+    page: Path,
+    faces: Faces,
+    images: int,
+    scores: Scores,
+    network: QualityModel,
+    meaning: ScoreInterpretation,
+) -> None:
+    """Writes the report page and prints where it is."""
+    from evaluation.report.page import write_report
+
+    def file_of(row: int) -> str | None:
+        path = faces.photo_path(row)
+        return path if split_member(path) is None else None  # nothing to open in a container
+
+    def picture(row: int) -> bytes | None:
+        try:
+            return thumbnail(faces.crop(row))
+        except UnreadableImage:
+            return None  # it has gone since it was scored
+
+    sentence = meaning.sentence(scores.values)
+    write_report(
+        page,
+        path_of=faces.path,
+        scores=scores.values.astype(np.float64),
+        statuses=[scores.status(row) for row in range(len(faces))],
+        model_name=network.name,
+        thumbnail=picture,
+        link_path=file_of,
+        kind="face" if len(faces) != images else "image",
+        calibration=meaning.calibration,
+        notes=[sentence] if sentence else [],
+    )
+    note(f"report: {page}")

@@ -1,0 +1,77 @@
+"""The loop that scores faces: a device that always has the next batch, and what Ctrl-C keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from common.cli import note
+from dataset.faces import Faces, ListedFaces, PhotoFaces
+from dataset.lists import ImageList
+from dataset.loader import Batch, one_behind
+from dataset.scores import Scores
+from models import QualityModel
+
+Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
+
+
+def open_faces(
+    table: ImageList, batch_size: int, num_workers: int | None, align: bool, all_faces: bool
+) -> Faces:
+    """The listed images as faces: as they are, or found and aligned."""
+    if not (align or all_faces):
+        return ListedFaces(table, batch_size, num_workers)
+    return PhotoFaces(table, all_faces, batch_size, num_workers)
+
+
+def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, bool]:
+    """Scores every face; what cannot be scored gets its reason.
+
+    Returns:
+        The scores, and whether Ctrl-C cut them short: what was done until then is kept.
+    """
+    found: dict[int, npt.NDArray[np.float32]] = {}  # by first row
+    reasons: dict[int, str] = {}
+    bar = tqdm(total=images, desc="score", unit=" images", disable=images == 1)
+    interrupted = False
+
+    def finish(batch: Batch, searched: int, scored: Callable[[], npt.NDArray[np.float32]]) -> None:
+        values = np.full(len(batch.rows), np.nan, np.float32)
+        values[batch.readable] = scored()
+        for position in np.flatnonzero(batch.readable & ~np.isfinite(values)).tolist():
+            batch.failures[position] = "the network's output is not finite"
+            values[position] = np.nan
+        for position, reason in batch.failures.items():
+            reasons[int(batch.rows[position])] = reason
+        found[int(batch.rows[0])] = values
+        bar.update(searched - bar.n)
+
+    def begin() -> Iterator[Begun]:
+        for batch in faces:
+            good = batch.readable
+            scored = network.begin(batch.faces if good.all() else batch.faces[good])
+            yield batch, faces.searched(), scored
+
+    begun: Begun | None = None
+    try:
+        with bar:
+            for begun in one_behind(begin()):
+                finish(*begun)
+    except KeyboardInterrupt:
+        note("interrupted: what is scored so far is written")
+        interrupted = True
+        if begun is not None:
+            finish(*begun)
+    scores = Scores.none(len(faces))
+    for first, values in found.items():
+        scores.values[first : first + len(values)] = values
+    scores.reasons.update(reasons)
+    if faces.like_photos and not interrupted:
+        note(
+            f"{faces.like_photos} of {images} images look like photos, not aligned faces, and were "
+            "resized as they are: unaligned faces score wrongly; add --align"
+        )
+    return scores, interrupted
