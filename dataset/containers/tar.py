@@ -9,12 +9,13 @@ webdataset`); images are read by their place in the tar, without it.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tarfile
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from sdd_fiqa.storage import MAX_BYTES, File
 IMAGE_KINDS = tuple(suffix[1:] for kind in FORMATS for suffix in kind.suffixes)
 # Keys of a .json that hold an identity, in the order of preference.
 IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
-_MOST_META = 1 << 20  # bytes of a .cls or a .json
+_MOST_META = 1 << 20  # bytes of a .cls, a .json or a long name
 
 Rows = npt.NDArray[np.int64]
 
@@ -121,31 +122,72 @@ class TarImages(Container):
 
 
 def members(file: File) -> Iterator[Member | str]:
-    """The regular files of a tar in its order; where it is damaged, what is wrong, and no more.
+    """The files of a tar in its order; where it is damaged, what is wrong, and no more.
+
+    An archive that was appended to another, as `cat` does, is read too.
 
     Raises:
         UnreadableImage: it is no tar at all.
     """
-    seen = 0
+    start: int | None = 0
     with file.stream() as stream:
-        try:
-            tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (closed with the stream)
-            while (entry := tar.next()) is not None:
-                seen = tar.offset
-                if entry.isreg() and not entry.issparse():
-                    yield Member(entry.name, entry.offset_data, entry.size)
-                tar.members.clear()  # type: ignore[attr-defined]  # or it would keep one object a member
-            tail = tar.offset
-        except tarfile.TarError as error:
-            if not seen:
-                raise UnreadableImage(
-                    "is no tar that can be read at random (a compressed one must be unpacked)"
-                ) from error
-            yield f"is damaged at offset {seen} ({error})"
-            return
+        while start is not None:
+            start = yield from _archive(file, _Headers(stream), start)
+
+
+def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str, None, int | None]:
+    """One archive of a file; returns where the next one begins, None if there is none."""
+    seen = start
+    try:
+        stream.seek(start)
+        tar = tarfile.open(fileobj=stream, mode="r:")  # type: ignore[call-overload] # noqa: SIM115
+        while (entry := tar.next()) is not None:
+            end = entry.offset_data + entry.size
+            if entry.size < 0 or tar.offset <= seen:
+                raise tarfile.ReadError(f"{entry.name!r} has a size of {entry.size} bytes")
+            seen = tar.offset
+            if entry.isreg() and not entry.issparse():
+                yield Member(entry.name, entry.offset_data, entry.size)
+            if entry.isreg() and end > file.size:
+                raise tarfile.ReadError(f"{entry.name!r} ends {end - file.size} bytes later")
+            tar.members.clear()  # type: ignore[attr-defined]  # or it would keep one object a member
+    except (UnreadableImage, UserError):  # of the storage
+        raise
+    except Exception as error:  # a damaged header raises a dozen kinds
+        if not seen:
+            raise UnreadableImage(
+                "is no tar that can be read at random (a compressed one must be unpacked)"
+            ) from error
+        yield f"is damaged at offset {seen} ({error or type(error).__name__})"
+        return None
     # tarfile takes garbage in place of a header for the end; a tar ends with zeros.
-    if tail < file.size and file.read(tail, tarfile.BLOCKSIZE).strip(b"\0"):
-        yield f"is damaged at offset {tail} (no header there)"
+    following = _first_byte(file, tar.offset)
+    if following is None or following > tar.offset:
+        return following
+    yield f"is damaged at offset {tar.offset} (no header there)"
+    return None
+
+
+class _Headers:
+    """A stream for tarfile, which would set aside as much memory as a header says."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MOST_META:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._stream.read(size)
+
+
+def _first_byte(file: File, offset: int) -> int | None:
+    """The block of 512 bytes from `offset` on that is the first not to be zero."""
+    while content := file.read(offset, _MOST_META):
+        if rest := content.lstrip(b"\0"):
+            return offset + (len(content) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        offset += len(content)
+    return None
 
 
 def samples(file: File) -> Iterator[Sample | str]:

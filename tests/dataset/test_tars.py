@@ -138,6 +138,85 @@ def test_a_damaged_tar_keeps_what_stands_before(tmp_path: Path, cut: str) -> Non
     assert TarImages(path).read("2.jpg") == b"x" * 600
 
 
+def with_header(path: Path, number: int, field: slice, value: bytes) -> Path:
+    """Other bytes in the header of a member of 600 bytes, with the right sum."""
+    content = bytearray(path.read_bytes())
+    header = content[number * 1536 : number * 1536 + 512]
+    header[field] = value
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[number * 1536 : number * 1536 + 512] = header
+    path.write_bytes(content)
+    return path
+
+
+SIZE, TYPE = slice(124, 136), slice(156, 157)
+PLAIN = [(f"{n}.jpg", b"x" * 600) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (SIZE, b"\xff" * 10 + b"00", "a size of -"),
+        (SIZE, b"\xff" * 12, "a size of -1 bytes"),
+        (SIZE, b"\x80" + b"\0" * 7 + b"\0\1\0\0", "bytes later"),
+        (SIZE, b"\x80" + b"\x7f" * 11, "bytes later"),
+        (SIZE, b"77777777777\0", "bytes later"),
+    ],
+)
+def test_a_size_is_checked_against_the_file(
+    tmp_path: Path, field: slice, value: bytes, message: str
+) -> None:
+    path = tar_of(tmp_path / "a.tar", PLAIN, tarfile.GNU_FORMAT)
+    with_header(path, 2, field, value)
+    skipped = Skipped()
+    assert list(TarImages(path).images(skipped))[:2] == ["0.jpg", "1.jpg"]
+    assert message in skipped.examples["damaged places"][0]
+    assert TarImages(path).read("1.jpg") == b"x" * 600
+    with pytest.raises(UnreadableImage):
+        TarImages(path).read("2.jpg")
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"S"])
+@pytest.mark.parametrize(
+    "size", [b"\xff" * 12, b"\x80" + b"\0" * 4 + b"\x7f" * 7, b"77777777777\0"]
+)
+def test_headers_that_announce_too_much_cost_no_memory(
+    tmp_path: Path, kind: bytes, size: bytes
+) -> None:
+    path = tar_of(tmp_path / "a.tar", PLAIN, tarfile.GNU_FORMAT)
+    with_header(with_header(path, 1, SIZE, size), 1, TYPE, kind)
+    found = list(members(File(path)))
+    assert [m.name for m in found if not isinstance(m, str)] == ["0.jpg"]
+    assert "is damaged at offset" in str(found[-1])
+
+
+@pytest.mark.parametrize("size", ["-512", "1" + "0" * 30, "nan"])
+def test_a_size_in_a_pax_header(tmp_path: Path, size: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for n in range(2):
+            entry = tarfile.TarInfo(f"{n}.jpg")
+            entry.size, entry.pax_headers = 600, {"size": size} if n else {}
+            tar.addfile(entry, io.BytesIO(b"x" * 600))
+    found = list(members(File(tmp_path / "a.tar")))
+    assert not isinstance(found[0], str)
+    assert isinstance(found[-1], str) or size == "nan"  # which tarfile takes for none
+
+
+def test_an_archive_after_another_is_read(tmp_path: Path) -> None:
+    first = tar_of(tmp_path / "a.tar", [("0.jpg", b"a"), ("1.jpg", b"b")]).read_bytes()
+    second = tar_of(tmp_path / "b.tar", [("2.jpg", b"c"), ("1.jpg", b"new")]).read_bytes()
+    path = tmp_path / "both.tar"
+    path.write_bytes(first + second)
+    skipped = Skipped()
+    assert list(TarImages(path).images(skipped)) == ["0.jpg", "1.jpg", "2.jpg", "1.jpg"]
+    assert not skipped.problems
+    assert [TarImages(path).read(f"{n}.jpg") for n in range(3)] == [b"a", b"new", b"c"]
+    path.write_bytes(first + b"something else" * 40)
+    found = list(members(File(path)))
+    assert "no header there" in str(found[-1])
+
+
 def test_what_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"something else " * 100)
     with pytest.raises(UnreadableImage, match="no tar that can be read at random"):
