@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,25 @@ _BLOCK = 8192  # rows
 
 Rows = npt.NDArray[Any]  # (n, D), of the file's own type
 Indices = npt.NDArray[np.int64]
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape, whether it is stored by column, and the type that a .npy file states.
+
+    Raises:
+        ValueError: it is none, or a length is not a whole number from 0 on. Others too: a header is
+            parsed as Python.
+    """
+    version = np.lib.format.read_magic(file)
+    header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, by_column, dtype = header(file)
+    if any(isinstance(side, bool) or side < 0 for side in shape):
+        raise ValueError(f"shape {shape}")
+    return shape, by_column, dtype
 
 
 class EmbeddingsFile:
@@ -50,13 +69,7 @@ class EmbeddingsFile:
             ) from error
         self._file = file
         try:
-            version = np.lib.format.read_magic(file)
-            header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, by_column, self.dtype = header(file)
+            shape, by_column, self.dtype = read_header(file)
         except Exception as error:  # a damaged header is parsed as Python: it raises many kinds
             raise UserError(f"{path}: is not a .npy file; extract the embeddings again") from error
         if self.dtype.kind != "f" or len(shape) != 2 or 0 in shape:
@@ -179,7 +192,7 @@ def _origin(path: Path, shape: tuple[int, int], table: ImageList) -> Origin:
             (int(entry["row"]), str(entry["path"]), str(entry["reason"]))
             for entry in content.get("unreadable", [])
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{described}: is not what extract_feats writes beside embeddings; extract them again, "
             "or remove it if they were made elsewhere"
@@ -210,15 +223,18 @@ def read_norms(path: Path, table: ImageList) -> npt.NDArray[np.float64]:
         raise UserError(f"{norms_path}: is missing; --reference norm reads it from beside --feats")
     try:
         with open(norms_path, "rb") as file:
-            norms = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # a damaged header is parsed as Python: it raises many kinds
+            shape, _, dtype = read_header(file)
+            if shape == (len(table),) and dtype.kind == "f":
+                content = file.read(len(table) * dtype.itemsize)
+                norms = np.frombuffer(content, dtype)
+    except Exception as error:  # as in EmbeddingsFile
         raise UserError(f"{norms_path}: is not a whole .npy array ({error})") from error
-    if not isinstance(norms, np.ndarray) or norms.dtype.kind != "f":
+    if dtype.kind != "f":
+        raise UserError(f"{norms_path}: holds {dtype}; norms are floats")
+    if shape != (len(table),):
+        raise UserError(f"{norms_path}: shape {shape}, but {table.file} has {len(table):,} lines")
+    if len(norms) != len(table):
         raise UserError(
-            f"{norms_path}: holds {getattr(norms, 'dtype', 'several arrays')}; norms are floats"
-        )
-    if norms.shape != (len(table),):
-        raise UserError(
-            f"{norms_path}: shape {norms.shape}, but {table.file} has {len(table):,} lines"
+            f"{norms_path}: is not a whole .npy array (it holds {len(norms):,} numbers)"
         )
     return norms.astype(np.float64)

@@ -6,6 +6,7 @@ place of the images' suffix. They are gathered once, in list order, into what th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from common.distributed import ProcessGroup
 from dataset.embedding_writer import FeatureWriter
-from dataset.embeddings import EMBEDDINGS
+from dataset.embeddings import EMBEDDINGS, read_header
 from dataset.lists import (
     LABELPATH,
     ImageList,
@@ -225,11 +226,20 @@ class _Reader:
 def _read_one(file: Path) -> npt.NDArray[np.float64] | str:
     """The numbers of one .npy, flat, or why there are none."""
     try:
-        content = np.load(BytesIO(file.read_bytes()), allow_pickle=False)
+        content = BytesIO(file.read_bytes())
+        shape, _, dtype = read_header(content)  # first: memory is set aside for what it states
+        if dtype.kind not in "fiu" or not 0 < math.prod(shape) * dtype.itemsize <= _left(content):
+            return DAMAGED
+        content.seek(0)
+        found = np.load(content, allow_pickle=False)
     except FileNotFoundError:
         return MISSING
     except Exception:  # a damaged header is parsed as Python: it raises many kinds
         return DAMAGED
-    if not isinstance(content, np.ndarray) or content.dtype.kind not in "fiu" or content.size == 0:
-        return DAMAGED
-    return content.astype(np.float64).ravel()
+    flat: npt.NDArray[np.float64] = found.astype(np.float64).ravel()
+    return flat
+
+
+def _left(content: BytesIO) -> int:
+    """The bytes not read yet."""
+    return len(content.getbuffer()) - content.tell()

@@ -57,6 +57,39 @@ def test_bad_features_are_named(
         open_embeddings(tmp_path / "f.npy", table)
 
 
+def with_shape(path: Path, shape: str) -> Path:
+    """A .npy of 3 x 4 numbers whose header says something else."""
+    np.save(path, np.zeros((3, 4), np.float32))
+    content = path.read_bytes()
+    end = content.index(b"\n")
+    header = content[10:end].replace(b"(3, 4)", shape.encode()).rstrip()
+    size = len(header) + 1
+    path.write_bytes(content[:8] + size.to_bytes(2, "little") + header + content[end:])
+    return path
+
+
+@pytest.mark.parametrize(
+    "shape", ["(64, -128)", "(True, 4)", "(-3, -4)", "(3, 0)", "(3, 1" + "0" * 30 + ")", "(3.0, 4)"]
+)
+def test_a_shape_is_checked_against_the_file(tmp_path: Path, table: ImageList, shape: str) -> None:
+    path = with_shape(tmp_path / "f.npy", shape)
+    with pytest.raises(UserError, match=r"f\.npy: (is|holds) "):
+        open_embeddings(path, table)
+    with pytest.raises(UserError, match=r"Norms\.npy: (is|holds|shape) "):
+        read_norms(with_shape(tmp_path / "Embedding_Norms.npy", shape), table)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "[3]", '"x"', "1" + "0" * 400])
+def test_numbers_beside_features_are_checked(tmp_path: Path, table: ImageList, number: str) -> None:
+    np.save(tmp_path / "f.npy", np.zeros((3, 4), np.float32))
+    for key in ("rows_done", "dimension"):
+        other = {"rows_done": "3", "dimension": "4"} | {key: number}
+        text = ", ".join(f'"{name}": {value}' for name, value in other.items())
+        (tmp_path / "f.json").write_text(f'{{"list": {{"sha256": "{table.sha256}"}}, {text}}}')
+        with pytest.raises(UserError, match=r"f\.(npy|json): "):
+            open_embeddings(tmp_path / "f.npy", table)
+
+
 def test_features_that_cannot_be_read(tmp_path: Path, table: ImageList) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         open_embeddings(tmp_path / "none.npy", table)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from generate_pseudo_labels.gen_pseudo_labels import main
-from generate_pseudo_labels.npy_folder import NpyFolder
+from generate_pseudo_labels.npy_folder import DAMAGED, NpyFolder, _read_one
 from sdd_fiqa.errors import UserError
 
 Load = Literal["True", "False"]
@@ -160,3 +160,14 @@ def test_embeddings_of_two_lengths_and_none_at_all(layout: tuple[Path, list[str]
         usage(folder)
     with pytest.raises(UserError, match=r"none of its 200 images has a readable \.npy"):
         usage(folder, image_root=folder)
+
+
+@pytest.mark.parametrize("shape", ["(64, -128)", "(True,)", "(1" + "0" * 30 + ",)", "(0,)"])
+def test_a_header_is_checked_against_its_file(tmp_path: Path, shape: str) -> None:
+    np.save(tmp_path / "a.npy", np.ones(64, np.float32))
+    assert not isinstance(_read_one(tmp_path / "a.npy"), str)
+    content = (tmp_path / "a.npy").read_bytes()
+    at = content.index(b"(64,)")
+    header = content[at:127].replace(b"(64,)", shape.encode()).strip().ljust(127 - at)
+    (tmp_path / "a.npy").write_bytes(content[:at] + header + content[127:])
+    assert _read_one(tmp_path / "a.npy") == DAMAGED
