@@ -8,6 +8,7 @@ is written last.
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from dataset.embeddings import EmbeddingsFile
+from common.cli import note
+from dataset.embeddings import EmbeddingsFile, read_header
 from dataset.lists import ImageList
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, write_json
@@ -63,7 +65,8 @@ class FeatureWriter:
                 whole = file.shape == (self.rows, self.dimension)
         except UserError:  # cut off, or no longer embeddings
             return False
-        return whole and self._is_this_work(done) and isinstance(done.get("unreadable"), list)
+        whole = whole and _has_form(self.norms, (self.rows,), "<f4")
+        return whole and self._is_this_work(done) and _are_failures(done.get("unreadable"))
 
     def unreadable(self) -> list[dict[str, Any]]:
         """Of a finished file: the rows without an embedding, with path and reason."""
@@ -77,11 +80,7 @@ class FeatureWriter:
             if self._can_resume():
                 return
             self._clear()
-            shapes: list[tuple[Path, tuple[int, ...], str]] = [
-                (self._parts[0], (self.rows, self.dimension), "<f2"),
-                (self._parts[1], (self.rows,), "<f4"),
-            ]
-            for part, shape, dtype in shapes:
+            for part, (shape, dtype) in zip(self._parts, self._forms(), strict=True):
                 # A sparse file of the right size: rows are zero until written.
                 np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
             write_json(self._plan_file, self._plan())
@@ -99,11 +98,17 @@ class FeatureWriter:
             for part, final in zip(self._parts, (self.features, self.norms), strict=True):
                 if not part.exists() and final.exists():
                     os.replace(final, part)
-        least = (self.rows * self.dimension * 2, self.rows * 4)  # bytes, beside the headers
-        return all(
-            part.exists() and part.stat().st_size > size
-            for part, size in zip(self._parts, least, strict=True)
-        )
+        for part, (shape, dtype) in zip(self._parts, self._forms(), strict=True):
+            if not part.exists():
+                return False
+            if not _has_form(part, shape, dtype):
+                note(f"{part}: is damaged; the embeddings are extracted from the first image on")
+                return False
+        return True
+
+    def _forms(self) -> list[tuple[tuple[int, ...], str]]:
+        """The shape and type of each part."""
+        return [((self.rows, self.dimension), "<f2"), ((self.rows,), "<f4")]
 
     def missing_batches(self, size: int) -> npt.NDArray[np.int64]:
         """Numbers of the batches, rows [i * size, (i + 1) * size), that are not all written.
@@ -225,7 +230,7 @@ class FeatureWriter:
 
     def _is_this_work(self, described: object) -> bool:
         """Whether a .json describes this work; how the list's path was typed does not matter."""
-        if not isinstance(described, dict):
+        if not isinstance(described, dict) or described.get("rows_done", self.rows) != self.rows:
             return False
         works = [dict(self._plan()), dict(described)]
         for work in works:
@@ -243,7 +248,7 @@ class FeatureWriter:
                     entry = json.loads(line)
                     start, stop = int(entry["start"]), int(entry["stop"])
                     rows = [(int(row), str(reason)) for row, reason in entry["unreadable"]]
-                except (ValueError, TypeError, KeyError, RecursionError):
+                except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                     continue  # torn by a kill or an edit: its rows are done again
                 if 0 <= start <= stop <= self.rows and all(start <= row < stop for row, _ in rows):
                     entries.append({"start": start, "stop": stop, "unreadable": rows})
@@ -255,8 +260,27 @@ class FeatureWriter:
             path.unlink(missing_ok=True)
 
 
+def _are_failures(listed: object) -> bool:
+    return isinstance(listed, list) and all(
+        isinstance(entry, dict) and {"row", "path", "reason"} <= entry.keys() for entry in listed
+    )
+
+
 def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
+
+
+def _has_form(part: Path, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a file is a whole .npy of a shape and type."""
+    with open(part, "rb") as file:
+        try:
+            stated = read_header(file)
+        except Exception:  # a damaged header is parsed as Python: it raises many kinds
+            return False
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        return (
+            stated == (shape, False, np.dtype(dtype)) and part.stat().st_size == file.tell() + size
+        )
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:

@@ -283,6 +283,9 @@ def test_how_the_list_was_typed_does_not_matter(tmp_path: Path, table: ImageList
         b'{"start": 0, "stop": 99, "unreadable": []}',
         b"\xff\xfe",
         b"[" * 100_000,
+        b'{"start": 0, "stop": 1e999, "unreadable": []}',
+        b'{"start": 0, "stop": 23, "unreadable": [[-1e999, "gone"]]}',
+        b'{"start": 0, "stop": 23, "unreadable": 5}',
     ],
 )
 def test_a_journal_that_is_not_ours_costs_nothing(
@@ -305,6 +308,38 @@ def test_parts_that_were_cut_off_are_begun_anew(
     part.write_bytes(part.read_bytes()[:200])
     assert run(tmp_path / "f", table) == [0, 1, 2, 3, 4, 5]
     assert results(tmp_path / "f") == whole
+
+
+@pytest.mark.parametrize("name", [FEATURES, NORMS])
+@pytest.mark.parametrize("place", [0, 6, 8, 20, 60])
+def test_parts_whose_header_is_damaged_are_begun_anew(
+    tmp_path: Path,
+    table: ImageList,
+    whole: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    place: int,
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "f", table, stop_after=3)
+    with open(tmp_path / "f" / f"{name}.part", "r+b") as part:
+        part.seek(place)
+        part.write(bytes(4))
+    assert run(tmp_path / "f", table) == [0, 1, 2, 3, 4, 5]
+    assert f"{name}.part: is damaged" in capsys.readouterr().err
+    assert results(tmp_path / "f") == whole
+
+
+@pytest.mark.parametrize("key", ["rows_done", "dimension", "unreadable", "list"])
+@pytest.mark.parametrize("number", ["1e999", "-5", "[[]]", '["x"]', "null"])
+def test_a_damaged_json_is_made_again(
+    tmp_path: Path, table: ImageList, whole: dict[str, Any], key: str, number: str
+) -> None:
+    beside = tmp_path / "whole" / "Embedding_Features.json"
+    beside.write_text(json.dumps({**whole["json"], key: "HERE"}).replace('"HERE"', number))
+    assert not FeatureWriter(tmp_path / "whole", ROWS, DIMENSION, ABOUT).is_done()
+    run(tmp_path / "whole", table)
+    assert results(tmp_path / "whole") == whole
 
 
 def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: ImageList) -> None:
