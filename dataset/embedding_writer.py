@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +22,7 @@ from common.cli import note
 from dataset.embeddings import EmbeddingsFile, read_header
 from dataset.lists import ImageList
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import read_json, write_json
+from sdd_fiqa.files import read_json, replacing, write_json
 
 FEATURES = "Embedding_Features.npy"
 NORMS = "Embedding_Norms.npy"
@@ -78,6 +79,7 @@ class FeatureWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._can_resume():
+                self._drop_unwritten()
                 return
             self._clear()
             for part, (shape, dtype) in zip(self._parts, self._forms(), strict=True):
@@ -105,6 +107,36 @@ class FeatureWriter:
                 note(f"{part}: is damaged; the embeddings are extracted from the first image on")
                 return False
         return True
+
+    def _drop_unwritten(self) -> None:
+        """Removes from the journals what the parts do not hold: a power cut may lose rows alone."""
+        entries = self._entries()
+        files = [os.open(part, os.O_RDONLY) for part in self._parts]
+        try:
+            sizes = [os.fstat(file).st_size for file in files]
+            rows = [self.dimension * 2, 4]
+            begins = [size - self.rows * row for size, row in zip(sizes, rows, strict=True)]
+            kept = []
+            for entry in entries:
+                start, count = entry["start"], entry["stop"] - entry["start"]
+                blocks = [
+                    os.pread(file, count * row, begin + start * row)
+                    for file, row, begin in zip(files, rows, begins, strict=True)
+                ]
+                if _checksum(blocks) == entry["crc32"]:
+                    kept.append(entry)
+        finally:
+            for file in files:
+                os.close(file)
+        if len(kept) == len(entries):
+            return
+        note(f"{self.folder}: {len(entries) - len(kept)} batches were not written; done again")
+        old = list(self.folder.glob(f"{FEATURES}.*.journal"))
+        with replacing(first := self.folder / f"{FEATURES}.0.journal") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in kept)
+        for journal in old:
+            if journal != first:
+                journal.unlink(missing_ok=True)
 
     def _forms(self) -> list[tuple[tuple[int, ...], str]]:
         """The shape and type of each part."""
@@ -157,13 +189,12 @@ class FeatureWriter:
             "stop": start + len(embeddings),
             "unreadable": [[start + row, reason] for row, reason in sorted(failures.items())],
         }
+        blocks = [unit.astype("<f2").tobytes(), norms.astype("<f4").tobytes()]
+        entry["crc32"] = _checksum(blocks)
         try:
-            for (file, offset), array in zip(
-                self._files, (unit.astype("<f2"), norms.astype("<f4")), strict=True
-            ):
-                data = np.ascontiguousarray(array)
-                size = data.nbytes // len(data)
-                _write_all(file, data.tobytes(), offset + start * size)
+            for (file, offset), block in zip(self._files, blocks, strict=True):
+                row_bytes = len(block) // len(embeddings)
+                _write_all(file, block, offset + start * row_bytes)
             self._journal.write(json.dumps(entry) + "\n")
             self._journal.flush()
         except OSError as error:
@@ -248,10 +279,12 @@ class FeatureWriter:
                     entry = json.loads(line)
                     start, stop = int(entry["start"]), int(entry["stop"])
                     rows = [(int(row), str(reason)) for row, reason in entry["unreadable"]]
+                    crc32 = int(entry["crc32"])
                 except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                     continue  # torn by a kill or an edit: its rows are done again
                 if 0 <= start <= stop <= self.rows and all(start <= row < stop for row, _ in rows):
-                    entries.append({"start": start, "stop": stop, "unreadable": rows})
+                    entry = {"start": start, "stop": stop, "unreadable": rows, "crc32": crc32}
+                    entries.append(entry)
         return entries
 
     def _clear(self) -> None:
@@ -264,6 +297,10 @@ def _are_failures(listed: object) -> bool:
     return isinstance(listed, list) and all(
         isinstance(entry, dict) and {"row", "path", "reason"} <= entry.keys() for entry in listed
     )
+
+
+def _checksum(blocks: list[bytes]) -> int:
+    return zlib.crc32(blocks[1], zlib.crc32(blocks[0]))
 
 
 def _part(path: Path) -> Path:

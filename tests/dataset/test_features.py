@@ -342,6 +342,19 @@ def test_a_damaged_json_is_made_again(
     assert results(tmp_path / "whole") == whole
 
 
+@pytest.mark.parametrize("name", [FEATURES, NORMS])
+def test_rows_that_a_journal_alone_holds_are_written_again(
+    tmp_path: Path, table: ImageList, whole: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "f", table, stop_after=4, ranks=2)
+    rows = np.load(tmp_path / "f" / f"{name}.part", mmap_mode="r+")
+    rows[BATCH : 2 * BATCH] = 0  # the second batch, as a power cut may leave it
+    rows.flush()
+    assert run(tmp_path / "f", table) == [1, 4, 5]
+    assert results(tmp_path / "f") == whole
+
+
 def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: ImageList) -> None:
     writer = FeatureWriter(tmp_path / "f", ROWS, DIMENSION, ABOUT)
     writer.prepare()
