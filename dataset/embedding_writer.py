@@ -126,8 +126,8 @@ class FeatureWriter:
                 if _checksum(blocks) == entry["crc32"]:
                     kept.append(entry)
         finally:
-            for file in files:
-                os.close(file)
+            for descriptor in files:
+                os.close(descriptor)
         if len(kept) == len(entries):
             return
         note(f"{self.folder}: {len(entries) - len(kept)} batches were not written; done again")

@@ -150,7 +150,7 @@ def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str
                 yield Member(entry.name, entry.offset_data, entry.size)
             if entry.isreg() and end > file.size:
                 raise tarfile.ReadError(f"{entry.name!r} ends {end - file.size} bytes later")
-            tar.members.clear()  # type: ignore[attr-defined]  # or it would keep one object a member
+            tar.members.clear()  # or it would keep one object a member
     except (UnreadableImage, UserError):  # of the storage
         raise
     except Exception as error:  # a damaged header raises a dozen kinds
