@@ -45,7 +45,7 @@ from models.backbones.layers import FLOOR
 from models.networks import FaceModel
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
-from training.closed_form_head import Ridge, below_floor, features_of
+from training.closed_form_head import Ridge, features_of, invert_floor
 from training.start import start_network
 
 Floats = npt.NDArray[np.float32]
@@ -192,7 +192,7 @@ def fit(features: Floats, labels: Floats, weights: Floats) -> Callable[[Floats],
     rows = np.flatnonzero(weights)
     for part in np.array_split(rows, max(1, len(rows) // 8192)):
         seen, wanted, weight = (torch.from_numpy(a[part]) for a in (features, labels, weights))
-        ridge.add(seen, below_floor(wanted), weight)
+        ridge.add(seen, invert_floor(wanted), weight)
     slopes, level = ridge.solve()
     slope = slopes.float().numpy()
     return lambda x: np.asarray(FLOOR * np.logaddexp(0, (x @ slope + level) / FLOOR), np.float32)

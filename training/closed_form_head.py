@@ -1,4 +1,4 @@
-"""The head of a quality network in closed form: ridge regression on a trunk as it stands."""
+"""The head of a quality network in closed form: ridge regression on a fixed trunk."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from common.distributed import ProcessGroup
 from models.backbones.layers import FLOOR, floor_of
 from models.networks import FaceModel
 
-# Weight of the slopes' squares, as a share of the features' variances together. Of five between
-# 1/10,000 and 1/1,000 this ranks the faces of unseen people best, by a hair (SFace's 1,024
-# features, 131 people in five folds; docs/model.md).
+# Weight of the squared slopes, as a share of the sum of the features' variances. Of five values
+# from 1/10,000 to 1/1,000 this one ranked the faces of unseen people best, by a small margin
+# (SFace's 1,024 features, 131 people in five folds; docs/model.md).
 PENALTY = 1 / 2048
-_WHOLE = 4096  # values of a map: up to so many the head sees it whole
-_LEAST_LABEL = 1.0  # the floor is reached at minus infinity only
+_FULL_MAP = 4096  # the head uses every value of a map that has at most this many
+_LEAST_LABEL = 1.0  # the floor turns only minus infinity into 0
 
 
 class Ridge:
-    """Weighted ridge regression, summed up part by part; the parts may lie on several processes."""
+    """Weighted ridge regression of `size` features, summed up part by part, over processes too."""
 
     def __init__(self, size: int, device: torch.device | None = None) -> None:
-        """Nothing seen yet; `size` features."""
-        # Weighted sums of all products among features, a one and the target.
+        # Weighted sums of all products of two among the features, a one and the target.
         self._sums = torch.zeros(size + 2, size + 2, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """Sees (B, D) features with (B,) targets and (B,) weights."""
+        """Adds (B, D) features with (B,) targets and (B,) weights."""
         ones = torch.ones_like(targets)
-        # Double precision: the means, subtracted in the end, may be far larger than what varies.
+        # In float64: the means, which `solve` subtracts, may be far larger than the variation.
         rows = torch.cat([features, ones[:, None], targets[:, None]], 1).double()
         self._sums += (rows * weights[:, None]).T @ rows
 
     def reduce(self) -> None:
-        """Adds up what all processes have seen; every process must ask."""
+        """Adds up the sums of all processes; every process must call it."""
         dist.all_reduce(self._sums)
 
     def solve(self, penalty: float = PENALTY) -> tuple[Tensor, float]:
-        """(D,) float64 slopes and the level: a target is features @ slopes + level."""
+        """(D,) float64 slopes and the intercept: a target is features @ slopes + intercept."""
         size = len(self._sums) - 2
         total = self._sums[size, size]
         means = self._sums[size] / total
@@ -54,23 +53,23 @@ class Ridge:
 
 
 def features_of(feature_map: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, D) float32: what the head sees of a map.
+    """(B, C, H, W) -> (B, D) float32: the head's features of a map.
 
-    How strongly each channel responds, mean |x|, (B, C): where in the face a channel responds, and
-    which way, tells people and poses apart rather than good pictures from bad ones. Of a small map,
-    w600k_mbf's 64 x 7 x 7, whose few channels say too little by that: all of it, (B, C x H x W).
+    Usually the strength of each channel, mean |x|, (B, C). Position and sign of a response say more
+    about person and pose than about quality. A small map (w600k_mbf's 64 x 7 x 7) has too few
+    channels for that: its features are all its values, (B, C x H x W).
     """
     x = feature_map.float()
-    return x.flatten(1) if is_seen_whole(feature_map) else x.abs().mean((2, 3))
+    return x.flatten(1) if uses_full_map(feature_map) else x.abs().mean((2, 3))
 
 
-def is_seen_whole(feature_map: Tensor) -> bool:
-    """Whether a head sees all values of a map, and not only the strengths of its channels."""
-    return feature_map.shape[1:].numel() <= _WHOLE
+def uses_full_map(feature_map: Tensor) -> bool:
+    """Whether the features are all values of a map, not only the strengths of its channels."""
+    return feature_map.shape[1:].numel() <= _FULL_MAP
 
 
-def below_floor(labels: Tensor, floor: float = FLOOR) -> Tensor:
-    """What the head's linear part is to give for labels of 0..100: the floor undone."""
+def invert_floor(labels: Tensor, floor: float = FLOOR) -> Tensor:
+    """What the head's linear part must give, before the floor, for labels of 0..100."""
     at_least = labels.clamp(min=_LEAST_LABEL) / floor
     return floor * torch.log(torch.expm1(at_least))
 
@@ -80,20 +79,20 @@ def fit_head(
     model: nn.Module,
     examples: Iterable[tuple[Tensor, Tensor, Tensor]],
     compute: Compute,
-    world: ProcessGroup,
+    processes: ProcessGroup,
 ) -> None:
-    """Gives a quality network a head fitted to the labels on its trunk's last map.
+    """Fits the head of a quality network to labels, on the last map of its trunk.
 
-    The head is linear in what it sees of the map (`features_of`), with a floor below, and stands in
-    the published head's place: its PReLU slopes become -1, which makes |x| of x, and a channel's
-    weight repeats over the positions; or 1, for a map that is seen whole.
+    The head is linear in the map's features (`features_of`) and ends in a floor. It is written into
+    the published head: PReLU slopes of -1 turn x into |x|, and the weight of a channel repeats over
+    the positions. For a map that is used in full the slopes are 1.
 
     Args:
-        model: a FaceModel whose head is floored (`layers.add_floor`); its trunk stays as it
-            is, BatchNorm statistics included.
+        model: a FaceModel whose head has a floor (`layers.add_floor`); its trunk does not change,
+            nor do its BatchNorm statistics.
         examples: this process's part: (B, 112, 112, 3) uint8 faces, (B,) labels, (B,) weights.
         compute: the precision of the trunk.
-        world: the processes that see the parts.
+        processes: all of them have a part.
     """
     assert isinstance(model, FaceModel)
     head = model.network.quality
@@ -110,14 +109,14 @@ def fit_head(
         features = features_of(maps[-1])
         if ridge is None:
             ridge = Ridge(features.shape[1], features.device)
-        ridge.add(features, below_floor(labels, floor), weights)
+        ridge.add(features, invert_floor(labels, floor), weights)
         del maps[:-1]
     hook.remove()
     assert ridge is not None
-    if world.size > 1:
+    if processes.size > 1:
         ridge.reduce()
-    slopes, level = ridge.solve()
-    whole = is_seen_whole(maps[-1])
+    slopes, intercept = ridge.solve()
+    whole = uses_full_map(maps[-1])
     if not whole:
         positions = maps[-1].shape[2] * maps[-1].shape[3]
         slopes = (slopes / positions).repeat_interleave(positions)
@@ -125,7 +124,7 @@ def fit_head(
     assert isinstance(prelu, nn.PReLU) and isinstance(linear, nn.Linear)
     prelu.weight.fill_(1 if whole else -1)
     linear.weight.copy_(slopes.view(1, -1))
-    linear.bias.fill_(level)
-    if world.size > 1:  # each has solved it, and unlike devices round otherwise
+    linear.bias.fill_(intercept)
+    if processes.size > 1:  # different devices round differently
         for tensor in (linear.weight, linear.bias):
             dist.broadcast(tensor, 0)

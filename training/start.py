@@ -1,4 +1,4 @@
-"""Where a training starts: random weights, a checkpoint, or an ONNX recogniser."""
+"""The network that a training starts from: random weights, a checkpoint, an ONNX recogniser."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class StartingNetwork:
     """A quality network ready to train.
 
     Attributes:
-        backbone: its name, for people and for the .json beside its checkpoints.
-        network: itself.
-        text: what was loaded and what is new.
+        backbone: its name, as the .json next to its checkpoints has it.
+        network: the network.
+        text: human-readable: what was loaded and what is new.
     """
 
     backbone: str
@@ -39,14 +39,14 @@ def start_network(
     """Makes a quality network and fills its trunk.
 
     Args:
-        weights: a checkpoint with a recognition head (or a quality head: that is taken over too),
-            an .onnx recogniser, a name in ONNX_RECOGNISERS (fetched once) or in PRETRAINED, or
-            None: random.
-        backbone: a name in BACKBONES; None takes what the checkpoint holds, R_50 without one.
-        dropout: share of the head's inputs dropped while training.
+        weights: a checkpoint with a recognition head or with a quality head, which is loaded too;
+            an .onnx recogniser; a name in ONNX_RECOGNISERS (downloaded once) or in PRETRAINED;
+            None: random weights.
+        backbone: a name in BACKBONES; default: that of the weights, else R_50.
+        dropout: share of the head's inputs that dropout sets to 0.
 
     Raises:
-        UserError: unreadable, fits no network known here, or not the backbone asked for.
+        UserError: unreadable, fits no known network, or has another backbone.
     """
     if weights is None:
         name = backbone or "R_50"
@@ -54,15 +54,15 @@ def start_network(
     weights = str(PRETRAINED.get(weights, weights))
     if weights not in ONNX_RECOGNISERS and not Path(weights).is_file():
         names = ", ".join([*ONNX_RECOGNISERS, *PRETRAINED])
-        raise UserError(f"--finetuning-model {weights}: no such file, and no known name ({names})")
+        raise UserError(f"--finetuning-model {weights}: no such file; known names: {names}")
     if weights in ONNX_RECOGNISERS or is_onnx(weights):
         start = _from_onnx(weights, dropout)
     else:
         start = _from_checkpoint(weights, backbone, dropout)
     if backbone not in (None, start.backbone):
         raise UserError(
-            f"--finetuning-model {weights}: is a {start.backbone} network, not {backbone}; leave "
-            "--backbone out"
+            f"--finetuning-model {weights}: is a {start.backbone} network, not {backbone}; remove "
+            "--backbone"
         )
     return start
 
@@ -70,7 +70,7 @@ def start_network(
 def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> StartingNetwork:
     state = read_state(path)
     has_head = any(key.startswith(HEAD) for key in state)
-    about = read_about(path) if has_head else {}  # of a recogniser nothing is needed
+    about = read_about(path) if has_head else {}
     network: nn.Module
     if is_graph(state):
         network = graph_network(about, path, dropout)
@@ -102,7 +102,7 @@ def _from_onnx(weights: str, dropout: float) -> StartingNetwork:
     layers = trunk.graph["layers"]
     shape = " x ".join(str(side) for side in trunk.graph["map"])
     norms = sum(layer["op"] == "BatchNormalization" for layer in layers)
-    folded = "" if norms else ", BatchNorm folded away: trains without"
+    folded = "" if norms else ", BatchNorm is folded in, so it trains without"
     return StartingNetwork(
         name,
         network,

@@ -17,7 +17,7 @@ from models.backbones.layers import FLOOR, add_floor
 from models.checkpoints import load_network, save_network
 from models.networks import FaceModel, build_network, describe_network, quality_head
 from sdd_fiqa.errors import UserError
-from training.closed_form_head import Ridge, below_floor, features_of, fit_head
+from training.closed_form_head import Ridge, features_of, fit_head, invert_floor
 from training.start import start_network
 
 
@@ -86,7 +86,7 @@ def test_a_network_scores_as_the_regression_says(backbone: str) -> None:
     seen = maps[0].flatten(1) if whole else maps[0].abs().mean((2, 3))
     assert torch.equal(features_of(maps[0]), seen)
     ridge = Ridge(seen.shape[1])
-    ridge.add(seen, below_floor(labels), weights)
+    ridge.add(seen, invert_floor(labels), weights)
     slopes, level = ridge.solve()
     straight = seen.double() @ slopes + level
     assert torch.allclose(scores.double(), FLOOR * (straight / FLOOR).exp().log1p(), atol=0.02)
@@ -101,7 +101,7 @@ def test_the_floor_is_undone_down_to_one_point() -> None:
         add_floor(quality)
     assert len(quality) == 2  # once
     labels = torch.tensor([0.0, 0.5, 1.0, 5.0, 40.0, 100.0])
-    again = quality[1](below_floor(labels))
+    again = quality[1](invert_floor(labels))
     assert torch.allclose(again, labels.clamp(min=1), atol=1e-3)
     low = quality[1](torch.linspace(-200, 0, 50))
     assert torch.all(low > 0) and torch.all(low.diff() >= 0) and low[-1] < FLOOR
