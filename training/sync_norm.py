@@ -20,9 +20,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
-        # Averaged over, per channel; an unreadable image makes one process's batch smaller.
+        # Values per channel; unreadable images make the batches of processes differ in size.
         values = _summed(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64))
-        # Two passes: the plain difference of mean square and squared mean cancels digits.
+        # Two passes, because mean square minus squared mean would lose digits.
         mean = _summed(x.sum((0, 2, 3))) / values  # (C,)
         centred = x - mean[:, None, None]
         variance = _summed(centred.square().sum((0, 2, 3))) / values  # (C,)
@@ -39,10 +39,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def with_shared_statistics(network: nn.Module, device: torch.device) -> nn.Module:
-    """The same network, every BatchNorm2d in it replaced; keys and weights stay.
+    """Replaces every BatchNorm2d of a network; its keys and weights stay the same.
 
-    On a GPU by torch's own: it keeps a map in its half precision where the one above keeps several
-    in float32.
+    A GPU gets torch's own SyncBatchNorm: it keeps one map in half precision, and the class above
+    keeps several in float32.
     """
     if device.type == "cuda":
         own: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ def with_shared_statistics(network: nn.Module, device: torch.device) -> nn.Modul
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+    """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -68,9 +68,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+        return _Sum.forward(ctx, grads[0])
 
 
 def _summed(x: Tensor) -> Tensor:
