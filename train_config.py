@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from models.backbones import Backbone
+from sdd_fiqa.errors import UserError
 
-# Settings that may differ between a run and the one that goes on with it.
-MAY_CHANGE = {
-    *("img_list", "feats", "checkpoints", "checkpoints_name", "batch_size", "epochs", "best_by"),
-    *(
-        "val_fmr",
-        "max_unreadable",
-        "display",
-        "save_minutes",
-        "num_workers",
-        "device",
-        "precision",
-        "compile",
-    ),
+# Settings that a resumed run may change.
+_MAY_CHANGE = """img_list feats checkpoints checkpoints_name batch_size epochs best_by val_fmr
+max_unreadable display save_minutes num_workers device precision compile"""
+
+# Rules for numbers: {what a setting must be: (its test, the settings)}.
+_RULES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "be above 0": (lambda value: value > 0, "huber_beta lr eps lr_gamma save_minutes"),
+    "be 0 or more": (lambda value: value >= 0, "weight_decay clip_norm trunk_lr"),
+    "be 1 or more": (lambda value: value >= 1, "display num_workers"),
+    "be 2 or more (BatchNorm needs two)": (lambda value: value >= 2, "batch_size"),
+    "lie in [0, 1)": (lambda value: 0 <= value < 1, "dropout val_identities"),
+    "lie in [0, 1]": (lambda value: 0 <= value <= 1, "max_unreadable"),
+    "lie in (0, 1)": (lambda value: 0 < value < 1, "val_fmr"),
+    "lie in [0, 2^31)": (lambda value: 0 <= value < 2**31, "max_per_identity"),
+    "lie in [0, 2^63)": (lambda value: 0 <= value < 2**63, "seed"),
+    "not be -1, the image's own name": (lambda value: value != -1, "id_key_index"),
 }
 
 
@@ -35,26 +40,25 @@ MAY_CHANGE = {
 class TrainConfig:
     """Trains a quality network on pseudo-labels."""
 
-    # labels to learn, `<path> TAB <label>`, as gen_pseudo_labels writes them
+    # list of images and labels, `<path> TAB <label>`, as gen_pseudo_labels writes it
     img_list: Path = Path("annotations/quality_pseudo_labels.txt")
-    # start from this: a checkpoint with a recognition or a quality head, by key name; an .onnx
-    # recogniser; sface or w600k_mbf (fetched once); small, the shipped model; None starts from
-    # random weights
+    # start from these weights: a checkpoint with a recognition or a quality head; an .onnx
+    # recogniser; sface or w600k_mbf (downloaded once); small, the shipped model; default: random
+    # weights
     finetuning_model: str | None = None
-    # folder of all trainings
+    # folder of all runs
     checkpoints: Path = Path("checkpoints")
-    # this training's folder below it; the same name goes on where it stopped
+    # folder of this run, below that; the same name resumes the run
     checkpoints_name: str = "sdd_fiqa"
-    # the network; None takes that of finetuning_model and, where there is none, R_50 (as
-    # published); MFN is the small one
+    # network; default: the backbone of --finetuning-model, else R_50 (as published); MFN is small
     backbone: Backbone | None = None
-    # huber (SmoothL1), l1 or l2, on labels of 0..100
+    # loss on labels of 0..100; huber is SmoothL1
     loss: Literal["huber", "l1", "l2"] = "huber"
-    # where Huber turns from square to straight, in label points
+    # error at which the Huber loss turns from quadratic to linear, in label points
     huber_beta: float = 1.0
     # Adam's learning rate
     lr: float = 1e-4
-    # Adam's averaging constants
+    # Adam's betas
     betas: tuple[float, float] = (0.9, 0.99)
     # Adam's epsilon
     eps: float = 1e-6
@@ -66,97 +70,78 @@ class TrainConfig:
     lr_gamma: float = 0.1
     # passes over the training images
     epochs: int = 20
-    # images a step and process; published: 5000 over 8 GPUs, 625 each, more than most memories hold
+    # batch size per process; published: 625 on each of 8 GPUs, too large for most GPUs
     batch_size: int = 128
-    # clip the gradient's norm to this; 0 does not (as published)
+    # largest norm of the gradient; 0: no limit (as published)
     clip_norm: float = 0.0
-    # begin with the head that ridge regression gives on the trunk as it starts, in one pass and
-    # without a rate to choose, and with a floor that keeps scores above 0; with --epochs 0 that is
-    # the model
+    # before training, fit the head by ridge regression on the starting trunk, in one pass; it gets
+    # a floor that keeps scores above 0; with --epochs 0 this is the model
     fit_head: bool = False
-    # the trunk's learning rate, as a factor on lr; 0 freezes the trunk and its BatchNorm statistics
+    # learning rate of the trunk, as a factor of lr; 0 freezes it, its BatchNorm statistics too
     trunk_lr: float = 1.0
-    # draw images so that every label of 0..100 comes equally often (published: as they come)
+    # draw images so that every part of the label range comes equally often (published: no)
     balanced: bool = False
-    # images of one identity that an epoch draws, at the most, others each epoch: keeps the few with
-    # hundreds from outweighing the rest; 0 draws all (as published)
+    # most images of one identity in an epoch, other ones in each epoch, so that identities with
+    # hundreds of images do not dominate; 0: all images (as published)
     max_per_identity: int = 0
-    # share of the head's inputs dropped in training
+    # share of the head's inputs that dropout sets to 0
     dropout: float = 0.5
-    # mirror half of the images, others each epoch
+    # mirror half of the images, other ones in each epoch
     flip: bool = True
-    # share BatchNorm's statistics among processes
+    # compute BatchNorm's statistics over all processes
     sync_bn: bool = False
-    # share of the identities held out to validate on (published: none); 0 holds out none
+    # share of the identities held out for validation; 0: none (as published)
     val_identities: float = 0.05
-    # which part of a path is the identity, where no DATA.labelpath beside the labels says it
+    # which part of a path is the identity; used if no DATA.labelpath is next to the labels
     id_key_index: int = -2
-    # embeddings (.npy) of the list that the labels were made from: adds AOC on the held-out images,
-    # and to the calibration what FNMR a discarded share leaves
+    # embeddings (.npy) of the list that the labels were made from: adds the AOC on held-out images,
+    # and the FNMR after discarding to the calibration
     feats: Path | None = None
     # false match rate of the AOC, and of the FNMR in the calibration
     val_fmr: float = 1e-2
-    # which measure on the held-out images picks best.pth
+    # measure on the held-out images that picks best.pth
     best_by: Literal["spearman", "mae", "aoc"] = "spearman"
-    # share of unreadable training images at which the run stops
+    # the run stops if a larger share of the training images is unreadable
     max_unreadable: float = 0.01
-    # seed of the split, the order, the flips, the dropout and the random weights
+    # random seed of the split, the order, the flips, the dropout and the random weights
     seed: int = 0
     # steps between two log lines
     display: int = 20
-    # minutes between two saves of last.ckpt within an epoch; it is saved at each epoch's end anyway
+    # minutes between two saves of last.ckpt; it is also saved at the end of each epoch
     save_minutes: float = 10.0
-    # decoding threads a process; None takes one a core
+    # decoding threads per process; default: one per core
     num_workers: int | None = None
     # auto, cpu, cuda or cuda:i
     device: str = "auto"
-    # auto takes bf16 where the device is fast at it
+    # auto is bf16 if the device is fast at it, else fp32
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # compile the network with torch.compile: slow to start, then faster on GPUs
+    # use torch.compile: a slow start, then faster on GPUs
     compile: bool = False
 
-    def rules(self) -> dict[str, bool]:
-        """What must hold of the settings: {rule: whether it does}."""
-        return {
-            **{
-                f"{name} must be finite": math.isfinite(value)
-                for name, value in vars(self).items()
-                if isinstance(value, float)
-            },
-            "huber_beta must be above 0": self.huber_beta > 0,
-            "lr must be above 0": self.lr > 0,
-            "betas must lie in [0, 1)": all(0 <= beta < 1 for beta in self.betas),
-            "eps must be above 0": self.eps > 0,
-            "weight_decay must be 0 or more": self.weight_decay >= 0,
-            "milestones must be epochs, in rising order": (
-                list(self.milestones) == sorted(set(self.milestones))
-                and all(epoch > 0 for epoch in self.milestones)
-            ),
-            "lr_gamma must be above 0": self.lr_gamma > 0,
-            "epochs must be 1 or more (0 with fit_head)": self.epochs >= (not self.fit_head),
-            "batch_size must be 2 or more (BatchNorm needs two)": self.batch_size >= 2,
-            "clip_norm must be 0 or more": self.clip_norm >= 0,
-            "trunk_lr must be 0 or more": self.trunk_lr >= 0,
-            "max_per_identity must lie in [0, 2^31)": 0 <= self.max_per_identity < 2**31,
-            "dropout must lie in [0, 1)": 0 <= self.dropout < 1,
-            "val_identities must lie in [0, 1)": 0 <= self.val_identities < 1,
-            "id_key_index must not be -1, the image's own name": self.id_key_index != -1,
-            "val_fmr must lie in (0, 1)": 0 < self.val_fmr < 1,
-            "best_by aoc needs feats and val_identities above 0": (
-                self.best_by != "aoc" or (self.feats is not None and self.val_identities > 0)
-            ),
-            "max_unreadable must lie in [0, 1]": 0 <= self.max_unreadable <= 1,
-            "seed must lie in [0, 2^63)": 0 <= self.seed < 2**63,
-            "display must be 1 or more": self.display >= 1,
-            "save_minutes must be above 0": self.save_minutes > 0,
-            "num_workers must be 1 or more": self.num_workers is None or self.num_workers >= 1,
-            "checkpoints_name must be a folder name": (
-                self.checkpoints_name not in ("", ".", "..") and "/" not in self.checkpoints_name
-            ),
-        }
+    def check(self) -> None:
+        """Raises UserError with the rule that a setting breaks, and its value."""
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise _error(f"{name} must be finite", value)
+        for rule, (holds, names) in _RULES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise _error(f"{name} must {rule}", value)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise _error("betas must lie in [0, 1)", self.betas)
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        if not rising or any(epoch <= 0 for epoch in self.milestones):
+            raise _error("milestones must be epochs, in rising order", self.milestones)
+        if self.epochs < (not self.fit_head):
+            raise _error("epochs must be 1 or more (0 with fit_head)", self.epochs)
+        if self.best_by == "aoc" and (self.feats is None or self.val_identities == 0):
+            raise _error("best_by aoc needs feats and val_identities above 0", self.best_by)
+        if self.checkpoints_name in ("", ".", "..") or "/" in self.checkpoints_name:
+            raise _error("checkpoints_name must be a folder name", self.checkpoints_name)
 
-    def judged(self) -> list[Any]:
-        """What best.pth is the best by; measures of other kinds are not to be compared."""
+    def best_metric_key(self) -> list[Any]:
+        """What `best` in last.ckpt measures; values of different measures cannot be compared."""
         if self.best_by != "aoc":
             return [self.best_by]
         return [self.best_by, self.val_fmr, str(self.feats)]
@@ -166,6 +151,11 @@ class TrainConfig:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return plain
 
-    def key(self) -> dict[str, Any]:
-        """The settings that must stay equal for a training to be gone on with."""
-        return {name: value for name, value in self.plain().items() if name not in MAY_CHANGE}
+    def resume_key(self) -> dict[str, Any]:
+        """The settings that a resumed run must not change."""
+        names = _MAY_CHANGE.split()
+        return {name: value for name, value in self.plain().items() if name not in names}
+
+
+def _error(rule: str, value: object) -> UserError:
+    return UserError(f"train_config: {rule}; got {value}")

@@ -1,44 +1,45 @@
-"""What training reads: labels, who is on them, who is held out, and in which order they come."""
+"""The training data: labels, identities, the held-out part, the order of an epoch, batches."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from common.cli import note
+from common.device import Compute
+from common.distributed import ProcessGroup
 from dataset.columns import write_columns
 from dataset.embeddings import open_embeddings
 from dataset.lists import LABELPATH, ImageList, identities_in, join, read_labelpath, read_table
 from dataset.loader import Batch
 from sdd_fiqa.errors import UserError
-
-if TYPE_CHECKING:
-    from common.distributed import ProcessGroup
+from train_config import TrainConfig
 
 Rows = npt.NDArray[np.int64]
 
-# Keys that keep the random streams of one seed apart.
+# One seed gives three independent random streams: these numbers separate them.
 _SPLIT, _ORDER, _FLIP = 1, 2, 3
 LABEL_BINS = 20
 
 
 @dataclass(frozen=True)
 class TrainingList:
-    """Labelled images, divided into those to learn from and those held out.
+    """Labelled images, split by identity into a training part and a held-out part.
 
     Attributes:
         table: `<path> TAB <label>`; `table.values` holds the labels, 0..100.
         identities: (N,) int64, any numbers; equal for images of one person.
-        train: rows to learn from.
-        held_out: rows of the identities held out.
-        listed: (N,) int64, the row of each in the DATA.labelpath beside the labels; None where
-            there is none that lists them all.
-        most: images of one identity that an epoch draws, at the most; 0 draws all.
+        train: (T,) rows of the training images.
+        held_out: (V,) rows of the held-out images.
+        listed: (N,) int64, the row of each image in the DATA.labelpath next to the labels; None if
+            there is no such file or it does not list every image.
+        max_per_identity: an epoch uses at most this many images of one identity; 0: all of them.
     """
 
     table: ImageList
@@ -46,22 +47,22 @@ class TrainingList:
     train: Rows
     held_out: Rows
     listed: Rows | None
-    most: int = 0
+    max_per_identity: int = 0
 
     @property
     def epoch_images(self) -> int:
-        """How many images an epoch draws."""
-        if not self.most:
+        """How many images an epoch uses."""
+        if not self.max_per_identity:
             return len(self.train)
         _, sizes = np.unique(self.identities[self.train], return_counts=True)
-        return int(np.minimum(sizes, self.most).sum())
+        return int(np.minimum(sizes, self.max_per_identity).sum())
 
     def split_key(self) -> str:
-        """A digest of who is held out and, where an epoch draws so many of each, of who is who."""
+        """A digest of the held-out rows and, with max_per_identity, of the identities."""
         digest = hashlib.sha256(self.held_out.tobytes())
-        if self.most:
+        if self.max_per_identity:
             _, first, names = np.unique(self.identities, return_index=True, return_inverse=True)
-            digest.update(first[names].tobytes())  # whatever numbers the identities have
+            digest.update(first[names].tobytes())  # independent of the identities' numbers
         return digest.hexdigest()
 
     def write_held_out(self, path: Path) -> None:
@@ -70,20 +71,17 @@ class TrainingList:
         write_columns(path, self.table, self.held_out, [(labels, 4)])
 
 
-def read_training_list(
-    path: Path, val_identities: float, id_key_index: int, seed: int, most: int = 0
-) -> TrainingList:
-    """Reads a label file and holds out a share of its identities.
+def read_training_list(config: TrainConfig) -> TrainingList:
+    """Reads a label file and holds out the share config.val_identities of its identities.
 
-    `most` is that of the list: how many images of an identity an epoch draws.
-
-    Identities come from a DATA.labelpath beside the label file if that lists every path, else from
-    part `id_key_index` of each path.
+    Identities come from the DATA.labelpath next to the label file if it lists every path, else from
+    part config.id_key_index of each path.
 
     Raises:
         UserError: a label outside [0, 100] or not finite, paths with too few parts, or too few
             identities to hold any out.
     """
+    path, most = config.img_list, config.max_per_identity
     table = read_table(path, "label")
     labels = table.values
     bad = np.flatnonzero(~((labels >= 0) & (labels <= 100)))
@@ -92,43 +90,39 @@ def read_training_list(
             f"{path}:{bad[0] + 1}: label {labels[bad[0]]:g} is outside 0..100; make the labels "
             "with gen_pseudo_labels"
         )
-    everyone = np.arange(len(table), dtype=np.int64)
-    none = np.empty(0, np.int64)
-    if val_identities == 0 and not most:
-        return TrainingList(table, np.zeros(len(table), np.int64), everyone, none, None)
-    identities, listed = _identities(table, id_key_index)
-    if val_identities == 0:
-        return TrainingList(table, identities, everyone, none, listed, most)
+    identities: Rows = np.zeros(len(table), np.int64)
+    listed = None
+    if config.val_identities or most:
+        identities, listed = _identities(table, config.id_key_index)
     names = np.unique(identities)
-    count = max(1, round(val_identities * len(names)))
+    count = max(1, round(config.val_identities * len(names))) if config.val_identities else 0
     if count >= len(names):
         raise UserError(
             f"{path}: has {len(names)} identities, too few to hold out {count}; lower "
             "--val-identities, or set it to 0"
         )
-    rng = np.random.default_rng([seed, _SPLIT])
+    rng = np.random.default_rng([config.seed, _SPLIT])
     out = np.isin(identities, rng.choice(names, count, replace=False))
     return TrainingList(table, identities, np.flatnonzero(~out), np.flatnonzero(out), listed, most)
 
 
 def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = False) -> Rows:
-    """The order of an epoch: the same for the same seed and epoch, whatever the processes.
+    """The rows of an epoch, in order: (data.epoch_images,) int64, the same in every process.
+
+    Of an identity with more than `data.max_per_identity` images, each epoch takes that many at
+    random.
 
     Args:
         data: the list.
         seed: of the training.
         epoch: from 0.
-        balanced: draw with replacement so that each of LABEL_BINS equal ranges of labels that holds
-            images comes equally often, in place of every image once.
-
-    Returns:
-        (data.epoch_images,) int64, rows. Of an identity with more than `data.most` images, as many
-        at random, others in each epoch.
+        balanced: draw with replacement, so that each of LABEL_BINS equal label ranges that holds
+            images comes equally often.
     """
     rng = np.random.default_rng([seed, _ORDER, epoch])
     rows = rng.permutation(data.train)
-    if data.most:
-        rows = rows[_place_in_group(data.identities[rows]) < data.most]
+    if data.max_per_identity:
+        rows = rows[_place_in_group(data.identities[rows]) < data.max_per_identity]
     if not balanced:
         return rows
     bins = np.minimum(data.table.values[rows] // (100 / LABEL_BINS), LABEL_BINS - 1)
@@ -137,16 +131,31 @@ def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = Fals
     return rng.choice(rows, len(rows), p=weights / weights.sum())
 
 
-def drawn_shares(data: TrainingList) -> npt.NDArray[np.float32]:
-    """(len(data.train),): the share of the epochs that each image to learn from is drawn in."""
-    if not data.most:
+def epoch_flips(count: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
+    """(N,) bool: which rows of the list are mirrored in an epoch."""
+    return np.random.default_rng([seed, _FLIP, epoch]).random(count) < 0.5
+
+
+def sampling_weights(data: TrainingList) -> npt.NDArray[np.float32]:
+    """(T,) float32: the share of epochs that use each training image."""
+    if not data.max_per_identity:
         return np.ones(len(data.train), np.float32)
     _, who, sizes = np.unique(data.identities[data.train], return_inverse=True, return_counts=True)
-    return np.minimum(1, data.most / sizes[who]).astype(np.float32)
+    return np.minimum(1, data.max_per_identity / sizes[who]).astype(np.float32)
+
+
+def to_device(
+    batch: Batch, data: TrainingList, flips: npt.NDArray[np.bool_], compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """The readable images of a batch: (B, 112, 112, 3) uint8 RGB faces and (B,) float32 labels."""
+    rows = batch.rows[batch.readable]
+    faces, mirrored = compute.put(batch.faces[batch.readable]), compute.put(flips[rows])
+    labels = compute.put(data.table.values[rows].astype(np.float32))
+    return torch.where(mirrored[:, None, None, None], faces.flip(2), faces), labels
 
 
 def _place_in_group(groups: Rows) -> Rows:
-    """Of each element: how many equal ones stand before it."""
+    """For each element: how many equal elements come before it."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[:1]] - 1))
     sizes = np.diff(np.append(starts, len(groups)))
@@ -156,18 +165,18 @@ def _place_in_group(groups: Rows) -> Rows:
 
 
 def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.float32], str]:
-    """The embeddings of the held-out images, (V, D), from those of the whole list.
+    """Takes the embeddings of the held-out images, (V, D), from those of the whole list.
 
     Returns:
-        Them, and what could not be checked, in words; empty where all was.
+        The embeddings, and a note on what could not be checked; empty if all was checked.
 
     Raises:
-        UserError: there is no DATA.labelpath that lists the labels, or the embeddings are not its.
+        UserError: no DATA.labelpath lists the labels, or the embeddings belong to another list.
     """
     if data.listed is None:
         raise UserError(
-            f"--feats {path}: needs the {LABELPATH} that it was made from beside "
-            f"{data.table.file}, to know which row is which image"
+            f"--feats {path}: put the {LABELPATH} that it was made from next to "
+            f"{data.table.file}; it says which row is which image"
         )
     listed = read_table(data.table.file.parent / LABELPATH)
     file, origin = open_embeddings(path, listed)
@@ -175,11 +184,6 @@ def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.fl
         return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
     finally:
         file.close()
-
-
-def epoch_flips(count: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
-    """(N,) bool: which rows of the list are mirrored in an epoch."""
-    return np.random.default_rng([seed, _FLIP, epoch]).random(count) < 0.5
 
 
 def _identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]:
@@ -193,20 +197,20 @@ def _identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]
 
 
 class Unreadable:
-    """Counts the images that cannot be read: each reported once, too many stop the run."""
+    """Counts the unreadable images: reports each once, and stops the run if there are too many."""
 
-    def __init__(self, data: TrainingList, most: float) -> None:
-        """Allows the share `most` of the images to learn from."""
-        self.data, self.most = data, most
+    def __init__(self, data: TrainingList, max_share: float) -> None:
+        """Allows the share `max_share` of the training images."""
+        self.data, self.max_share = data, max_share
         self._reported: set[int] = set()
-        self._epoch: set[int] = set()  # of the images to learn from
+        self._epoch: set[int] = set()  # training images only
 
     def begin_epoch(self) -> None:
-        """From here on the images come anew."""
+        """Starts the count of an epoch at 0."""
         self._epoch.clear()
 
     def report(self, batch: Batch) -> None:
-        """Says which images of a batch cannot be read, where that was not said before."""
+        """Prints a line for each unreadable image of a batch that has none yet."""
         for position, reason in batch.failures.items():
             row = int(batch.rows[position])
             if row not in self._reported:
@@ -215,36 +219,35 @@ class Unreadable:
                 self._reported.add(row)
 
     def check(self, batch: Batch, least: int = 2) -> None:
-        """Reports what is new in a batch of images to learn from.
+        """Reports and counts the unreadable images of a batch of training images.
 
         Raises:
-            UserError: more than the share allowed, or fewer than `least` images left of a batch.
+            UserError: there are too many, or fewer than `least` images of the batch are left.
         """
         self.report(batch)
         self._epoch.update(int(batch.rows[position]) for position in batch.failures)
-        self._refuse(len(self._epoch))
+        self._check_share(len(self._epoch))
         left = len(batch.rows) - len(batch.failures)
         if left < least:
             raise UserError(
-                f"{self.data.table.file}: {left} images of a batch of {len(batch.rows)} can be "
-                f"read, fewer than the {least} that a step needs; mend the list, or raise "
-                "--batch-size"
+                f"{self.data.table.file}: only {left} images of a batch of {len(batch.rows)} are "
+                f"readable, and a step needs {least}; fix the list, or raise --batch-size"
             )
 
-    def together(self, world: ProcessGroup) -> int:
-        """How many images of this epoch no process could read; every process must ask.
+    def total_over_processes(self, processes: ProcessGroup) -> int:
+        """The unreadable images of this epoch in all processes; every process must call it.
 
         Raises:
-            UserError: more than the share allowed.
+            UserError: there are too many.
         """
-        bad = world.total(len(self._epoch))
-        self._refuse(bad)
-        return bad
+        total = processes.total(len(self._epoch))
+        self._check_share(total)
+        return total
 
-    def _refuse(self, bad: int) -> None:
-        all_rows = len(self.data.train)
-        if bad > self.most * all_rows:
+    def _check_share(self, unreadable: int) -> None:
+        images = len(self.data.train)
+        if unreadable > self.max_share * images:
             raise UserError(
-                f"{self.data.table.file}: {bad} of {all_rows} images cannot be read, more than "
-                f"--max-unreadable {self.most:g} allows; mend the list, or allow more"
+                f"{self.data.table.file}: {unreadable} of {images} images are unreadable, more "
+                f"than --max-unreadable {self.max_share:g} allows; fix the list, or raise the limit"
             )

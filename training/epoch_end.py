@@ -1,8 +1,10 @@
-"""What ends an epoch: the network measured on who was held out, and saved."""
+"""The end of an epoch: is the network finite, how good is it on held-out images, is it the best."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,136 +12,164 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import nn
+from evaluation.held_out import calibration, held_out_curve, held_out_measures
+from torch import Tensor, nn
 
 from common.cli import note
 from common.device import Compute
-from common.distributed import ProcessGroup
 from dataset.loader import batches
 from evaluation.edc.areas import areas
 from evaluation.edc.curves import Curve
 from evaluation.held_out import calibration, held_out_curve, held_out_measures
-from models.checkpoints import save_network
+from models.checkpoints import RESUME, save_network
+from models.networks import FaceModel
 from sdd_fiqa.errors import UserError
 from train_config import TrainConfig
-from training.data import TrainingList, Unreadable, held_out_features
+from training.data import Rows, TrainingList, Unreadable, held_out_features
 from training.log import Log
+from training.plan import Position
+
+Scores = npt.NDArray[np.float32]
+
+_RESTART = "restart with a lower --lr and another --checkpoints-name"
 
 
-@torch.inference_mode()
-def validate(
-    config: TrainConfig,
-    data: TrainingList,
-    unreadable: Unreadable,
-    model: nn.Module,
-    compute: Compute,
-    world: ProcessGroup,
-) -> npt.NDArray[np.float32]:
-    """Scores of the held-out images, (V,) float32, NaN where unreadable; the processes share it.
+class FiniteCheck:
+    """Stops a run whose loss or weights are NaN or infinite, before they are measured or saved."""
 
-    Unreadable ones are reported and count for nothing.
-    """
-    model.eval()
-    if world.size > 1:  # each process's last batch has moved BatchNorm's statistics its own way
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)  # whose network is saved
-    scores = torch.zeros(len(data.held_out), device=compute.device)
-    own = world.share(len(data.held_out))
-    at = own.start
-    rows = data.held_out[own.start : own.stop]
-    for batch in batches(data.table, rows, config.batch_size, config.num_workers):
-        unreadable.report(batch)
-        with compute.autocast():
-            part = model(compute.put(batch.faces))[:, 0].float()
-        readable = compute.put(batch.readable)
-        if not bool(torch.isfinite(part[readable]).all()):
-            raise UserError(
-                "scores of images held out are not finite: the training has diverged; begin anew "
-                "with a lower --lr and another --checkpoints-name"
-            )
-        part[~readable] = torch.nan
-        scores[at : at + len(part)] = part
-        at += len(part)
-    if world.size > 1:
-        dist.all_reduce(scores)
-    out: npt.NDArray[np.float32] = scores.cpu().numpy()
-    return out
+    def __init__(self, data: TrainingList, folder: Path, compute: Compute) -> None:
+        self.data, self.folder, self.compute = data, folder, compute
+        self._last: tuple[Callable[[], Any], Rows, str] | None = None
+
+    def after_step(self, loss: Tensor, rows: Rows, position: Position) -> None:
+        """Checks the loss of the previous step, so that the GPU is not stalled; keeps this one."""
+        self._check_loss()
+        self._last = self.compute.fetch(loss), rows, str(position)
+
+    def check(self, network: nn.Module) -> None:
+        """Checks the loss of the last step and the weights after it.
+
+        All processes have the same weights, so all of them stop. Their losses differ, and a finite
+        loss can have a gradient that is not finite.
+        """
+        self._check_loss()
+        if self._last is None:
+            return
+        for name, value in network.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise self._error(f"{name} is no longer finite", *self._last[1:])
+
+    def _check_loss(self) -> None:
+        if self._last is not None and not math.isfinite(loss := float(self._last[0]())):
+            raise self._error(f"the loss is {loss}", *self._last[1:])
+
+    def _error(self, what: str, rows: Rows, where: str) -> UserError:
+        batch = ", ".join(self.data.table.paths_at(rows[:5]))
+        saved = f"the last good save is in {self.folder}; " * (self.folder / RESUME).exists()
+        return UserError(f"{what} after {where} (its batch: {batch}, ...); {saved}{_RESTART}")
 
 
-def check_held_out(config: TrainConfig, data: TrainingList, world: ProcessGroup) -> None:
-    """Refuses before training what an epoch's end would: embeddings that do not serve, few pairs.
+def check_held_out(config: TrainConfig, data: TrainingList) -> None:
+    """Before training: refuses embeddings that give no AOC on the held-out images.
 
     Raises:
-        UserError: the labels themselves, as scores, have no AOC on the held-out images.
+        UserError: even the labels themselves, taken as scores, have no AOC.
     """
-    if world.first and config.feats is not None and len(data.held_out):
-        labels = data.table.values[data.held_out].astype(np.float32)
-        features, unchecked = held_out_features(data, config.feats)
-        _curve(config, features, data, labels)
+    if config.feats is not None and len(data.held_out):
+        unchecked = _curve(config, data, data.table.values[data.held_out].astype(np.float32))[1]
         if unchecked:
             note(f"note: {unchecked}")
 
 
-def _curve(
-    config: TrainConfig,
-    features: npt.NDArray[np.float32],
-    data: TrainingList,
-    scores: npt.NDArray[np.float32],
-) -> Curve:
-    return held_out_curve(scores, features, data.identities[data.held_out], config.val_fmr)
+def _curve(config: TrainConfig, data: TrainingList, scores: Scores) -> tuple[Curve, str]:
+    """Error against discard of the held-out images, and a note on what could not be checked."""
+    assert config.feats is not None
+    features, unchecked = held_out_features(data, config.feats)
+    people = data.identities[data.held_out]
+    return held_out_curve(scores, features, people, config.val_fmr), unchecked
 
 
-def finish_epoch(
-    config: TrainConfig,
-    data: TrainingList,
-    unreadable: Unreadable,
-    model: nn.Module,
-    network: nn.Module,
-    architecture: dict[str, Any],
-    compute: Compute,
-    world: ProcessGroup,
-    folder: Path,
-    state: dict[str, Any],
-    steps: int,
-    log: Log,
-) -> None:
-    """Measures the network on the held-out images and saves it, best.pth too if it is the best.
+@dataclass(frozen=True)
+class EpochEnd:
+    """Measures and saves the network of each epoch."""
 
-    All processes score; the first measures, writes, and knows the best.
-    """
-    scores = None
-    if len(data.held_out):
-        scores = validate(config, data, unreadable, model, compute, world)
-    if not world.first:
-        return
-    measures: dict[str, float] = {}
-    about: dict[str, Any] = {
-        **architecture,
-        "training": {"epoch": state["epoch"], "labels_sha256": data.table.sha256},
-        "calibration": None,
-    }
-    if scores is not None:
+    config: TrainConfig
+    compute: Compute
+    unreadable: Unreadable
+    log: Log
+
+    def finish(self, model: FaceModel, architecture: dict[str, Any], position: Position) -> None:
+        """Measures a network on the held-out images, saves it, and updates `position.best`.
+
+        All processes score the images; the first one measures and writes. `architecture` goes to
+        the .json next to the checkpoint.
+        """
+        data, epoch, folder = self.unreadable.data, position.epoch, self.log.folder
+        scores = self.held_out_scores(model) if len(data.held_out) else None
+        if not self.log.processes.first:
+            return
+        measures: dict[str, float] = {}
+        table = None
+        if scores is not None:
+            measures, table = self._measure(scores, epoch)
+            self.log.write(epoch=epoch, step=self.log.plan.steps_done(position), **measures)
+        training = {"epoch": epoch, "labels_sha256": data.table.sha256, **measures}
+        about = {**architecture, "training": training, "calibration": table}
+        save_network(folder / f"net_{epoch}epoch.pth", model.network, about)
+        value = measures.get(self.config.best_by, -math.inf)  # without a measure, the last is best
+        if self.config.best_by == "mae" and math.isfinite(value):
+            value = -value
+        if value > position.best or position.best == -math.inf:
+            save_network(folder / "best.pth", model.network, about)
+        position.best = max(value, position.best)
+
+    @torch.inference_mode()
+    def held_out_scores(self, model: nn.Module) -> Scores:
+        """(V,) float32 scores of the held-out images, NaN where unreadable; all processes share.
+
+        Unreadable images are reported, but do not count against --max-unreadable.
+        """
+        data, processes = self.unreadable.data, self.log.processes
+        model.eval()
+        if processes.size > 1:  # BatchNorm statistics differ; the first process saves its own
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+        scores = torch.zeros(len(data.held_out), device=self.compute.device)
+        own = processes.share(len(scores))
+        at, rows = own.start, data.held_out[own.start : own.stop]
+        for batch in batches(data.table, rows, self.config.batch_size, self.config.num_workers):
+            self.unreadable.report(batch)
+            with self.compute.autocast():
+                part = model(self.compute.put(batch.faces))[:, 0].float()
+            readable = self.compute.put(batch.readable)
+            if not bool(torch.isfinite(part[readable]).all()):
+                raise UserError(
+                    "scores of held-out images are not finite: the training has diverged; "
+                    + _RESTART
+                )
+            part[~readable] = torch.nan
+            scores[at : at + len(part)] = part
+            at += len(part)
+        if processes.size > 1:
+            dist.all_reduce(scores)
+        return np.asarray(scores.cpu().numpy())
+
+    def _measure(
+        self, scores: Scores, epoch: int
+    ) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """The measures of (V,) scores, and their calibration."""
+        if not np.isfinite(scores).any():
+            self.log.say(f"epoch {epoch}: no held-out image is readable: no measures")
+            return {}, None
+        data = self.unreadable.data
+        measures = held_out_measures(scores, data.table.values[data.held_out])
         curve = None
-        if np.isfinite(scores).any():
-            measures = held_out_measures(scores, data.table.values[data.held_out])
-        else:
-            log.say(f"epoch {state['epoch']}: no image held out has a score: no measures")
-        if config.feats is not None and measures:
+        if self.config.feats is not None:
             try:
-                curve = _curve(config, held_out_features(data, config.feats)[0], data, scores)
+                curve = _curve(self.config, data, scores)[0]
                 measures["aoc"] = areas(curve)["aoc"]
-            except UserError as error:  # these scores keep too few pairs: no reason to lose them
-                log.say(f"epoch {state['epoch']}: no AOC ({error})")
-        about["training"].update(measures)
-        about["calibration"] = calibration(scores, curve)
-        log.write(epoch=state["epoch"], step=state["epoch"] * steps, **measures)
-        if measures:
-            found = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-            log.say(f"epoch {state['epoch']}: {found}")
-    value = measures.get(config.best_by, -math.inf)  # without a measure, the last is the best
-    better = -value if config.best_by == "mae" and math.isfinite(value) else value
-    best = better > state["best"] or state["best"] == -math.inf
-    save_network(folder / f"net_{state['epoch']}epoch.pth", network, about)
-    if best:
-        save_network(folder / "best.pth", network, about)
-    state["best"] = max(better, state["best"])
+            except UserError as error:  # too few pairs with these scores; the rest is still useful
+                self.log.say(f"epoch {epoch}: no AOC ({error})")
+        found = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+        self.log.say(f"epoch {epoch}: {found}")
+        return measures, calibration(scores, curve)

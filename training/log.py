@@ -1,33 +1,38 @@
-"""What a training says while it runs: JSON lines for programs, bars and curves for people."""
+"""What a run reports: JSON lines for programs; bars, lines and TensorBoard curves for people."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from common.distributed import ProcessGroup
 from sdd_fiqa.files import make_parent, replacing
+from training.plan import Plan, Position
 
 
 class Log:
-    """stats.jsonl, TensorBoard events and the progress bar; only the first process writes."""
+    """stats.jsonl, TensorBoard events and lines on stdout; only the first process writes."""
 
-    def __init__(self, folder: Path, world: ProcessGroup, epochs: int, step: int) -> None:
-        """Opens the log of a training that has done so many epochs and steps; later lines go."""
-        self._on = world.first
-        if not self._on:
+    def __init__(
+        self, folder: Path, processes: ProcessGroup, plan: Plan, position: Position
+    ) -> None:
+        """Opens the log of a run that is at `position`, and drops later lines."""
+        self.folder, self.processes, self.plan = folder, processes, plan
+        if not processes.first:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "stats.jsonl"
+        path, step = folder / "stats.jsonl", plan.steps_done(position)
         make_parent(path)
         kept = [
             line
-            for line in _lines(path)
-            if line["step"] <= step and ("loss" in line or line["epoch"] <= epochs)
+            for line in _read_lines(path)
+            if line["step"] <= step and ("loss" in line or line["epoch"] <= position.epoch)
         ]
         with replacing(path) as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
@@ -35,8 +40,8 @@ class Log:
         self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, *, step: int, epoch: int, **values: float) -> None:
-        """One line of numbers."""
-        if not self._on:
+        """Writes one line of numbers."""
+        if not self.processes.first:
             return
         self._file.write(json.dumps({"epoch": epoch, "step": step, **values}) + "\n")
         self._file.flush()
@@ -44,30 +49,56 @@ class Log:
             self._events.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
-        """One line for people, on stdout, above the bar."""
-        if self._on:
+        """Prints one line on stdout, above the bar."""
+        if self.processes.first:
             tqdm.write(text)
-
-    def bar(self, steps: int, done: int, name: str) -> tqdm[Any]:
-        """The progress bar of an epoch."""
-        return tqdm(
-            total=steps,
-            initial=done,
-            desc=name,
-            unit="step",
-            disable=not self._on,
-            leave=False,
-        )
 
     def close(self) -> None:
         """Closes the files."""
-        if self._on:
+        if self.processes.first:
             self._file.close()
             self._events.close()
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a stats.jsonl; none where there is no file."""
+class EpochProgress:
+    """The bar of an epoch, and a line of the log every `display` steps."""
+
+    def __init__(self, log: Log, position: Position, display: int) -> None:
+        self.log, self.display = log, display
+        self.bar: tqdm[Any] = tqdm(
+            total=log.plan.steps,
+            initial=position.step,
+            desc=f"epoch {position.epoch + 1}/{log.plan.epochs}",
+            unit="step",
+            disable=not log.processes.first,
+            leave=False,
+        )
+        self._logged, self._since = position.step, time.monotonic()
+
+    def after_step(self, position: Position, loss: Tensor, lr: float) -> None:
+        """Shows a finished step with its scalar loss; every process must call it."""
+        plan = self.log.plan
+        self.bar.update()
+        if position.step % self.display and position.step < plan.steps:
+            return
+        mean, now = self.log.processes.mean(loss), time.monotonic()
+        rate = (position.step - self._logged) * plan.global_batch / (now - self._since)
+        self._logged, self._since = position.step, now
+        self.bar.set_postfix_str(f"loss {mean:.3f}, {rate:.0f} images/s")
+        done = plan.steps_done(position)
+        left = (plan.epochs * plan.steps - done) * plan.global_batch / rate
+        self.log.write(
+            epoch=position.epoch + 1,
+            step=done,
+            loss=mean,
+            lr=lr,
+            images_per_s=rate,
+            seconds_left=left,
+        )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The valid lines of a stats.jsonl, up to the first invalid one."""
     if not path.exists():
         return []
     lines = []
@@ -75,10 +106,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            break  # torn by a kill
+            break  # half a line: the run was killed
         if not isinstance(line, dict) or not all(
             isinstance(line.get(name), int) for name in ("step", "epoch")
         ):
-            break  # not ours
+            break
         lines.append(line)
     return lines

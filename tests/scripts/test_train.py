@@ -156,7 +156,7 @@ def test_in_half_precision_the_loss_scale_is_kept_too(
 
     def run(name: str, epochs: int, dtype: torch.dtype) -> dict[str, Any]:
         compute = Compute(torch.device("cpu"), dtype)
-        monkeypatch.setattr("train.choose_compute", lambda *_: compute)
+        monkeypatch.setattr("training.run.choose_compute", lambda *_: compute)
         arguments = [*TINY, "--dropout", "0.5", "--clip-norm", "9", "--val-identities", "0.3"]
         arguments += ["--epochs", str(epochs), "--checkpoints-name", name]
         assert tyro.cli(main, args=arguments) == 0
@@ -199,7 +199,7 @@ def test_two_processes_draw_it_around_a_missing_image_too(faces: Path, train: Ru
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_another_measure_begins_anew(faces: Path, train: Run) -> None:
+def test_another_measure_starts_again(faces: Path, train: Run) -> None:
     """A rank correlation of .2 is no lower bound for minus an error of 40 points."""
     arguments = [*TINY, "--val-identities", "0.3", "--checkpoints-name", "judged"]
     assert train(*arguments, "--epochs", "1", cwd=faces).returncode == 0
@@ -226,7 +226,7 @@ def test_a_fitted_head_is_a_model_and_a_start(faces: Path, train: Run) -> None:
     assert measured["epoch"] == measured["step"] == 0
     about = json.loads((faces / "checkpoints/head/best.json").read_text())
     assert about["training"]["mae"] == measured["mae"] and about["calibration"]
-    # Run again, it has nothing left to do; with an epoch more it goes on from the head.
+    # Run again, it has nothing left to do; with one more epoch it trains from the head.
     again = train(*arguments, "--checkpoints-name", "head", cwd=faces)
     assert again.returncode == 0 and "head fitted" not in again.stdout
     on = train(*arguments[:-1], "1", "--checkpoints-name", "head", cwd=faces)
@@ -270,7 +270,7 @@ def test_two_nodes_train_together(plain: Path) -> None:
     assert measured["mae"] == pytest.approx(errors.mean(), rel=1e-5)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(faces: Path, start_script: Start) -> None:
+def test_ctrl_c_saves_and_the_same_command_resumes(faces: Path, start_script: Start) -> None:
     arguments = [*TINY, "--epochs", "40", "--val-identities", "0", "--checkpoints-name", "stopped"]
     process = start_script("train.py", *arguments, cwd=faces)
     deadline = time.monotonic() + 120
@@ -279,7 +279,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(faces: Path, start_script: St
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped and saved; the same command goes on" in err and "Traceback" not in err
+    assert "stopped and saved; the same command resumes" in err and "Traceback" not in err
     saved = torch.load(faces / "checkpoints/stopped/last.ckpt", weights_only=True)["state"]
     assert 6 * saved["epoch"] + saved["step"] >= 3
 
@@ -335,7 +335,7 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(plain: Path, train: Run) 
     done = train(*arguments, "--checkpoints-name", "boom", cwd=plain)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr
-    assert "faces/p" in lines[0] and "last good save stands in checkpoints/boom" in lines[0]
+    assert "faces/p" in lines[0] and "last good save is in checkpoints/boom" in lines[0]
 
 
 _NO_GRADIENT = """
@@ -364,8 +364,8 @@ def test_weights_that_are_no_numbers_are_never_saved(
     arguments = [*TINY, "--batch-size", str(4 // processes), "--save-minutes", "1e-9"]
     arguments += ["--checkpoints-name", name]
     done = run_script(script, *arguments, cwd=plain, processes=processes, env={"LOST": lost})
-    assert done.returncode == 1 and "no longer finite by epoch 1, step 3" in done.stderr
-    assert f"the last good save stands in checkpoints/{name}; begin anew" in done.stderr
+    assert done.returncode == 1 and "is no longer finite after epoch 1, step 3" in done.stderr
+    assert f"the last good save is in checkpoints/{name}; restart" in done.stderr
     saved = network(plain, name, "last.ckpt")
     assert saved["state"]["step"] == 2
     assert all(torch.isfinite(value).all() for value in saved["network"].values())
@@ -376,19 +376,19 @@ def test_machines_that_do_not_share_the_folder_are_told(
 ) -> None:
     """Each process in a folder of its own stands for a machine of its own."""
     (plain / "apart.py").write_text(
-        "import os, train\n"
+        "import os, train, training.run\n"
         "from common.cli import run_script\n"
-        "read = train.read_resume\n"
+        "read = training.run.read_resume\n"
         "def mine(folder, key):\n"
         "    return read(folder, key) if os.environ['RANK'] == '0' else None\n"
-        "train.read_resume = mine\n"
+        "training.run.read_resume = mine\n"
         "run_script(train.main)\n"
     )
     arguments = [*TINY, "--batch-size", "2", "--epochs", "1", "--checkpoints-name", "apart"]
     assert train(*arguments, cwd=plain, processes=2).returncode == 0
     done = run_script(plain / "apart.py", *arguments, cwd=plain, processes=2)
     assert done.returncode == 1
-    assert "not the same to every machine; it must be on shared storage" in done.stderr
+    assert "is not the same folder in every process; put it on shared storage" in done.stderr
 
 
 def test_unreadable_images_are_named_and_stop_the_run_beyond_a_share(
@@ -401,6 +401,6 @@ def test_unreadable_images_are_named_and_stop_the_run_beyond_a_share(
     done = train(*arguments, cwd=faces)
     assert done.returncode == 1
     assert "with_missing.txt:1: faces/gone.png: No such file or directory; skipped" in done.stderr
-    assert "1 of 25 images cannot be read, more than --max-unreadable 0.01 allows" in done.stderr
+    assert "1 of 25 images are unreadable, more than --max-unreadable 0.01 allows" in done.stderr
     done = train(*arguments, "--max-unreadable", "0.1", cwd=faces)
     assert done.returncode == 0 and done.stderr.count("faces/gone.png") == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +18,19 @@ from common.device import Compute
 from common.distributed import ProcessGroup
 from evaluation.edc.areas import areas
 from evaluation.held_out import held_out_curve
+from models.networks import FaceModel
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import sha256_of, write_json
 from train_config import TrainConfig
-from training import epoch_end
 from training.data import TrainingList, Unreadable, read_training_list
-from training.epoch_end import check_held_out, finish_epoch
+from training.epoch_end import EpochEnd, check_held_out
 from training.log import Log
+from training.plan import Plan, Position
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Scores = npt.NDArray[np.float32]
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
+ONE = ProcessGroup(0, 1)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def settings(tmp_path: Path) -> TrainConfig:
 
 @pytest.fixture
 def data(settings: TrainConfig) -> TrainingList:
-    return read_training_list(settings.img_list, settings.val_identities, -2, 0)
+    return read_training_list(settings)
 
 
 @pytest.fixture
@@ -64,20 +65,16 @@ def end_epoch(
 ) -> Callable[[Scores], str]:
     """Ends an epoch in which the held-out faces score so; returns the sha256 of best.pth then."""
     network = nn.Linear(3, 1)
-    folder = settings.checkpoints
-    state: dict[str, float] = {"epoch": 0, "best": -math.inf}
-    log = Log(folder, ProcessGroup(0, 1), 0, 0)
+    folder, position = settings.checkpoints, Position()
+    log = Log(folder, ONE, Plan(2, 1, 5, 9), position)
+    epoch_end = EpochEnd(settings, COMPUTE, Unreadable(data, 1.0), log)
 
     def end(scores: Scores) -> str:
-        monkeypatch.setattr(epoch_end, "validate", lambda *arguments: scores)
-        state["epoch"] += 1
-        nn.init.constant_(network.weight, state["epoch"])  # another network each epoch
-        one = ProcessGroup(0, 1)
-        lost = Unreadable(data, 1.0)
-        finish_epoch(
-            settings, data, lost, network, network, {}, COMPUTE, one, folder, state, 5, log
-        )
-        assert (folder / f"net_{state['epoch']}epoch.pth").exists()
+        monkeypatch.setattr(EpochEnd, "held_out_scores", lambda *arguments: scores)
+        position.epoch += 1
+        nn.init.constant_(network.weight, position.epoch)  # another network each epoch
+        epoch_end.finish(FaceModel(network), {}, position)
+        assert (folder / f"net_{position.epoch}epoch.pth").exists()
         return sha256_of(folder / "best.pth")
 
     return end
@@ -109,33 +106,33 @@ def test_scores_that_leave_too_few_pairs_cost_nothing_but_the_aoc(
 def test_held_out_faces_that_cannot_serve_are_refused_at_once(
     settings: TrainConfig, data: TrainingList, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_held_out(settings, data, ProcessGroup(0, 1))
+    check_held_out(settings, data)
     assert "that its rows belong to" in capsys.readouterr().err
     few = TrainConfig(**{**vars(settings), "val_fmr": 1e-4})
     with pytest.raises(UserError, match=r"too few .* for FMR 0.0001; .* hold out more"):
-        check_held_out(few, data, ProcessGroup(0, 1))
+        check_held_out(few, data)
     people = np.repeat(np.arange(16), 10)
     np.save(settings.img_list.parent / "features.npy", np.eye(16)[people])
     with pytest.raises(UserError, match=r"no genuine error at FMR 0.4"):
-        check_held_out(settings, data, ProcessGroup(0, 1))
+        check_held_out(settings, data)
     beside = settings.img_list.parent / "features.json"
     write_json(beside, {"list": {"sha256": "another"}, "rows_done": 160})
     with pytest.raises(UserError, match="belongs to another list"):
-        check_held_out(settings, data, ProcessGroup(0, 1))
+        check_held_out(settings, data)
 
 
 def test_held_out_images_that_cannot_be_read_are_reported_once(
     settings: TrainConfig, data: TrainingList, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unreadable = Unreadable(data, 0.0)  # none of those to learn from may be
+    log = Log(settings.checkpoints, ONE, Plan(2, 1, 5, 9), Position())
+    epoch_end = EpochEnd(settings, COMPUTE, unreadable, log)
     for _ in range(2):
-        scores = epoch_end.validate(
-            settings, data, unreadable, nn.Flatten(), COMPUTE, ProcessGroup(0, 1)
-        )
+        scores = epoch_end.held_out_scores(nn.Flatten())
         assert np.isnan(scores).all()
     said = capsys.readouterr().err
     assert said.count("No such file or directory; skipped") == len(data.held_out)
-    assert unreadable.together(ProcessGroup(0, 1)) == 0
+    assert unreadable.total_over_processes(ONE) == 0
 
 
 def test_without_a_measure_the_last_network_is_the_best(

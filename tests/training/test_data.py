@@ -1,0 +1,140 @@
+"""The list, the split, the order of epochs, and unreadable images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.distributed import ProcessGroup
+from dataset.loader import Batch
+from sdd_fiqa.errors import UserError
+from train_config import TrainConfig
+from training.data import (
+    TrainingList,
+    Unreadable,
+    epoch_flips,
+    epoch_order,
+    read_training_list,
+    sampling_weights,
+)
+
+
+def read(
+    path: Path, val_identities: float = 0, seed: int = 0, max_per_identity: int = 0
+) -> TrainingList:
+    return read_training_list(
+        TrainConfig(
+            img_list=path,
+            val_identities=val_identities,
+            seed=seed,
+            max_per_identity=max_per_identity,
+        )
+    )
+
+
+def test_labels_outside_their_range_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("a/1.png\t5\na/2.png\t101\n")
+    with pytest.raises(UserError, match=r"labels.txt:2: label 101 is outside 0..100"):
+        read(path)
+
+
+def test_the_split_is_by_identity_and_seeded(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"r/{i % 10}/{i}.png\t{i}\n" for i in range(100)))
+    data = read(path, 0.2, 4)
+    assert len(data.held_out) == 20 and len(data.train) == 80
+    assert not set(data.identities[data.held_out]) & set(data.identities[data.train])
+    again = read(path, 0.2, 4)
+    assert np.array_equal(again.held_out, data.held_out)
+    others = [read(path, 0.2, s).held_out.tolist() for s in range(8)]
+    assert any(rows != data.held_out.tolist() for rows in others)
+    # A DATA.labelpath beside the labels decides, where it lists every path.
+    (tmp_path / "DATA.labelpath").write_text(
+        "".join(f"r/{i % 10}/{i}.png\t{i // 50}\n" for i in range(100))
+    )
+    data = read(path, 0.2, 4)
+    assert set(data.identities) == {0, 1} and data.listed is not None
+
+
+def test_who_is_held_out_is_a_mark_of_a_training(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"r/{i % 10}/{i}.png\t{i}\n" for i in range(100)))
+
+    def key(numbers: list[int], max_per_identity: int = 0) -> str:
+        lines = "".join(f"r/{i % 10}/{i}.png\t{numbers[i % 10]}\n" for i in range(100))
+        (tmp_path / "DATA.labelpath").write_text(lines)
+        return read(path, 0.2, 4, max_per_identity).split_key()
+
+    numbers = list(range(10))
+    assert key(numbers) == key([2 * number for number in numbers])
+    assert key(numbers) != key(numbers[::-1])  # others are drawn
+    assert key(numbers, 3) == key([2 * number for number in numbers], 3)
+    assert key(numbers, 3) != key([*numbers[:9], 8], 3)
+
+
+def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> None:
+    class Two(ProcessGroup):
+        def total(self, count: int) -> int:
+            return 2 * count
+
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"r/{i}.png\t1\n" for i in range(100)))
+    lost = Unreadable(read(path), 0.05)
+    batch = Batch(np.arange(10), np.zeros((10, 112, 112, 3), np.uint8), np.zeros((10, 2), np.int32))
+    batch.failures.update({0: "is empty", 1: "is empty"})
+    lost.check(batch)
+    lost.check(batch)  # the same two
+    assert lost.total_over_processes(Two(0, 2)) == 4
+    batch.failures[2] = "is empty"
+    lost.check(batch)
+    with pytest.raises(UserError, match=r"6 of 100 images are unreadable, more than .* 0\.05"):
+        lost.total_over_processes(Two(0, 2))
+    lost.begin_epoch()
+    assert lost.total_over_processes(Two(0, 2)) == 0
+    with pytest.raises(UserError, match="only 1 images of a batch of 10 are readable"):
+        batch.failures.update(dict.fromkeys(range(9), "is empty"))
+        Unreadable(lost.data, 1.0).check(batch)
+
+
+def test_epochs_are_keyed_and_balance_is_even(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    labels = [1.0] * 900 + [99.0] * 100
+    path.write_text("".join(f"r/0/{i}.png\t{label}\n" for i, label in enumerate(labels)))
+    data = read(path)
+    first = epoch_order(data, 0, 0)
+    assert sorted(first) == list(range(1000))
+    assert np.array_equal(first, epoch_order(data, 0, 0))
+    assert not np.array_equal(first, epoch_order(data, 0, 1))
+    high = (epoch_order(data, 0, 0, balanced=True) >= 900).mean()
+    assert high == pytest.approx(0.5, abs=0.06)  # four standard deviations of 1,000 draws
+    assert 0.4 < epoch_flips(1000, 0, 0).mean() < 0.6
+
+
+@pytest.mark.parametrize("val_identities", [0, 0.3])
+def test_large_identities_are_capped_and_get_all_their_turns(
+    tmp_path: Path, val_identities: float
+) -> None:
+    path = tmp_path / "labels.txt"
+    sizes = {"a": 40, "b": 3, "c": 12, "d": 10}
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    path.write_text("".join(f"r/{name}/{i}.png\t{i % 90}\n" for i, name in enumerate(names)))
+    data = read(path, val_identities, 1, 10)
+    kept = set(np.asarray(names)[data.train].tolist())
+    wanted = {name: min(10, sizes[name]) for name in kept}
+    assert data.epoch_images == sum(wanted.values())
+    shares = sampling_weights(data)
+    for name, drawn in wanted.items():
+        own = np.asarray(names)[data.train] == name
+        assert shares[own].sum() == pytest.approx(drawn) and np.ptp(shares[own]) == 0
+    seen: set[int] = set()
+    for epoch in range(30):
+        order = epoch_order(data, 0, epoch)
+        assert len(set(order.tolist())) == len(order)
+        assert Counter(names[row] for row in order) == wanted
+        assert len(epoch_order(data, 0, epoch, balanced=True)) == data.epoch_images
+        seen.update(order.tolist())
+    assert seen == set(data.train.tolist())
