@@ -25,7 +25,7 @@ from common.distributed import join_process_group
 from training.run import TrainingRun
 
 
-def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> int:
+def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig()) -> int:  # noqa: B008
     """Trains a quality network on pseudo-labels.
 
     Args:
@@ -46,8 +46,7 @@ def main(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> int:
                 return EXIT_INTERRUPTED
             run.learner.schedule.step()  # the learning rate falls after the epochs in milestones
             run.finish_epoch()  # measures the held-out images; saves net_<epoch>epoch.pth, best.pth
-        if processes.first:
-            print(f"{run.folder}: trained {config.epochs} epoch{'s' * (config.epochs != 1)}")
+        run.finish()
     return EXIT_DONE
 
 

@@ -118,6 +118,11 @@ class TrainConfig:
     # use torch.compile: a slow start, then faster on GPUs
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("img_list", "checkpoints", "feats"):
+            if isinstance(getattr(self, name), str):  # a default that was edited as a string
+                object.__setattr__(self, name, Path(getattr(self, name)))
+
     def check(self) -> None:
         """Raises UserError with the rule that a setting breaks, and its value."""
         for name, value in vars(self).items():

@@ -78,22 +78,14 @@ def read_training_list(config: TrainConfig) -> TrainingList:
     part config.id_key_index of each path.
 
     Raises:
-        UserError: a label outside [0, 100] or not finite, paths with too few parts, or too few
-            identities to hold any out.
+        UserError: paths with too few parts, or too few identities to hold any out.
     """
     path, most = config.img_list, config.max_per_identity
     table = read_table(path, "label")
-    labels = table.values
-    bad = np.flatnonzero(~((labels >= 0) & (labels <= 100)))
-    if len(bad):
-        raise UserError(
-            f"{path}:{bad[0] + 1}: label {labels[bad[0]]:g} is outside 0..100; make the labels "
-            "with gen_pseudo_labels"
-        )
     identities: Rows = np.zeros(len(table), np.int64)
     listed = None
     if config.val_identities or most:
-        identities, listed = _identities(table, config.id_key_index)
+        identities, listed = find_identities(table, config.id_key_index)
     names = np.unique(identities)
     count = max(1, round(config.val_identities * len(names))) if config.val_identities else 0
     if count >= len(names):
@@ -186,7 +178,8 @@ def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.fl
         file.close()
 
 
-def _identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]:
+def find_identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]:
+    """(N,) int64 identities, and the row of each image in DATA.labelpath if that gave them."""
     beside = table.file.parent / LABELPATH
     if beside.exists():
         listed, numbers = read_labelpath(beside)

@@ -31,6 +31,13 @@ from training.plan import Position
 
 Scores = npt.NDArray[np.float32]
 
+_NO_CORRELATION = 0.1  # Spearman's
+_CONSTANT = 0.1  # points between the lowest and the highest score
+_PROBED = 100
+_LEARN = (
+    "train with more --epochs or a higher --lr, or start from a recogniser: --finetuning-model "
+    "w600k_mbf --fit-head"
+)
 _RESTART = "restart with a lower --lr and another --checkpoints-name"
 
 
@@ -89,14 +96,18 @@ def _curve(config: TrainConfig, data: TrainingList, scores: Scores) -> tuple[Cur
     return held_out_curve(scores, features, people, config.val_fmr), unchecked
 
 
-@dataclass(frozen=True)
+@dataclass
 class EpochEnd:
-    """Measures and saves the network of each epoch."""
+    """Measures and saves the network of each epoch.
+
+    `doubt` says why the network of the last epoch seems to have learned nothing; empty if it has.
+    """
 
     config: TrainConfig
     compute: Compute
     unreadable: Unreadable
     log: Log
+    doubt: str = ""
 
     def finish(self, model: FaceModel, architecture: dict[str, Any], position: Position) -> None:
         """Measures a network on the held-out images, saves it, and updates `position.best`.
@@ -105,7 +116,7 @@ class EpochEnd:
         the .json next to the checkpoint.
         """
         data, epoch, folder = self.unreadable.data, position.epoch, self.log.folder
-        scores = self.held_out_scores(model) if len(data.held_out) else None
+        scores = self.scores(model, data.held_out) if len(data.held_out) else None
         if not self.log.processes.first:
             return
         measures: dict[str, float] = {}
@@ -124,8 +135,8 @@ class EpochEnd:
         position.best = max(value, position.best)
 
     @torch.inference_mode()
-    def held_out_scores(self, model: nn.Module) -> Scores:
-        """(V,) float32 scores of the held-out images, NaN where unreadable; all processes share.
+    def scores(self, model: nn.Module, rows: Rows) -> Scores:
+        """(V,) float32 scores of some images, NaN where unreadable; the processes share the work.
 
         Unreadable images are reported, but do not count against --max-unreadable.
         """
@@ -134,9 +145,9 @@ class EpochEnd:
         if processes.size > 1:  # BatchNorm statistics differ; the first process saves its own
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
-        scores = torch.zeros(len(data.held_out), device=self.compute.device)
-        own = processes.share(len(scores))
-        at, rows = own.start, data.held_out[own.start : own.stop]
+        scores = torch.zeros(len(rows), device=self.compute.device)
+        own = processes.share(len(rows))
+        at, rows = own.start, rows[own.start : own.stop]
         for batch in batches(data.table, rows, self.config.batch_size, self.config.num_workers):
             self.unreadable.report(batch)
             with self.compute.autocast():
@@ -144,7 +155,7 @@ class EpochEnd:
             readable = self.compute.put(batch.readable)
             if not bool(torch.isfinite(part[readable]).all()):
                 raise UserError(
-                    "scores of held-out images are not finite: the training has diverged; "
+                    "the scores of some images are not finite: the training has diverged; "
                     + _RESTART
                 )
             part[~readable] = torch.nan
@@ -154,6 +165,16 @@ class EpochEnd:
             dist.all_reduce(scores)
         return np.asarray(scores.cpu().numpy())
 
+    def check_constant(self, model: nn.Module) -> None:
+        """Sets `doubt` from the scores of some training images; every process must call it."""
+        self._judge(self.scores(model, self.unreadable.data.train[:_PROBED]))
+
+    def _judge(self, scores: Scores) -> None:
+        good = scores[np.isfinite(scores)]
+        constant = len(good) > 1 and np.ptp(good) < _CONSTANT
+        same = f"the network gives every image the score {good[0]:.1f}" if constant else ""
+        self.doubt = f"{same}; {_LEARN}" if same else ""
+
     def _measure(
         self, scores: Scores, epoch: int
     ) -> tuple[dict[str, float], dict[str, Any] | None]:
@@ -162,7 +183,12 @@ class EpochEnd:
             self.log.say(f"epoch {epoch}: no held-out image is readable: no measures")
             return {}, None
         data = self.unreadable.data
-        measures = held_out_measures(scores, data.table.values[data.held_out])
+        labels = data.table.values[data.held_out]
+        measures = held_out_measures(scores, labels)
+        self._judge(scores)
+        if not self.doubt and np.ptp(labels) and measures["spearman"] < _NO_CORRELATION:
+            correlation = f"Spearman {measures['spearman']:.2f} on {len(labels)} held-out images"
+            self.doubt = f"{correlation}: the scores do not follow the labels; {_LEARN}"
         curve = None
         if self.config.feats is not None:
             try:

@@ -7,11 +7,14 @@ and writes and reads last.ckpt (`_save`, `_resume`).
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.cli import note
 from common.cpu import keep_freed_memory
 from common.device import Compute, choose_compute
 from common.distributed import ProcessGroup
@@ -46,6 +50,7 @@ from training.data import (
     to_device,
 )
 from training.epoch_end import EpochEnd, FiniteCheck, check_held_out
+from training.labels import check_labels
 from training.log import EpochProgress, Log
 from training.plan import Plan, Position
 from training.start import start_network
@@ -121,6 +126,7 @@ class TrainingRun:
         torch.manual_seed(config.seed)
         self.data = read_training_list(config)
         if processes.first:
+            check_labels(self.data, config.id_key_index)
             check_held_out(config, self.data)
         images = self.data.epoch_images
         self.plan = Plan.of(images, config.batch_size, processes.size, config.epochs)
@@ -233,6 +239,26 @@ class TrainingRun:
         self._unreadable.total_over_processes(self.processes)
         self.position.epoch, self.position.step = self.position.epoch + 1, 0
         self._measure_and_save()
+
+    def finish(self) -> None:
+        """Prints where the best network is, how to use it, and whether it has learned anything."""
+        if not len(self.data.held_out):  # else the last epoch has told
+            self._epoch_end.check_constant(self.learner.face_model)
+        if not self.processes.first:
+            return
+        epochs = self.config.epochs
+        print(f"{self.folder}: trained {epochs} epoch{'s' * (epochs != 1)}")
+        script = Path(__file__).resolve().parents[1] / "eval.py"
+        images = self.folder / "held_out.txt" if len(self.data.held_out) else self.config.img_list
+        best = self.folder / "best.pth"
+        command = [
+            "python" if shutil.which("python") == sys.executable else sys.executable,
+            script.name if script.parent == Path.cwd() else str(script),
+            *(str(images), "--model", str(best)),
+        ]
+        print(f"best network: {best}; it scores a list or a folder: {shlex.join(command)}")
+        if self._epoch_end.doubt:
+            note(f"note: {self._epoch_end.doubt}")
 
     def _measure_and_save(self) -> None:
         learner = self.learner

@@ -70,7 +70,7 @@ def end_epoch(
     epoch_end = EpochEnd(settings, COMPUTE, Unreadable(data, 1.0), log)
 
     def end(scores: Scores) -> str:
-        monkeypatch.setattr(EpochEnd, "held_out_scores", lambda *arguments: scores)
+        monkeypatch.setattr(EpochEnd, "scores", lambda *arguments: scores)
         position.epoch += 1
         nn.init.constant_(network.weight, position.epoch)  # another network each epoch
         epoch_end.finish(FaceModel(network), {}, position)
@@ -128,7 +128,7 @@ def test_held_out_images_that_cannot_be_read_are_reported_once(
     log = Log(settings.checkpoints, ONE, Plan(2, 1, 5, 9), Position())
     epoch_end = EpochEnd(settings, COMPUTE, unreadable, log)
     for _ in range(2):
-        scores = epoch_end.held_out_scores(nn.Flatten())
+        scores = epoch_end.scores(nn.Flatten(), data.held_out)
         assert np.isnan(scores).all()
     said = capsys.readouterr().err
     assert said.count("No such file or directory; skipped") == len(data.held_out)

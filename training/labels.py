@@ -1,0 +1,128 @@
+"""Is a list what train.py expects: two columns, labels of 0..100 that vary, images that exist."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import note
+from dataset.lists import LABELPATH, PSEUDO_LABELS, ImageList
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import sha256_of
+from training.data import TrainingList, find_identities
+
+_PATHS_TRIED = 100
+_FEW_POINTS = 5  # a spread below this is noted
+_MOST = 0.9  # so many labels within one point are noted
+
+
+def check_labels(data: TrainingList, id_key_index: int) -> None:
+    """Refuses a list whose second column is not labels; notes labels that look odd.
+
+    Raises:
+        UserError: more than two columns, identities, a label outside 0..100, no label above 1,
+            constant labels, or no image that exists; the message says what to do.
+    """
+    table, labels = data.table, data.table.values
+    pseudo_labels = table.file.with_name(PSEUDO_LABELS)
+    remedy = "make the labels with gen_pseudo_labels.py, and name its quality_pseudo_labels.txt"
+    if pseudo_labels.exists() and pseudo_labels != table.file:
+        remedy = f"use --img-list {shlex.quote(str(pseudo_labels))}"
+    _check_columns(table, remedy)
+    if _are_identities(table, id_key_index):
+        raise UserError(f"{table.file}: holds identities, not labels; {remedy}")
+    bad = np.flatnonzero(~((labels >= 0) & (labels <= 100)))
+    if len(bad):
+        label = f"label {labels[bad[0]]:g}"
+        raise UserError(f"{table.file}:{bad[0] + 1}: {label} is outside 0..100; {remedy}")
+    low, high = float(labels.min()), float(labels.max())
+    if low == high:
+        raise UserError(
+            f"{table.file}: every label is {low:g}, so there is nothing to learn; {remedy}"
+        )
+    if high <= 1:
+        command = f"awk -F '\\t' '{{print $1 \"\\t\" 100 * $2}}' {shlex.quote(str(table.file))}"
+        raise UserError(
+            f"{table.file}: its labels span {low:g}..{high:g}, expected 0..100; multiply them by "
+            f"100: {command} > labels_100.txt, then use --img-list labels_100.txt"
+        )
+    _check_paths(table)
+    _note_odd_labels(table, low, high)
+
+
+def _check_columns(table: ImageList, remedy: str) -> None:
+    with open(table.file, "rb") as file:
+        tabs = sum(block.count(b"\t") for block in iter(partial(file.read, 1 << 24), b""))
+        if tabs == len(table):
+            return
+        file.seek(0)
+        counts = ((row, 1 + line.count(b"\t")) for row, line in enumerate(file, 1))
+        row, columns = next(found for found in counts if found[1] > 2)
+    seems = "it seems to be a w_distances.txt (W1 distances); " if columns == 5 else ""
+    raise UserError(
+        f"{table.file}:{row}: has {columns} columns, expected two, `<path> TAB <label>`; {seems}"
+        f"{remedy}"
+    )
+
+
+def _are_identities(table: ImageList, id_key_index: int) -> bool:
+    """Whether the labels number the identities: one for each, and a different one."""
+    beside = table.file.with_name(LABELPATH)
+    if table.file.name == LABELPATH or (
+        beside.exists() and sha256_of(beside) == table.sha256  # a copy
+    ):
+        return True
+    if np.any(table.values != np.round(table.values)):
+        return False
+    try:
+        identities = find_identities(table, id_key_index)[0]
+    except UserError:  # the paths are too short to hold identities
+        return False
+    people, numbers = np.unique(identities), np.unique(table.values)
+    pairs = np.unique(np.stack([identities, table.values], 1), axis=0)
+    return 1 < len(people) < len(table) and len(people) == len(numbers) == len(pairs)
+
+
+def _check_paths(table: ImageList) -> None:
+    """Raises UserError if no image exists; says from which folder the paths lead to them."""
+    rows = np.unique(np.linspace(0, len(table) - 1, _PATHS_TRIED).astype(np.int64))
+    paths = list(table.paths_at(rows))
+    if any(map(_exists, paths)):
+        return
+    for folder in table.file.absolute().parents:
+        if _exists(folder / paths[0]):
+            relative = shlex.quote(os.path.relpath(table.file, folder))
+            raise UserError(
+                f"{table.file}: its paths are relative to another folder; run the command there: "
+                f"cd {shlex.quote(str(folder))} (and --img-list {relative})"
+            )
+    raise UserError(
+        f"{table.file}: none of its images exists, for example {paths[0]}; run the command in the "
+        "folder that the paths are relative to"
+    )
+
+
+def _exists(path: str | Path) -> bool:
+    """Whether the image exists, or the container (.rec, .tar, ...) that its path leads into."""
+    return any(os.path.isfile(part) for part in (path, *Path(path).parents))
+
+
+def _note_odd_labels(table: ImageList, low: float, high: float) -> None:
+    ordered = np.sort(table.values)
+    count = int(np.ceil(_MOST * len(ordered)))
+    widths = ordered[count - 1 :] - ordered[: len(ordered) - count + 1]
+    narrow = int(widths.argmin())
+    if high - low < _FEW_POINTS or high <= 10:
+        note(
+            f"note: {table.file}: its labels span only {low:g}..{high:g} of 0..100; so will the "
+            "scores"
+        )
+    elif widths[narrow] <= 1:
+        note(
+            f"note: {table.file}: {_MOST:.0%} of its labels lie between {ordered[narrow]:g} and "
+            f"{ordered[narrow + count - 1]:g}; --balanced trains on the others as often"
+        )
