@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from evaluation.held_out import calibration, held_out_curve, held_out_measures
 from torch import Tensor, nn
 
 from common.cli import note
