@@ -1,6 +1,7 @@
 """Every script: its help, its import, wrong usage, and errors of one line."""
 
-import ast
+import dataclasses
+import importlib
 import os
 import re
 import runpy
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -90,14 +91,14 @@ def test_the_citation_names_this_version() -> None:
 
 
 def flags_of(script: str) -> list[str]:
-    """From the source of main(): its arguments, or the fields of the settings it takes."""
-    tree = ast.parse((ROOT / script).read_text())
-    main = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
-    names = [argument.arg for argument in [*main.args.args, *main.args.kwonlyargs]]
-    if names == ["config"]:
-        config = ast.parse((ROOT / "train_config.py").read_text())
-        fields = next(n for n in config.body if isinstance(n, ast.ClassDef)).body
-        names = [n.target.id for n in fields if isinstance(n, ast.AnnAssign)]  # type: ignore[union-attr]
+    """From main(): its arguments, and the fields of the settings among them."""
+    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+    names: list[str] = []
+    for name, kind in get_type_hints(main).items():
+        if dataclasses.is_dataclass(kind):
+            names += [field.name for field in dataclasses.fields(kind)]
+        elif name not in ("return", "path"):  # eval.py's paths have no flag
+            names.append(name)
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
