@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from train_config import TrainConfig  # before torch: it sets how torch's threads wait
+from train_config import TrainConfig  # before torch (tests/scripts/test_scripts.py)
 
 # isort: split
 import tyro

@@ -404,25 +404,3 @@ def test_unreadable_images_are_named_and_stop_the_run_beyond_a_share(
     assert "1 of 25 images are unreadable, more than --max-unreadable 0.01 allows" in done.stderr
     done = train(*arguments, "--max-unreadable", "0.1", cwd=faces)
     assert done.returncode == 0 and done.stderr.count("faces/gone.png") == 1
-
-
-_WATCH = """
-import os, sys
-
-class Watch:
-    def find_spec(self, name, *_):
-        if name == "torch":
-            assert "GOMP_SPINCOUNT" in os.environ
-            print("set")
-
-sys.meta_path.insert(0, Watch())
-import train
-"""
-
-
-def test_how_threads_wait_is_set_before_torch_is_imported() -> None:
-    """torch reads the variable once, when it is imported."""
-    env = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    command = [sys.executable, "-c", _WATCH]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "set\n"), done.stderr
