@@ -22,7 +22,7 @@ def one_blas_thread() -> None:
 def one_opencv_thread() -> None:
     """Makes OpenCV work on the thread that calls it, and write nothing to stderr.
 
-    The threads that read images are the parallelism already; a damaged file is reported by us.
+    Images are read on parallel threads already. Damaged files are reported by this project.
     """
     import cv2
 
