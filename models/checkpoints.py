@@ -93,6 +93,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 RESUME, PREVIOUS = "last.ckpt", "previous.ckpt"
+_OUTLINE = "outline"  # of a save: what it must hold to be resumed
 
 
 def save_resume(folder: Path, key: dict[str, Any], content: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ def save_resume(folder: Path, key: dict[str, Any], content: dict[str, Any]) -> N
     """
     last = folder / RESUME
     with replacing(folder / f"{RESUME}.new", "wb") as file:
-        torch.save({"key": key, **content}, file)
+        torch.save({"key": key, **content, _OUTLINE: _outline(content)}, file)
     if last.exists():
         os.replace(last, folder / PREVIOUS)
     os.replace(folder / f"{RESUME}.new", last)
@@ -114,7 +115,7 @@ def save_resume(folder: Path, key: dict[str, Any], content: dict[str, Any]) -> N
 def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """Reads what `save_resume` wrote; None if there is no save.
 
-    If last.ckpt is damaged, a line says so, and previous.ckpt is read.
+    If last.ckpt is damaged or lacks a part, a line says so, and previous.ckpt is read.
 
     Raises:
         UserError: the folder holds a run with other settings; the message names one.
@@ -128,18 +129,26 @@ def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
                 if archive.testzip() is not None:
                     raise ValueError
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(content, dict) or not isinstance(content.get("key"), dict):
+            key_of_save, outline = content.pop("key"), content.pop(_OUTLINE)
+            if not isinstance(key_of_save, dict) or _outline(content) != outline:
                 raise ValueError
         except Exception:  # as in read_state
             note(f"{path}: is damaged; skipped")
             continue
-        differing = [name for name in key if content["key"].get(name) != key[name]]
+        differing = [name for name in key if key_of_save.get(name) != key[name]]
         if differing:
             first = differing[0]
             raise UserError(
                 f"{path}: this folder holds a run with other settings: {first} was "
-                f"{content['key'].get(first)}, is now {key[first]}; choose another "
+                f"{key_of_save.get(first)}, is now {key[first]}; choose another "
                 "--checkpoints-name, or remove the folder"
             )
-        return content
+        return {"key": key_of_save, **content}
     return None
+
+
+def _outline(value: object, depth: int = 2) -> Any:
+    """The names in nested dicts, and the types and shapes of their values."""
+    if isinstance(value, dict) and depth:
+        return {str(name): _outline(part, depth - 1) for name, part in value.items()}
+    return f"{type(value).__name__} {list(getattr(value, 'shape', ()))}"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -138,11 +138,33 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         UserError: missing, or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}); make it again") from error
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON text; its numbers are below 2^64, or NaN.
+
+    Raises:
+        ValueError: it is not JSON, or holds another number.
+        RecursionError: it is nested too deeply.
+    """
+
+    def number(kind: type[int] | type[float]) -> Callable[[str], float]:
+        def parse(text: str) -> float:
+            value = kind(text)
+            if abs(value) >= 1 << 64:
+                raise ValueError(f"the number {text[:40]} is too large")
+            return value
+
+        return parse
+
+    return json.loads(
+        text, parse_int=number(int), parse_float=number(float), parse_constant=number(float)
+    )
 
 
 def sha256_of(path: str | os.PathLike[str], block: int = 1 << 22) -> str:

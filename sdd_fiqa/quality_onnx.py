@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from sdd_fiqa.cores import own_cores
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import parse_json
 from sdd_fiqa.onnx_runner import GPU_FACES, Faces, OnnxRunner, Outputs
 
 _FORMS = "uint8 RGB faces of shape (N, 112, 112, 3) or (N, 3, 112, 112)"
@@ -107,7 +107,7 @@ def load_onnx_model(path: Path, device: str = "auto", backbone: str | None = Non
     if backbone not in (None, name):
         raise UserError(f"{path}: is a {name} network, not the {backbone} that was asked for")
     try:
-        calibration = json.loads(about.get("calibration", "null"))
+        calibration = parse_json(about.get("calibration", "null"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
 

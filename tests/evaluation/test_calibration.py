@@ -65,7 +65,18 @@ def test_a_score_counts_as_the_csv_shows_it() -> None:
     assert not reaches(np.array([np.float32(49.9999)]), 50.0)[0]
 
 
-@pytest.mark.parametrize("table", [3, {}, {"percentiles": list(range(100, -1, -1))}])
+@pytest.mark.parametrize(
+    "table",
+    [
+        3,
+        {},
+        {"percentiles": list(range(100, -1, -1))},
+        *(
+            {"percentiles": [*range(100), last], "thresholds": []}
+            for last in (10**30, 10**400, "x")
+        ),
+    ],
+)
 def test_damaged_calibration_is_named(table: Any) -> None:
     with pytest.raises(UserError, match=r"model\.pth: its calibration is damaged .* make it again"):
         usable(table, "model.pth")

@@ -369,3 +369,46 @@ def test_devices_that_are_none(device: str, save: Callable[..., Path], quality: 
 def test_json_beside_is_whole_json(tmp_path: Path) -> None:
     save_network(tmp_path / "n.pth", build_network("MFN"), {"calibration": None})
     assert set(json.loads((tmp_path / "n.json").read_text())) == {"calibration", "sha256"}
+
+
+SAVED: dict[str, Any] = {
+    "network": {"w": torch.ones(3)},
+    "optimiser": {"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1}]},
+    "state": {"epoch": 1, "step": 2, "best": -1.5},
+}
+
+
+def test_a_save_comes_back(tmp_path: Path) -> None:
+    save_resume(tmp_path, {"seed": 0}, SAVED)
+    found = read_resume(tmp_path, {"seed": 0})
+    assert found is not None
+    assert found["state"] == SAVED["state"] and found.keys() == {"key", *SAVED}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: saved.pop("optimiser"),
+        lambda saved: saved.pop("key"),
+        lambda saved: saved["network"].pop("w"),
+        lambda saved: saved["network"].update(w=torch.ones(4)),
+        lambda saved: saved["state"].pop("epoch"),
+        lambda saved: saved["state"].update(epoch="1"),
+        lambda saved: saved.update(state=[1, 2]),
+        lambda saved: saved.update(key=5),
+    ],
+)
+def test_a_save_that_lacks_a_part_is_skipped(
+    tmp_path: Path, damage: Callable[[Any], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_resume(tmp_path, {"seed": 0}, SAVED)
+    last = tmp_path / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    damage(saved)
+    torch.save(saved, last)
+    assert read_resume(tmp_path, {"seed": 0}) is None
+    assert "last.ckpt: is damaged; skipped" in capsys.readouterr().err
+    save_resume(tmp_path, {"seed": 0}, SAVED)
+    torch.save(saved, last)
+    save_resume(tmp_path, {"seed": 0}, SAVED)  # the damaged one is the previous one now
+    assert read_resume(tmp_path, {"seed": 0}) is not None

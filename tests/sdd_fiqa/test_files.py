@@ -177,3 +177,12 @@ def test_what_is_too_large_and_what_ends_a_script_is_one_line(tmp_path: Path) ->
         )
         assert (done.returncode, done.stderr.count("\n")) == (code, 1)
         assert done.stderr.startswith(words)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "Infinity", "1" + "0" * 30, "9" * 5000])
+def test_a_number_that_nothing_here_can_hold_is_refused(tmp_path: Path, number: str) -> None:
+    (tmp_path / "a.json").write_text(f'{{"rows": [{number}]}}')
+    with pytest.raises(UserError, match=r"a\.json: is not JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"rows": [1, -2.5, NaN, 18446744073709551615]}')
+    assert read_json(tmp_path / "a.json")["rows"][3] == 2**64 - 1
