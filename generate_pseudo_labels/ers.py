@@ -214,8 +214,9 @@ def _embed(source: UnrecognisableSource, out_dir: Path, faces: Iterator[Image]) 
     about = (out_dir / EMBEDDINGS).with_suffix(".json")
     described = read_json(about) if about.exists() else {}
     made_by = described.get("weights") if isinstance(described, dict) else {}
-    theirs = made_by.get("sha256") if isinstance(made_by, dict) else None
-    ours = recogniser.about.get("sha256")
+    if not isinstance(made_by, dict):
+        made_by = {}
+    theirs, ours = made_by.get("sha256"), recogniser.about.get("sha256")
     if theirs and ours and theirs != ours:
         raise UserError(
             f"--weights {source.weights}: is not the recogniser that made {out_dir / EMBEDDINGS} "
