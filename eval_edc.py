@@ -10,6 +10,7 @@ docs/evaluation.md says what the numbers mean.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, run_script
 from dataset.lists import read_labelpath, refuse_repeats
+from dataset.score_files import ScoreForm
 from evaluation.edc import gather
 from evaluation.edc.advice import advise_scorers, write_calibrations
 from evaluation.edc.areas import FULL_LIMIT, use_fmr
@@ -49,12 +51,20 @@ MIN_REPLICATES = 20  # with fewer, the ends of a 95 % interval are the extremes
 class Settings:
     """Says how well quality scores predict recognition errors, under any published protocol."""
 
-    # embeddings, (N, D) .npy, row i = line i of the image list; one file per recogniser.
+    # embeddings, (N, D) .npy, row i = line i of the image list, or a folder with one .npy per
+    # image; one per recogniser.
     feats: tuple[Path, ...]
     # DATA.labelpath, `<path> TAB <identity index>`.
     image_list: Path
-    # `path,score` CSV with a header, or `path TAB score` text; one file per scorer.
+    # `path,score` CSV (also `;` or TAB), `path score`, or embeddings as text, whose norm is the
+    # score; one file per scorer.
     scores: tuple[Path, ...] = ()
+    # the column of --scores with the scores, by name, or by number in a file without a header.
+    score_column: str = "score"
+    # the column with the paths.
+    path_column: str = "path"
+    # the scores given are worse if higher: they are negated.
+    lower_is_better: bool = False
     # target false match rates; default: those of 0.01 0.001 0.0001 that the pairs can show.
     fmr: tuple[float, ...] = ()
     # a verification list (LFW's pairs.txt, CPLFW's, `image image 0|1`, `0|1 image image`, or a
@@ -101,9 +111,10 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> int:
     check_numbers(settings)
     check_out_dir(settings)
     notes = gather.Notes()
-    inputs = load(settings, notes)
-    report = compute(settings, inputs, rules, area, notes)
-    add_templates(settings, inputs, report, notes)
+    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as scratch:
+        inputs = load(settings, Path(scratch), notes)
+        report = compute(settings, inputs, rules, area, notes)
+        add_templates(settings, inputs, report, notes)
     print(markdown(report))
     write_results(settings.out_dir, report)
     plot_curves(settings.out_dir / "edc.png", report.results, area)
@@ -171,13 +182,18 @@ def check_out_dir(settings: Settings) -> None:
             )
 
 
-def load(settings: Settings, notes: gather.Notes) -> gather.Inputs:
-    """Reads all inputs, makes the references, and chooses the images that take part."""
+def load(settings: Settings, scratch: Path, notes: gather.Notes) -> gather.Inputs:
+    """Reads all inputs, makes the references, and chooses the images that take part.
+
+    `scratch`: a folder for what is gathered from folders of embeddings.
+    """
     images, identities = read_labelpath(settings.image_list)
     refuse_repeats(images)
-    features = gather.load_features(settings.feats, images, notes)
-    given = gather.load_scores(settings.scores, images, notes)
-    files = dict(zip(features, settings.feats, strict=True))
+    feats = gather.open_folders(settings.feats, images, scratch)
+    features = gather.load_features(feats, images, notes)
+    form = ScoreForm(settings.score_column, settings.path_column, settings.lower_is_better)
+    given = gather.load_scores(settings.scores, images, form, notes)
+    files = dict(zip(features, feats, strict=True))
     made = reference_scores(settings.reference, images, identities, files, settings.seed)
     if clash := given.keys() & made.keys():
         raise UserError(f"--scores and --reference both give {min(clash)}: rename the file")
@@ -249,12 +265,14 @@ def compute(
                 raise UserError(f"{settings.image_list}: {error}") from error
     shown = [result for result in results if result.curve.rules in rules]
     at = settings.advise_at or (1e-3 if 1e-3 in fmrs else fmrs[0])
-    advice = advise_scorers(results, inputs.given or list(inputs.scores), at, advised)
+    sign = -1 if settings.lower_is_better and inputs.given else 1
+    scorers = inputs.given or list(inputs.scores)
+    advice = advise_scorers(results, scorers, at, advised, sign)
     report = EdcReport(notes, shown, differences(shown, area, limits), advice, area)
     for scorer, (whole, _) in advice.items() if groups else ():
         draws = settings.bootstrap, settings.seed
         found = compare_groups(first, inputs.scores[scorer], whole, groups, *draws)
-        report.sections.append(group_section(whole, found))
+        report.sections.append(group_section(whole, found, sign))
         report.more.setdefault("groups", []).extend(one.as_json() for one in found)
     return report
 

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from common.cli import EXIT_DONE, run_script
 from dataset.images import read_face
 from dataset.lists import read_table
-from dataset.scores import read_scores
+from dataset.score_files import read_scores
 from evaluation.by_kind import kind_of
 
 SCORES = Path("quickstart/small.csv")

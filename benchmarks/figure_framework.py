@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from common.cli import EXIT_DONE, run_script
 from dataset.images import read_face
 from dataset.lists import join, read_labelpath, read_table
-from dataset.scores import open_scores
+from dataset.score_files import open_scores
 
 QUICKSTART = Path("quickstart")
 OUT = Path("docs/framework.png")

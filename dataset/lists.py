@@ -313,6 +313,18 @@ def refuse_repeats(table: ImageList) -> None:
     _join_keys(np.empty(0, np.int64), table, whole=True)
 
 
+def repeated_rows(table: ImageList) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows whose path is listed before, and for each the row before it with this path.
+
+    Returns:
+        The rows before, and the rows that repeat them, of one length.
+    """
+    keys = _keys(table.raw_paths(), len(table))
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    return order[:-1][same], order[1:][same]
+
+
 def join(left: ImageList, right: ImageList) -> npt.NDArray[np.int64]:
     """For every record of `left`, the row of `right` with the same path, or -1.
 

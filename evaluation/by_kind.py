@@ -14,7 +14,7 @@ import numpy as np
 from common.cli import EXIT_DONE, run_script
 from dataset.degradations import KINDS
 from dataset.lists import read_table
-from dataset.scores import read_scores
+from dataset.score_files import read_scores
 from evaluation.held_out import held_out_measures
 from sdd_fiqa.errors import UserError
 

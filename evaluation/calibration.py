@@ -19,7 +19,7 @@ import numpy as np
 from common.cli import EXIT_DONE, run_script
 from dataset.embeddings import open_embeddings
 from dataset.lists import read_labelpath
-from dataset.scores import open_scores, read_scores
+from dataset.score_files import open_scores, read_scores
 from evaluation.edc.curves import Curve
 from evaluation.held_out import calibration, held_out_curve
 from models.pretrained import PRETRAINED

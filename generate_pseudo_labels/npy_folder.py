@@ -36,6 +36,7 @@ from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 
 _BATCH = 4096
+_SEARCHED = 100  # images whose .npy are looked for, to see which folder they mirror
 MISSING, DAMAGED = "its .npy is missing", "its .npy cannot be read"
 EMPTY = "its embedding is zero or not finite"
 
@@ -129,7 +130,40 @@ def _gather(
             for row, reason in failures.items():
                 inputs.leave_out(np.array([start + row]), UNREADABLE + reason)
         return inputs
-    described = {"path": str(target / LABELPATH), "sha256": images.sha256, "rows": len(images)}
+    _write(root, images, target, dimension, batches)
+    return None
+
+
+def gather_features(root: Path, images: ImageList, target: Path, threads: int) -> Path:
+    """Gathers the .npy files of a list into one file below the folder `target`: its path.
+
+    The files mirror the list's paths below some folder; which one is seen from the first images.
+
+    Raises:
+        UserError: no .npy of these images, or embeddings of different lengths.
+    """
+    for path in islice(images.paths(), _SEARCHED):
+        for folder in reversed(Path(path).parents):
+            reader = _Reader(NpyFolder(image_root=folder), root, images)
+            if reader.file_of(0, path).is_file():
+                dimension = reader.dimension()
+                _write(root, images, target, dimension, reader.batches(dimension, threads))
+                return target / EMBEDDINGS
+    first = PurePath(images.path(0)).with_suffix(".npy")
+    raise UserError(
+        f"{root}: holds no .npy of the first images of {images.file}; expected, for example,"
+        f" {root / PurePath(*first.parts[-2:])}"
+    )
+
+
+def _write(
+    root: Path,
+    images: ImageList,
+    target: Path,
+    dimension: int,
+    batches: Iterator[tuple[int, Float32, dict[int, str]]],
+) -> None:
+    described = {"path": str(images.file), "sha256": images.sha256, "rows": len(images)}
     about: dict[str, Any] = {"list": described, "weights": {"features": str(root)}}
     about["preprocessing"] = {}
     writer = FeatureWriter((target / EMBEDDINGS).parent, len(images), dimension, about)
@@ -141,7 +175,6 @@ def _gather(
     finally:
         writer.close()
     writer.finish(images)
-    return None
 
 
 @dataclass(frozen=True)

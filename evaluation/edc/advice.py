@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Advice:
         errors: the genuine pairs that still fail.
         enough: the position from which discarding more does not help; None if that is unknown.
         unknown: why it is unknown, as a sentence; empty if it is known.
+        sign: -1 if the user's scores were negated (--lower-is-better), otherwise 1.
     """
 
     shares: Values
@@ -38,14 +39,16 @@ class Advice:
     errors: Ints
     enough: int | None
     unknown: str
+    sign: int = 1
 
     def as_json(self) -> dict[str, Any]:
-        """Shares, thresholds, FNMR, and the share that is enough."""
+        """Shares, thresholds on the user's scale, FNMR, and the share that is enough."""
         return {
             "shares": self.shares.tolist(),
-            "thresholds": self.thresholds.tolist(),
+            "thresholds": (self.sign * self.thresholds).tolist(),
             "fnmr": self.fnmr.tolist(),
             "enough": None if self.enough is None else float(self.shares[self.enough]),
+            **({"lower_is_better": True} if self.sign < 0 else {}),
         }
 
 
@@ -95,12 +98,15 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
 
 
 def advise_scorers(
-    results: Sequence[EdcResult], scorers: Sequence[str], fmr: float, rules: Rules
+    results: Sequence[EdcResult], scorers: Sequence[str], fmr: float, rules: Rules, sign: int
 ) -> dict[str, tuple[EdcResult, Advice]]:
-    """By scorer, the advice on the first recogniser at one FMR under one pair of rules."""
+    """By scorer, the advice on the first recogniser at one FMR under one pair of rules.
+
+    `sign`: of these scorers, see Advice.
+    """
     wanted = results[0].recogniser, fmr, rules
     return {
-        result.scorer: (result, advise(result.curve, result.replicates))
+        result.scorer: (result, replace(advise(result.curve, result.replicates), sign=sign))
         for result in results
         if (result.recogniser, result.curve.fmr, result.curve.rules) == wanted
         and result.scorer in scorers

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dataset.embeddings import EmbeddingsFile, open_embeddings
 from dataset.lists import Identities, ImageList
-from dataset.scores import read_scores
+from dataset.score_files import ScoreForm, read_scores
 from evaluation.edc.pairs import (
     Mask,
     PairSource,
@@ -24,6 +24,8 @@ from evaluation.edc.pairs import (
     sampled_pairs,
 )
 from evaluation.edc.verification_lists import PairList, read_names, read_pairs
+from generate_pseudo_labels.npy_folder import gather_features
+from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
 
@@ -95,6 +97,20 @@ class Inputs:
         return all_pairs(rows, own, watch)
 
 
+def open_folders(paths: Sequence[Path], images: ImageList, scratch: Path) -> list[Path]:
+    """The files of embeddings; a folder of one .npy per image is gathered into a file in `scratch`.
+
+    Raises:
+        UserError: as npy_folder.gather_features.
+    """
+    return [
+        gather_features(path, images, scratch / str(number) / path.resolve().name, usable_cores())
+        if path.is_dir()
+        else path
+        for number, path in enumerate(paths)
+    ]
+
+
 def load_features(
     paths: Sequence[Path], images: ImageList, notes: Notes
 ) -> dict[str, EmbeddingsFile]:
@@ -107,11 +123,14 @@ def load_features(
     return features
 
 
-def load_scores(paths: Sequence[Path], images: ImageList, notes: Notes) -> dict[str, Values]:
+def load_scores(
+    paths: Sequence[Path], images: ImageList, form: ScoreForm, notes: Notes
+) -> dict[str, Values]:
     """By the file's name, its scores; NaN where an image has none."""
     loaded: dict[str, Values] = {}
     for name, path in zip(unique_names(paths, lambda path: path.stem), paths, strict=True):
-        scores = read_scores(path, images)
+        scores = read_scores(path, images, form)
+        notes.append(f"{path}: {scores.form}")
         loaded[name] = scores.values
         total = f"of {len(images):,} images"
         notes.leave_out(scores.missing, f"{scores.missing:,} {total} are not in {path}")

@@ -155,13 +155,13 @@ def common_threshold(whole: EdcResult) -> tuple[float, float]:
     return float(curve.levels.score[curve.cuts[point]]), float(curve.shares[point])
 
 
-def group_section(whole: EdcResult, results: Sequence[GroupResult]) -> str:
-    """The groups of one scorer in Markdown."""
+def group_section(whole: EdcResult, results: Sequence[GroupResult], sign: int) -> str:
+    """The groups of one scorer in Markdown; `sign`: see Advice."""
     threshold, share = common_threshold(whole)
-    curve = whole.curve
+    curve, side = whole.curve, "below" if sign > 0 else "above"
     about = (
         f"{whole.recogniser}, FMR {curve.fmr:g}. FNMR: at the decision threshold of all images;"
-        f" * fewer than {FEW_ERRORS} errors.\nDiscarded: score below {threshold!r}, as for"
+        f" * fewer than {FEW_ERRORS} errors.\nDiscarded: score {side} {sign * threshold!r}, as for"
         f" {share:.1%} of all images. AOC: of the group alone."
     )
     rows = [["group", "images", "FNMR", "errors", "discarded", "AOC"]]

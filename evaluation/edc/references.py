@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dataset.embeddings import open_embeddings, read_norms
 from dataset.lists import Identities, ImageList
 from dataset.loader import batches
-from dataset.scores import read_scores
+from dataset.score_files import read_scores
 from evaluation.edc.pairs import Values
 from sdd_fiqa.errors import UserError
 

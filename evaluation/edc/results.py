@@ -174,12 +174,13 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _advice_text(advice: Advice, discards: str) -> str:
     places = {int(np.abs(advice.shares - share).argmin()) for share in _ADVISED}
-    rows = [[f"discard of {discards}", "keep scores from", "FNMR left", "errors", ""]]
+    keep = "keep scores from" if advice.sign > 0 else "keep scores up to"
+    rows = [[f"discard of {discards}", keep, "FNMR left", "errors", ""]]
     for place in sorted(places | ({advice.enough} if advice.enough is not None else set())):
         mark = "discarding more stops helping" if place == advice.enough else ""
         share, fnmr = f"{advice.shares[place]:.1%}", f"{advice.fnmr[place]:.4%}"
-        score, errors = repr(float(advice.thresholds[place])), f"{advice.errors[place]}"
-        rows.append([share, score, fnmr, errors, mark])
+        score = repr(advice.sign * float(advice.thresholds[place]) + 0.0)
+        rows.append([share, score, fnmr, f"{advice.errors[place]}", mark])
     return table(rows) + (f"\n\n{advice.unknown}" if advice.unknown else "")
 
 

@@ -357,6 +357,53 @@ def test_the_label_is_an_oracle(
     assert table[0][3].strip() == "labels" and len(table) == 3
 
 
+def test_a_folder_of_npy_gives_the_numbers_of_one_file(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    features = np.load(folder / "one/Embedding_Features.npy").astype("f4")
+    lines = (folder / "DATA.labelpath").read_text().splitlines()
+    for line, row in zip(lines, features, strict=True):
+        path = Path(line.split("\t")[0]).relative_to("faces")
+        file = (tmp_path / "mine" / path).with_suffix(".npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, 3 * row)
+    tables = []
+    for feats in (Path("one/Embedding_Features.npy"), tmp_path / "mine"):
+        assert call(folder, monkeypatch, feats=(feats,), reference=("labels",)) == 0
+        shown = capsys.readouterr().out
+        tables.append([line for line in shown.splitlines() if line.startswith("|")])
+    assert "## mine: threshold recomputed" in shown and tables[0] == tables[1]
+    file.unlink()
+    assert call(folder, monkeypatch, feats=(tmp_path / "mine",)) == 3
+    assert "left out: 1 images have no embedding by mine" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: holds no \.npy of the first .*/p00_0000\.npy"):
+        call(folder, monkeypatch, feats=(tmp_path / "empty",))
+
+
+def test_other_columns_and_lower_is_better_give_the_same_curves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line.split(",") for line in (folder / "good.csv").read_text().splitlines()[1:]]
+    rows = [f"{-float(score)};{path}\n" for path, score, _ in lines]
+    (folder / "theirs.csv").write_text("noise;image\n" + "".join(rows) + rows[0])
+    with pytest.raises(UserError, match="--path-column and --score-column name others"):
+        call(folder, monkeypatch, scores=(Path("theirs.csv"),))
+    settings = {"score_column": "noise", "path_column": "image", "lower_is_better": True}
+    assert call(folder, monkeypatch, scores=(Path("theirs.csv"),), fmr=(0.05,), **settings) == 0
+    shown = capsys.readouterr().out
+    assert "theirs.csv: `;`-separated with the columns image and noise; lower is better" in shown
+    assert "keep scores up to" in shown
+    found = json.loads((folder / "out/calibration.json").read_text())
+    call(folder, monkeypatch, fmr=(0.05,))
+    usual = json.loads((folder / "out/calibration.json").read_text())
+    assert found["lower_is_better"] and found["fnmr"] == usual["fnmr"]
+    assert found["thresholds"] == [-threshold for threshold in usual["thresholds"]]
+
+
 def test_nothing_that_is_read_is_written_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
