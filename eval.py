@@ -61,7 +61,8 @@ def main(
         out: the CSV file to write; - for stdout. Ctrl-C leaves a file that stands there, and writes
             what is scored so far beside it, as <out>.partial.
         report: also write a page of the faces in order of their scores (an HTML file).
-        align: find the largest face in each photo and align it before scoring.
+        align: find the largest face in each photo and align it before scoring; adds columns: how
+            many faces were seen, the box, and the detector's score.
         all_faces: align and score every face of each photo: rows path#1, path#2, ..., the largest
             first, with its box and landmarks.
         percentile: add a column: how many percent of the model's calibration faces score lower.

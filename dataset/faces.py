@@ -19,18 +19,18 @@ from dataset.images import read_image
 from dataset.lists import ImageList
 from dataset.loader import Batch, batches, read_ahead
 from dataset.scores import NumberColumn
-from sdd_fiqa.alignment import Face, FaceAligner, align
+from sdd_fiqa.alignment import DetectedFace, FaceAligner, align
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import FACE_SIZE, Image
 
 NO_FACE = "no face"
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # as seen in the picture
-COLUMNS = (
-    *("box_x", "box_y", "box_width", "box_height"),
-    *(f"{point}_{axis}" for point in _POINTS for axis in "xy"),
-)
+_BOX = ("box_x", "box_y", "box_width", "box_height")
+_LANDMARKS = tuple(f"{point}_{axis}" for point in _POINTS for axis in "xy")
+# Of scores.csv, in this order; the landmarks with --all-faces alone.
+COLUMNS = ("faces", *_BOX, *_LANDMARKS, "detector_score")
 _CHUNK = 4  # photos a task
-_PLACE = 14  # numbers that place a face: its box and five landmarks
+_PLACE = 15  # numbers that place a face: its box, five landmarks, the detector's score
 
 
 class Faces(ABC):
@@ -139,7 +139,8 @@ class _Photo:
 
     row: int
     reason: str = NO_FACE  # why there is no face, where there is none
-    found: list[tuple[Face, Image]] = field(default_factory=list)
+    found: list[tuple[DetectedFace, Image]] = field(default_factory=list)
+    seen: float = np.nan  # faces that the looks made showed; NaN where it could not be read
 
 
 class PhotoFaces(Faces):
@@ -169,6 +170,7 @@ class PhotoFaces(Faces):
         self._read_again = lru_cache(2)(read_image)  # a photo of many faces is decoded once
         self._photo = _Growing((), np.int64)  # row of the list
         self._number = _Growing((), np.int32)  # 1 for the largest; 0 where there is no face
+        self._seen = _Growing((), np.float32)
         self._place = _Growing((_PLACE,), np.float32)
 
     def __len__(self) -> int:
@@ -211,17 +213,22 @@ class PhotoFaces(Faces):
         """
         if self._number.values[row] == 0:
             raise UnreadableImage(NO_FACE)
-        landmarks = self._place.values[row, 4:].reshape(5, 2).astype(np.float64)
+        landmarks = self._place.values[row, 4:14].reshape(5, 2).astype(np.float64)
         return align(self._read_again(self.photo_path(row)), landmarks)
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
-        """COLUMNS when all faces are asked for; empty where there is no face.
+        """COLUMNS; empty where there is no face, `faces` where the photo could not be read.
 
-        Pixels of the photo, with one decimal.
+        Boxes and landmarks are in pixels of the photo, with one decimal.
         """
-        if not self.all_faces:
-            return []
-        return [(name, NumberColumn(self._place.values[:, i], 1)) for i, name in enumerate(COLUMNS)]
+        place = dict(zip(COLUMNS[1:], self._place.values.T, strict=True))
+        columns: list[tuple[str, Sequence[str]]]
+        columns = [("faces", NumberColumn(self._seen.values, 0))]
+        columns += [(name, NumberColumn(place[name], 1)) for name in _BOX]
+        if self.all_faces:
+            columns += [(name, NumberColumn(place[name], 1)) for name in _LANDMARKS]
+        columns.append(("detector_score", NumberColumn(place["detector_score"], 3)))
+        return columns
 
     def _tasks(self) -> Iterator[tuple[int, Callable[[], list[_Photo]]]]:
         for start in range(0, len(self._table), _CHUNK):
@@ -229,12 +236,16 @@ class PhotoFaces(Faces):
             yield start, partial(self._search, rows, list(self._table.paths_at(rows)))
 
     def _search(self, rows: range, paths: list[str]) -> list[_Photo]:
-        most = None if self.all_faces else 1
         photos = []
         for row, path in zip(rows, paths, strict=True):
             photo = _Photo(row)
             try:
-                photo.found = self._aligner.align(read_image(path), most)
+                image = read_image(path)
+                faces = self._aligner.search(image, self.all_faces)
+                photo.seen = len(faces)
+                for face in faces if self.all_faces else faces[:1]:
+                    exact = self._aligner.look_closer(image, face)
+                    photo.found.append((exact, align(image, exact.landmarks)))
             except UserError:  # the storage is gone, which is no fault of the photo
                 raise
             except ValueError as error:  # unreadable; or five landmarks in one point
@@ -253,12 +264,14 @@ class PhotoFaces(Faces):
                 crops.append(None)
                 self._photo.add(photo.row)
                 self._number.add(0)
+                self._seen.add(photo.seen)
                 self._place.add(np.nan)
             for number, (face, crop) in enumerate(photo.found, start=1):
                 crops.append(crop)
                 self._photo.add(photo.row)
                 self._number.add(number)
-                self._place.add([*face.box, *face.landmarks.ravel().tolist()])
+                self._seen.add(photo.seen)
+                self._place.add([*face.box, *face.landmarks.ravel().tolist(), face.detector_score])
         blank = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
         for start in range(0, len(crops), self._batch_size):
             some = crops[start : start + self._batch_size]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ TEMPLATE: Points = np.array(
     ]
 )
 SCORE_THRESHOLD = 0.6
-# The longer side of a photo is resized to this: faces from 1/20 of it to all of it are found
-# (docs/alignment.md). If no face is found, smaller and cut faces are searched too.
-_FIRST_SIDE, _SECOND_SIDE = 640, 1280
+# The longer side of the copies that a photo is searched at, smallest first. Each finds faces from
+# 1/20 of it to all of it (docs/alignment.md).
+_SIDES = (640, 1280, 2560)
 _MARGIN = 142  # black pixels around a copy, for a face that fills the photo or is cut by its edge
-_OVERLAP = 0.3  # two boxes that overlap more: the one with the lower score is removed
+_OVERLAP = 0.3  # of two boxes, intersection over union: above, they are of one face
+_INSIDE = 0.6  # so they are if this share of the smaller is inside the other: a part of a face
+_LARGER = 0.1  # what a box of ten times the area is ahead in detector score
 _MOST_CANDIDATES = 5000  # before overlapping boxes are removed
 # Each face is detected again in an upright close-up, this many times the size of an aligned face.
 # The positions of copies of one face in the crop then differ by 1 pixel, not by 3.6.
@@ -47,7 +50,7 @@ _FARTHEST = 0.25  # of the close-up's side: landmarks farther away belong to ano
 
 
 @dataclass(frozen=True)
-class Face:
+class DetectedFace:
     """One face of a photo, in the photo's pixels. Parts of it may be outside the photo.
 
     Pixel centres are whole numbers: (0, 0) is the centre of the first pixel.
@@ -56,12 +59,12 @@ class Face:
         box: x, y, width, height.
         landmarks: (5, 2) float64: left eye, right eye, nose, left and right mouth corner AS SEEN
             IN THE PICTURE (the person's right eye comes first).
-        score: the detector's, in [0, 1].
+        detector_score: how sure the detector is, in [0, 1].
     """
 
     box: tuple[float, float, float, float]
     landmarks: Points
-    score: float
+    detector_score: float
 
     @property
     def area(self) -> float:
@@ -99,32 +102,39 @@ class FaceAligner:
         # Sent to another process without the detector, which belongs to its thread.
         return FaceAligner, (self._model, self._score_threshold)
 
-    def detect(self, image: Image, most: int | None = None) -> list[Face]:
-        """The faces of a photo, the largest first.
+    def detect(self, image: Image, most: int | None = None) -> list[DetectedFace]:
+        """The faces of a photo, the largest first, with exact landmarks.
 
         Args:
             image: (H, W, 3) uint8, RGB.
-            most: return at most this many of the largest faces; None: all.
+            most: return at most this many of the largest faces; None: all, the small ones too.
         """
-        faces = sorted(self._search(image), key=lambda face: face.area, reverse=True)[:most]
-        return [self._look_closer(image, face) for face in faces]
+        faces = self.search(image, every=most is None)[:most]
+        return [self.look_closer(image, face) for face in faces]
 
-    def align(self, image: Image, most: int | None = None) -> list[tuple[Face, Image]]:
+    def align(self, image: Image, most: int | None = None) -> list[tuple[DetectedFace, Image]]:
         """As `detect`, each face with its (112, 112, 3) uint8 RGB crop."""
         return [(face, align(image, face.landmarks)) for face in self.detect(image, most)]
 
-    def _search(self, image: Image) -> list[Face]:
-        """All faces of a photo: one detection, and two more if it finds none."""
-        longer = max(image.shape[:2])
-        faces = self._look(image, min(1.0, _FIRST_SIDE / longer))
-        if not faces and longer > _FIRST_SIDE:
-            faces = self._look(image, min(1.0, _SECOND_SIDE / longer))
-        if not faces:
-            faces = self._look(image, (_FIRST_SIDE - 2 * _MARGIN) / longer, _MARGIN)
-        return faces
+    def search(self, image: Image, every: bool = False) -> list[DetectedFace]:
+        """The faces of a photo, the largest first; `look_closer` makes their landmarks exact.
 
-    def _look(self, image: Image, scale: float, margin: int = 0) -> list[Face]:
-        """The faces of a photo, detected on a copy of `scale` times its size in a margin."""
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            every: whether all copies of the photo are searched, the large ones for small faces;
+                else a larger copy is searched only if a smaller one shows no face.
+        """
+        longer = max(image.shape[:2])
+        faces: list[DetectedFace] = []
+        for smaller, side in zip((0, *_SIDES), _SIDES, strict=False):
+            if longer > smaller and (every or not faces):
+                faces += self._look(image, min(1.0, side / longer))
+        if not faces:
+            faces = self._look(image, (_SIDES[0] - 2 * _MARGIN) / longer, _MARGIN)
+        return sorted(_merged(faces), key=lambda face: face.area, reverse=True)
+
+    def _look(self, image: Image, scale: float, margin: int = 0) -> list[DetectedFace]:
+        """The faces of a photo, seen on a copy of `scale` times its size, with a black margin."""
         height, width = image.shape[:2]
         seen = image
         if scale != 1:
@@ -137,7 +147,7 @@ class FaceAligner:
             seen = np.pad(seen, ((margin, margin), (margin, margin), (0, 0)))
         return [_face(row, ratio, margin) for row in self._rows(seen)]
 
-    def _look_closer(self, image: Image, face: Face) -> Face:
+    def look_closer(self, image: Image, face: DetectedFace) -> DetectedFace:
         """The same face, with the mean landmarks of an upright close-up and its mirror image."""
         middle = (FACE_SIZE - 1) / 2
         wanted = (TEMPLATE - middle) * _CLOSE_UP + (_CLOSE_SIDE - 1) / 2
@@ -154,7 +164,7 @@ class FaceAligner:
         if not seen:
             return face
         landmarks = (np.mean(seen, axis=0) - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
-        return Face(face.box, landmarks, face.score)
+        return replace(face, landmarks=landmarks)
 
     def _nearest(self, seen: Image, wanted: Points) -> Points | None:
         """(5, 2) landmarks of the face in `seen` nearest to `wanted`; None if none is near."""
@@ -250,15 +260,41 @@ def _cut(image: Image, matrix: Points, side: int) -> Image:
     return np.asarray(result, np.uint8)
 
 
-def _face(row: npt.NDArray[np.float32], ratio: Points, margin: int) -> Face:
-    """The face of a detector's row, in the photo's pixels: without the margin, times `ratio`."""
+def _face(row: npt.NDArray[np.float32], ratio: Points, margin: int) -> DetectedFace:
+    """A detector's row, in the pixels of the photo: without the margin, `ratio` times as large."""
     values = row.astype(np.float64)
     corner, size = (values[0:2] - margin) * ratio, values[2:4] * ratio
     # YuNet lists the person's right eye and right mouth corner first. In the picture they are on
     # the left, as in TEMPLATE. Pixel centres: see `_cut`.
     landmarks = (values[4:14].reshape(5, 2) - margin + 0.5) * ratio - 0.5
     box = (float(corner[0]), float(corner[1]), float(size[0]), float(size[1]))
-    return Face(box, landmarks, float(values[14]))
+    return DetectedFace(box, landmarks, float(values[14]))
+
+
+def _merged(faces: list[DetectedFace]) -> list[DetectedFace]:
+    """One of those whose boxes overlap: the surest, or one that is larger and nearly as sure."""
+
+    def rank(face: DetectedFace) -> float:
+        return face.detector_score + _LARGER * float(np.log10(max(face.area, 1.0)))
+
+    kept: list[DetectedFace] = []
+    for face in sorted(faces, key=rank, reverse=True):
+        if not any(_overlap(face, other) for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _overlap(a: DetectedFace, b: DetectedFace) -> bool:
+    """Whether two boxes are of one face."""
+    shared = shared_area(a.box, b.box)
+    return shared > _OVERLAP * (a.area + b.area - shared) or shared > _INSIDE * min(a.area, b.area)
+
+
+def shared_area(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area of the intersection of two boxes: x, y, width, height each."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height)
 
 
 def _mirrored(landmarks: Points) -> Points:

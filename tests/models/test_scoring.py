@@ -29,7 +29,7 @@ from dataset.left_out import Skipped
 from dataset.lists import read_table
 from evaluation.scoring import score
 from models import QualityModel, load_quality_model
-from sdd_fiqa.alignment import TEMPLATE, Face, align
+from sdd_fiqa.alignment import TEMPLATE, DetectedFace
 from sdd_fiqa.assets import ASSETS, cache_folder
 from sdd_fiqa.errors import UserError
 
@@ -170,12 +170,14 @@ def made_up_detector(monkeypatch: Any, faces_by_width: Any) -> Any:
     """A detector that knows a photo by its width; landmarks where an aligned face has them."""
 
     class Detector:
-        def align(self, image: Any, most: Any) -> Any:
-            found = faces_by_width.get(image.shape[1], [])[:most]
-            places = [TEMPLATE + np.array(corner) for corner in found]
-            boxes = [(x, y, 90.0, 100.0) for x, y in found]
-            faces = [Face(box, place, 0.9) for box, place in zip(boxes, places, strict=True)]
-            return [(face, align(image, face.landmarks)) for face in faces]
+        def search(self, image: Any, every: bool) -> Any:
+            return [
+                DetectedFace((x, y, 90.0, 100.0), TEMPLATE + np.array((x, y)), 0.9)
+                for x, y in faces_by_width.get(image.shape[1], [])
+            ]
+
+        def look_closer(self, image: Any, face: Any) -> Any:
+            return face
 
     monkeypatch.setattr(photos, "FaceAligner", Detector)
 
@@ -208,7 +210,8 @@ def test_all_faces_of_photos(album: Any, model: Any, capsys: Any, batch_size: An
         ("p/c.png", "", "no face"),
         ("p/d.jpg", "", "is not an image that can be decoded"),
     ]
-    assert [rows[1][name] for name in COLUMNS[:6]] == [
+    assert [rows[1][name] for name in COLUMNS[:7]] == [
+        "2",
         "151.0",
         "4.0",
         "90.0",
@@ -216,7 +219,9 @@ def test_all_faces_of_photos(album: Any, model: Any, capsys: Any, batch_size: An
         "189.3",
         "55.7",
     ]
-    assert all(rows[3][name] == "" for name in COLUMNS)
+    assert [row["detector_score"] for row in rows] == ["0.900"] * 3 + [""] * 2
+    assert [row["faces"] for row in rows] == ["2", "2", "1", "0", ""]
+    assert all(rows[3][name] == "" for name in COLUMNS[1:])
     printed = capsys.readouterr()
     assert printed.out.startswith("scored 3 faces in 4 images: ")
     assert "top\t100.00\tp/a.png#2" in printed.out and "p/c.png: no face" in printed.err
@@ -227,7 +232,9 @@ def test_all_faces_of_photos(album: Any, model: Any, capsys: Any, batch_size: An
 def test_align_takes_the_largest_face(album: Any, model: Any) -> None:
     assert scoring.main(("p",), model=str(model), align=True) == 3
     rows = rows_of("scores.csv")
-    assert list(rows[0]) == ["path", "score", "status"]
+    columns = ["faces", "box_x", "box_y", "box_width", "box_height", "detector_score"]
+    assert list(rows[0]) == ["path", "score", "status", *columns]
+    assert [rows[0][name] for name in columns] == ["2", "0.0", "0.0", "90.0", "100.0", "0.900"]
     assert [(row["path"], row["score"]) for row in rows][:3] == [
         ("p/a.png", "20.0000"),
         ("p/b.png", "40.0000"),

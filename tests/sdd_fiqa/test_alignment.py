@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_landmarks_are_named_as_seen_in_the_picture(
         x, y, width, height = found.box
         assert np.all(found.landmarks > (x, y))
         assert np.all(found.landmarks < (x + width, y + height))
-        assert 0.6 <= found.score <= 1
+        assert 0.6 <= found.detector_score <= 1
 
 
 def test_a_mirrored_face_has_mirrored_landmarks(aligner: FaceAligner, faces: list[Image]) -> None:
@@ -229,6 +230,51 @@ def test_faces_come_largest_first_and_as_many_as_wanted(
     assert [face.box for face in aligner.detect(photo, most=1)] == [found[0].box]
     crops = aligner.align(photo, most=2)
     assert [crop.shape for _, crop in crops] == [(112, 112, 3)] * 2
+
+
+def test_small_faces_are_found_whatever_the_first_look_shows(
+    aligner: FaceAligner, faces: list[Image]
+) -> None:
+    """Faces of 7 % down to 2 % of the photo's longer side, in rows of four."""
+    photo = np.full((4000, 6000, 3), 96, np.uint8)
+    centres = []
+    for number in range(12):
+        height = 180 - 5 * number
+        face = cv2.resize(faces[number % 10], (height * 92 // 112, height))
+        top, left = 400 + number // 4 * 1200, 500 + number % 4 * 1400
+        photo[top : top + height, left : left + face.shape[1]] = face
+        centres.append((left + face.shape[1] / 2, top + height / 2))
+    found = aligner.detect(photo)
+    assert len(found) == 12  # and none twice
+    for centre in centres:
+        assert min(np.linalg.norm(one.landmarks.mean(axis=0) - centre) for one in found) < 40
+
+
+def test_a_near_face_does_not_hide_a_far_one(aligner: FaceAligner, faces: list[Image]) -> None:
+    photo = np.full((2000, 3000, 3), 96, np.uint8)
+    photo[300:1644, 200:1304] = cv2.resize(faces[0], (1104, 1344))
+    photo[900:994, 2400:2477] = cv2.resize(faces[1], (77, 94))
+    assert len(aligner.detect(photo)) == 2
+    assert len(aligner.search(photo)) == 1  # one look: the largest face is all that is needed
+
+
+def test_a_photo_of_one_face_is_looked_at_once(
+    aligner: FaceAligner, faces: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[tuple[int, ...]] = []
+    rows = FaceAligner._rows
+
+    def counted(self: FaceAligner, seen: Image) -> Any:
+        looks.append(seen.shape[:2])
+        return rows(self, seen)
+
+    monkeypatch.setattr(FaceAligner, "_rows", counted)
+    photo = np.full((480, 640, 3), 96, np.uint8)
+    photo[100:324, 200:384] = cv2.resize(faces[0], (184, 224))
+    for most in (None, 1):
+        assert len(aligner.detect(photo, most)) == 1
+        assert looks == [(480, 640), (320, 320), (320, 320)]  # the close-up and its mirror image
+        looks.clear()
 
 
 def test_colours_arrive_in_their_order(aligner: FaceAligner, faces: list[Image]) -> None:
