@@ -19,11 +19,11 @@ from typing import Annotated, Literal
 import tyro
 
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE, fail, note, run_script
-from dataset.faces import ListedFaces
+from dataset.faces import ListedFaces, PhotoFaces
 from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
 from evaluation.outputs import check_targets, write_csv, write_page
-from evaluation.scoring import open_faces, score
+from evaluation.scoring import open_faces, score, score_turned
 from evaluation.summary import summarise
 from models import load_quality_model
 from models.backbones import Backbone
@@ -90,6 +90,8 @@ def main(
         size = batch_size or network.batch_size
         faces = open_faces(table, size, num_workers, align, all_faces)
         scores, interrupted = score(faces, len(table), network)
+        if isinstance(faces, PhotoFaces) and not interrupted:
+            scores, interrupted = score_turned(faces, scores, network, meaning)
         if interrupted and os.path.isfile(out):  # maybe of a run that was not
             note(f"{out}: stands as it was; {out}.partial has what is scored so far")
             out += ".partial"

@@ -23,14 +23,17 @@ from sdd_fiqa.alignment import DetectedFace, FaceAligner, align
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import FACE_SIZE, Image
 
+Rows = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float32]
+
 NO_FACE = "no face"
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # as seen in the picture
 _BOX = ("box_x", "box_y", "box_width", "box_height")
 _LANDMARKS = tuple(f"{point}_{axis}" for point in _POINTS for axis in "xy")
 # Of scores.csv, in this order; the landmarks with --all-faces alone.
-COLUMNS = ("faces", *_BOX, *_LANDMARKS, "detector_score")
+COLUMNS = ("faces", "turned", *_BOX, *_LANDMARKS, "detector_score")
+_PLACE = (*_BOX, *_LANDMARKS, "detector_score", "turned")  # what is kept of a face
 _CHUNK = 4  # photos a task
-_PLACE = 15  # numbers that place a face: its box, five landmarks, the detector's score
 
 
 class Faces(ABC):
@@ -144,7 +147,14 @@ class _Photo:
 
 
 class PhotoFaces(Faces):
-    """The faces of photos: rows that grow as photos are searched."""
+    """The faces of photos: rows that grow as photos are searched.
+
+    Attributes:
+        photo: of each row, the row of the list.
+        number: 1 for the largest face of a photo; 0 where there is no face.
+        seen: how many faces the photo shows; NaN where it cannot be read.
+        place: (rows, 16): box, landmarks, the detector's score, by how much the photo was turned.
+    """
 
     def __init__(
         self,
@@ -166,15 +176,24 @@ class PhotoFaces(Faces):
         """
         super().__init__(table, batch_size, num_workers)
         self.all_faces = all_faces
-        self._aligner = FaceAligner()
+        self.aligner = FaceAligner()
         self._read_again = lru_cache(2)(read_image)  # a photo of many faces is decoded once
-        self._photo = _Growing((), np.int64)  # row of the list
-        self._number = _Growing((), np.int32)  # 1 for the largest; 0 where there is no face
-        self._seen = _Growing((), np.float32)
-        self._place = _Growing((_PLACE,), np.float32)
+        self.restart(np.arange(len(table)))
+
+    def restart(self, photos: Rows) -> None:
+        """Forgets all rows; the photos of these rows of the list, rising, are to be searched."""
+        self._photos = photos  # rows of the list, rising
+        self.photo = _Growing((), np.int64)
+        self.number = _Growing((), np.int32)
+        self.seen = _Growing((), np.float32)
+        self.place = _Growing((len(_PLACE),), np.float32)
+
+    def looks(self, photo: int, image: Image) -> list[list[DetectedFace]]:
+        """The faces that each look at a photo shows."""
+        return [self.aligner.search(image, self.all_faces)]
 
     def __len__(self) -> int:
-        return len(self._photo)
+        return len(self.photo)
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[_Photo] = []
@@ -190,20 +209,25 @@ class PhotoFaces(Faces):
 
     def searched(self) -> int:
         """How many photos the rows so far are of."""
-        return int(self._photo.values[-1]) + 1 if len(self) else 0
+        last = self.photo.values[-1:]
+        return int(np.searchsorted(self._photos, last, side="right")[0]) if len(last) else 0
 
     def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
         """The photos' paths, followed by `#k` for the k-th face when all faces are asked for."""
         some = np.fromiter(rows, np.int64)
-        numbers = self._number.values[some].tolist()
+        numbers = self.number.values[some].tolist()
         for path, number in zip(
-            self._table.paths_at(self._photo.values[some]), numbers, strict=True
+            self._table.paths_at(self.photo.values[some]), numbers, strict=True
         ):
             yield f"{path}#{number}" if self.all_faces and number else path
 
+    def turned_photos(self) -> int:
+        """How many photos the rows show turned."""
+        return int(np.count_nonzero(self.place.values[self.number.values == 1, -1]))
+
     def photo_path(self, row: int) -> str:
         """The photo's path."""
-        return self._table.path(int(self._photo.values[row]))
+        return self._table.path(int(self.photo.values[row]))
 
     def crop(self, row: int) -> Image:
         """The face again, cut out of its photo: (112, 112, 3) uint8, RGB.
@@ -211,9 +235,9 @@ class PhotoFaces(Faces):
         Raises:
             UnreadableImage: the photo cannot be read any more, or the row has no face.
         """
-        if self._number.values[row] == 0:
+        if self.number.values[row] == 0:
             raise UnreadableImage(NO_FACE)
-        landmarks = self._place.values[row, 4:14].reshape(5, 2).astype(np.float64)
+        landmarks = self.place.values[row, 4:14].reshape(5, 2).astype(np.float64)
         return align(self._read_again(self.photo_path(row)), landmarks)
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
@@ -221,37 +245,56 @@ class PhotoFaces(Faces):
 
         Boxes and landmarks are in pixels of the photo, with one decimal.
         """
-        place = dict(zip(COLUMNS[1:], self._place.values.T, strict=True))
+        place = dict(zip(_PLACE, self.place.values.T, strict=True))
         columns: list[tuple[str, Sequence[str]]]
-        columns = [("faces", NumberColumn(self._seen.values, 0))]
+        columns = [("faces", NumberColumn(self.seen.values, 0))]
+        columns.append(("turned", NumberColumn(place["turned"], 0)))
         columns += [(name, NumberColumn(place[name], 1)) for name in _BOX]
         if self.all_faces:
             columns += [(name, NumberColumn(place[name], 1)) for name in _LANDMARKS]
         columns.append(("detector_score", NumberColumn(place["detector_score"], 3)))
         return columns
 
-    def _tasks(self) -> Iterator[tuple[int, Callable[[], list[_Photo]]]]:
-        for start in range(0, len(self._table), _CHUNK):
-            rows = range(start, min(start + _CHUNK, len(self._table)))
-            yield start, partial(self._search, rows, list(self._table.paths_at(rows)))
+    def replace(self, other: PhotoFaces, rows: Rows) -> Rows:
+        """Takes some rows of `other` in the place of all rows of the same photos.
 
-    def _search(self, rows: range, paths: list[str]) -> list[_Photo]:
+        Returns:
+            (N,) where each row here now is from: i for row i before; above, a row of `other` plus
+            the number of rows before.
+        """
+        kept = np.flatnonzero(~np.isin(self.photo.values, other.photo.values[rows]))
+        source = np.concatenate([kept, len(self) + rows])
+        photos = np.concatenate([self.photo.values, other.photo.values])[source]
+        source = source[np.argsort(photos, kind="stable")]
+        for name in ("photo", "number", "seen", "place"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            mine.values = np.concatenate([mine.values, theirs.values])[source]
+        return source
+
+    def _tasks(self) -> Iterator[tuple[int, Callable[[], list[_Photo]]]]:
+        for start in range(0, len(self._photos), _CHUNK):
+            rows = self._photos[start : start + _CHUNK]
+            yield int(rows[0]), partial(self._search, rows, list(self._table.paths_at(rows)))
+
+    def _search(self, rows: Rows, paths: list[str]) -> list[_Photo]:
         photos = []
-        for row, path in zip(rows, paths, strict=True):
-            photo = _Photo(row)
+        for row, path in zip(rows.tolist(), paths, strict=True):
             try:
                 image = read_image(path)
-                faces = self._aligner.search(image, self.all_faces)
-                photo.seen = len(faces)
-                for face in faces if self.all_faces else faces[:1]:
-                    exact = self._aligner.look_closer(image, face)
-                    photo.found.append((exact, align(image, exact.landmarks)))
+                for faces in self.looks(row, image):
+                    photos.append(self._cut_out(row, image, faces))
             except UserError:  # the storage is gone, which is no fault of the photo
                 raise
             except ValueError as error:  # unreadable; or five landmarks in one point
-                photo.reason = str(error)
-            photos.append(photo)
+                photos.append(_Photo(row, str(error)))
         return photos
+
+    def _cut_out(self, row: int, image: Image, faces: list[DetectedFace]) -> _Photo:
+        photo = _Photo(row, seen=len(faces))
+        for face in faces if self.all_faces else faces[:1]:
+            exact = self.aligner.look_closer(image, face)
+            photo.found.append((exact, align(image, exact.landmarks)))
+        return photo
 
     def _batches(self, photos: list[_Photo]) -> Iterator[Batch]:
         """Notes the rows of some photos, then yields their crops."""
@@ -262,16 +305,17 @@ class PhotoFaces(Faces):
             if not photo.found:
                 failures[len(crops)] = photo.reason
                 crops.append(None)
-                self._photo.add(photo.row)
-                self._number.add(0)
-                self._seen.add(photo.seen)
-                self._place.add(np.nan)
+                self.photo.add(photo.row)
+                self.number.add(0)
+                self.seen.add(photo.seen)
+                self.place.add(np.nan)
             for number, (face, crop) in enumerate(photo.found, start=1):
                 crops.append(crop)
-                self._photo.add(photo.row)
-                self._number.add(number)
-                self._seen.add(photo.seen)
-                self._place.add([*face.box, *face.landmarks.ravel().tolist(), face.detector_score])
+                self.photo.add(photo.row)
+                self.number.add(number)
+                self.seen.add(photo.seen)
+                place = [*face.box, *face.landmarks.ravel().tolist()]
+                self.place.add([*place, face.detector_score, face.turned])
         blank = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
         for start in range(0, len(crops), self._batch_size):
             some = crops[start : start + self._batch_size]
@@ -299,6 +343,10 @@ class _Growing:
     @property
     def values(self) -> npt.NDArray[Any]:
         return self._room[: self._size]
+
+    @values.setter
+    def values(self, values: npt.NDArray[Any]) -> None:
+        self._room, self._size = values, len(values)
 
     def add(self, value: Any) -> None:
         if self._size == len(self._room):

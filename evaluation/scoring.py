@@ -13,7 +13,9 @@ from dataset.faces import Faces, ListedFaces, PhotoFaces
 from dataset.lists import ImageList
 from dataset.loader import Batch, one_behind
 from dataset.scores import Scores
+from dataset.turned import turn_photos
 from models import QualityModel
+from sdd_fiqa.calibration import ScoreInterpretation
 
 Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
 
@@ -27,7 +29,9 @@ def open_faces(
     return PhotoFaces(table, all_faces, batch_size, num_workers)
 
 
-def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, bool]:
+def score(
+    faces: Faces, images: int, network: QualityModel, doing: str = "score"
+) -> tuple[Scores, bool]:
     """Scores every face; what cannot be scored gets its reason.
 
     Returns:
@@ -35,7 +39,7 @@ def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, boo
     """
     found: dict[int, npt.NDArray[np.float32]] = {}  # by first row
     reasons: dict[int, str] = {}
-    bar = tqdm(total=images, desc="score", unit=" images", disable=images == 1)
+    bar = tqdm(total=images, desc=doing, unit=" images", disable=images == 1)
     interrupted = False
 
     def finish(batch: Batch, searched: int, scored: Callable[[], npt.NDArray[np.float32]]) -> None:
@@ -74,4 +78,30 @@ def score(faces: Faces, images: int, network: QualityModel) -> tuple[Scores, boo
             f"{faces.like_photos} of {images} images look like photos, not aligned faces, and were "
             "resized as they are: unaligned faces score wrongly; add --align"
         )
+    return scores, interrupted
+
+
+def score_turned(
+    faces: PhotoFaces, scores: Scores, network: QualityModel, meaning: ScoreInterpretation
+) -> tuple[Scores, bool]:
+    """Scores photos that may lie on their side or upside down again, turned.
+
+    Args:
+        faces: scored; their rows are changed (see `turn_photos`).
+        scores: of the rows.
+        network: what scored them.
+        meaning: of the scores.
+
+    Returns:
+        As `score`.
+    """
+    table = meaning.calibration
+    lowest = -np.inf if table is None else table["percentiles"][1]
+
+    def again(looks: Faces, photos: int) -> tuple[Scores, bool]:
+        return score(looks, photos, network, "turned")
+
+    scores, interrupted = turn_photos(faces, scores, lowest, again)
+    if count := faces.turned_photos():
+        note(f"{count} photos lie on their side or upside down, and were turned (column `turned`)")
     return scores, interrupted

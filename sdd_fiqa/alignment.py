@@ -38,6 +38,8 @@ SCORE_THRESHOLD = 0.6
 # The longer side of the copies that a photo is searched at, smallest first. Each finds faces from
 # 1/20 of it to all of it (docs/alignment.md).
 _SIDES = (640, 1280, 2560)
+TURNS = (90, 180, 270)  # degrees clockwise, of a photo that may lie on its side or upside down
+_TURNED_SIDE = 320
 _MARGIN = 142  # black pixels around a copy, for a face that fills the photo or is cut by its edge
 _OVERLAP = 0.3  # of two boxes, intersection over union: above, they are of one face
 _INSIDE = 0.6  # so they are if this share of the smaller is inside the other: a part of a face
@@ -60,11 +62,15 @@ class DetectedFace:
         landmarks: (5, 2) float64: left eye, right eye, nose, left and right mouth corner AS SEEN
             IN THE PICTURE (the person's right eye comes first).
         detector_score: how sure the detector is, in [0, 1].
+        turned: 0, or the degrees by which the photo was turned clockwise to see the face: 90, 180,
+            270. Box and landmarks are in the photo as it is; the eyes are named as seen in the
+            turned one, so that `align` makes an upright crop.
     """
 
     box: tuple[float, float, float, float]
     landmarks: Points
     detector_score: float
+    turned: int = 0
 
     @property
     def area(self) -> float:
@@ -116,25 +122,33 @@ class FaceAligner:
         """As `detect`, each face with its (112, 112, 3) uint8 RGB crop."""
         return [(face, align(image, face.landmarks)) for face in self.detect(image, most)]
 
-    def search(self, image: Image, every: bool = False) -> list[DetectedFace]:
+    def search(self, image: Image, every: bool = False, turn: int = 0) -> list[DetectedFace]:
         """The faces of a photo, the largest first; `look_closer` makes their landmarks exact.
 
         Args:
             image: (H, W, 3) uint8, RGB.
             every: whether all copies of the photo are searched, the large ones for small faces;
                 else a larger copy is searched only if a smaller one shows no face.
+            turn: by how many degrees the photo is turned clockwise first: 0, 90, 180 or 270.
         """
         longer = max(image.shape[:2])
         faces: list[DetectedFace] = []
         for smaller, side in zip((0, *_SIDES), _SIDES, strict=False):
             if longer > smaller and (every or not faces):
-                faces += self._look(image, min(1.0, side / longer))
+                faces += self._look(image, min(1.0, side / longer), turn)
         if not faces:
-            faces = self._look(image, (_SIDES[0] - 2 * _MARGIN) / longer, _MARGIN)
-        return sorted(_merged(faces), key=lambda face: face.area, reverse=True)
+            faces = self._look(image, (_SIDES[0] - 2 * _MARGIN) / longer, turn, _MARGIN)
+        return _largest_first(faces)
 
-    def _look(self, image: Image, scale: float, margin: int = 0) -> list[DetectedFace]:
-        """The faces of a photo, seen on a copy of `scale` times its size, with a black margin."""
+    def search_turned(self, image: Image) -> list[list[DetectedFace]]:
+        """As `search`, in a quick look at a small copy for each of TURNS."""
+        scale = min(1.0, _TURNED_SIDE / max(image.shape[:2]))
+        return [_largest_first(self._look(image, scale, turn)) for turn in TURNS]
+
+    def _look(
+        self, image: Image, scale: float, turn: int = 0, margin: int = 0
+    ) -> list[DetectedFace]:
+        """The faces of a photo, seen on a copy: scaled, turned, with a black margin."""
         height, width = image.shape[:2]
         seen = image
         if scale != 1:
@@ -143,9 +157,14 @@ class FaceAligner:
             seen = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
         # The exact factor of each axis, since sides are whole pixels.
         ratio = np.array([width / seen.shape[1], height / seen.shape[0]])
+        seen = np.asarray(np.rot90(seen, -turn // 90), np.uint8)
         if margin:
             seen = np.pad(seen, ((margin, margin), (margin, margin), (0, 0)))
-        return [_face(row, ratio, margin) for row in self._rows(seen)]
+        rows = self._rows(seen)
+        rows[:, :2] -= margin
+        rows[:, 4:14] -= margin
+        height, width = seen.shape[0] - 2 * margin, seen.shape[1] - 2 * margin
+        return [_face(row, ratio, turn, (width, height)) for row in rows]
 
     def look_closer(self, image: Image, face: DetectedFace) -> DetectedFace:
         """The same face, with the mean landmarks of an upright close-up and its mirror image."""
@@ -260,15 +279,57 @@ def _cut(image: Image, matrix: Points, side: int) -> Image:
     return np.asarray(result, np.uint8)
 
 
-def _face(row: npt.NDArray[np.float32], ratio: Points, margin: int) -> DetectedFace:
-    """A detector's row, in the pixels of the photo: without the margin, `ratio` times as large."""
+def rolls(landmarks: Points) -> Points:
+    """(N, 5, 2) landmarks -> (N,) how far each face is turned clockwise, in degrees, -180 to 180.
+
+    The angle of `similarity_transform` from TEMPLATE; NaN where a landmark is.
+    """
+    faces = np.asarray(landmarks, np.float64) @ np.array([1, 1j])
+    template = (TEMPLATE - TEMPLATE.mean(axis=0)) @ np.array([1, 1j])
+    degrees: Points = np.degrees(np.angle(faces @ template.conj()))
+    return degrees
+
+
+def _face(
+    row: npt.NDArray[np.float32], ratio: Points, turn: int, size: tuple[int, int]
+) -> DetectedFace:
+    """A detector's row, in the pixels of the photo.
+
+    Args:
+        row: of a copy of the photo, turned clockwise by `turn` degrees.
+        ratio: by how much the photo is larger than the copy: x, y.
+        turn: 0, 90, 180 or 270.
+        size: of the turned copy: width, height.
+    """
     values = row.astype(np.float64)
-    corner, size = (values[0:2] - margin) * ratio, values[2:4] * ratio
-    # YuNet lists the person's right eye and right mouth corner first. In the picture they are on
-    # the left, as in TEMPLATE. Pixel centres: see `_cut`.
-    landmarks = (values[4:14].reshape(5, 2) - margin + 0.5) * ratio - 0.5
-    box = (float(corner[0]), float(corner[1]), float(size[0]), float(size[1]))
-    return DetectedFace(box, landmarks, float(values[14]))
+    # YuNet lists the person's right eye and right mouth corner first; seen in the picture those
+    # are on the left: the order of TEMPLATE already. Pixel centres: see `_cut`.
+    landmarks = _turned_back(values[4:14].reshape(5, 2) + 0.5, turn, size) * ratio - 0.5
+    ends = np.stack([values[0:2], values[0:2] + values[2:4]])
+    ends = _turned_back(ends, turn, size) * ratio
+    x, y = np.min(ends, axis=0).tolist()
+    width, height = np.ptp(ends, axis=0).tolist()
+    return DetectedFace((x, y, width, height), landmarks, float(values[14]), turn)
+
+
+def _turned_back(points: Points, turn: int, size: tuple[int, int]) -> Points:
+    """(N, 2) points of a picture that was turned clockwise, where they were before.
+
+    `size` is the turned picture's width and height; (0, 0) is the corner of its first pixel.
+    """
+    x, y = points.T
+    width, height = size
+    if turn == 90:
+        return np.column_stack([y, width - x])
+    if turn == 180:
+        return np.column_stack([width - x, height - y])
+    if turn == 270:
+        return np.column_stack([height - y, x])
+    return points
+
+
+def _largest_first(faces: list[DetectedFace]) -> list[DetectedFace]:
+    return sorted(_merged(faces), key=lambda face: face.area, reverse=True)
 
 
 def _merged(faces: list[DetectedFace]) -> list[DetectedFace]:

@@ -176,6 +176,9 @@ def made_up_detector(monkeypatch: Any, faces_by_width: Any) -> Any:
                 for x, y in faces_by_width.get(image.shape[1], [])
             ]
 
+        def search_turned(self, image: Any) -> Any:
+            return [[], [], []]
+
         def look_closer(self, image: Any, face: Any) -> Any:
             return face
 
@@ -210,8 +213,9 @@ def test_all_faces_of_photos(album: Any, model: Any, capsys: Any, batch_size: An
         ("p/c.png", "", "no face"),
         ("p/d.jpg", "", "is not an image that can be decoded"),
     ]
-    assert [rows[1][name] for name in COLUMNS[:7]] == [
+    assert [rows[1][name] for name in COLUMNS[:8]] == [
         "2",
+        "0",
         "151.0",
         "4.0",
         "90.0",
@@ -232,9 +236,9 @@ def test_all_faces_of_photos(album: Any, model: Any, capsys: Any, batch_size: An
 def test_align_takes_the_largest_face(album: Any, model: Any) -> None:
     assert scoring.main(("p",), model=str(model), align=True) == 3
     rows = rows_of("scores.csv")
-    columns = ["faces", "box_x", "box_y", "box_width", "box_height", "detector_score"]
+    columns = ["faces", "turned", "box_x", "box_y", "box_width", "box_height", "detector_score"]
     assert list(rows[0]) == ["path", "score", "status", *columns]
-    assert [rows[0][name] for name in columns] == ["2", "0.0", "0.0", "90.0", "100.0", "0.900"]
+    assert list(rows[0].values())[3:] == ["2", "0", "0.0", "0.0", "90.0", "100.0", "0.900"]
     assert [(row["path"], row["score"]) for row in rows][:3] == [
         ("p/a.png", "20.0000"),
         ("p/b.png", "40.0000"),

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.images import read_image
-from sdd_fiqa.alignment import TEMPLATE, FaceAligner, Points, align, similarity_transform
+from sdd_fiqa.alignment import TEMPLATE, FaceAligner, Points, align, rolls, similarity_transform
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import Image, cv2, decode_image
 
@@ -275,6 +275,43 @@ def test_a_photo_of_one_face_is_looked_at_once(
         assert len(aligner.detect(photo, most)) == 1
         assert looks == [(480, 640), (320, 320), (320, 320)]  # the close-up and its mirror image
         looks.clear()
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_turned_photo_gives_the_upright_crops(
+    aligner: FaceAligner, faces: list[Image], turn: int
+) -> None:
+    photo = np.full((420, 640, 3), 96, np.uint8)
+    photo[20:132, 20:112] = faces[0]
+    photo[100:324, 300:484] = cv2.resize(faces[1], (184, 224))
+    lying = np.ascontiguousarray(np.rot90(photo, turn // 90))  # turned counterclockwise
+    upright = aligner.search(photo)
+    found = aligner.search(lying, turn=turn)
+    assert len(found) == len(upright) == 2
+    for one, other in zip(found, upright, strict=True):
+        assert one.turned == turn
+        assert (
+            np.abs(align(lying, one.landmarks).astype(int) - align(photo, other.landmarks)).max()
+            < 9
+        )
+        assert rolls(one.landmarks[None])[0] == pytest.approx(
+            (rolls(other.landmarks[None])[0] - turn + 180) % 360 - 180, abs=0.1
+        )
+        x, y, width, height = one.box
+        assert np.all(one.landmarks > (x, y))
+        assert np.all(one.landmarks < (x + width, y + height))
+    quick = aligner.search_turned(lying)
+    assert [{face.turned for face in look} for look in quick if look] == [
+        {at} for at, look in zip((90, 180, 270), quick, strict=True) if look
+    ]
+    best = quick[turn // 90 - 1][0]
+    assert np.abs(best.landmarks - found[0].landmarks).mean() < 8
+
+
+@given(degrees=st.floats(-179, 179), scale=st.floats(0.1, 10))
+def test_the_roll_is_the_angle_of_the_template(degrees: float, scale: float) -> None:
+    moved = turned(TEMPLATE, similarity(scale, degrees, (30, -7)))
+    assert rolls(np.stack([moved, moved * np.nan]))[0] == pytest.approx(degrees, abs=1e-6)
 
 
 def test_colours_arrive_in_their_order(aligner: FaceAligner, faces: list[Image]) -> None:

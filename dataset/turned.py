@@ -1,0 +1,102 @@
+"""Photos that lie on their side or upside down: seen turned, and scored so if that is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dataset.faces import PhotoFaces, Rows, Values
+from dataset.scores import Scores
+from sdd_fiqa.alignment import DetectedFace, rolls
+from sdd_fiqa.images import Image
+
+_ROLL = 60.0  # degrees: a face that is turned farther may be of a photo that lies on its side
+_LEAD = 10.0  # points by which a face must score higher in the turned photo
+
+Score = Callable[[PhotoFaces, int], tuple[Scores, bool]]
+
+
+def turn_photos(
+    faces: PhotoFaces, scores: Scores, lowest: float, score: Score
+) -> tuple[Scores, bool]:
+    """Looks at doubtful photos again, turned; the rows of those that score higher are replaced.
+
+    Doubtful are photos without a face, and those whose largest face has a roll above 60 degrees or
+    a score below `lowest`. All others cost nothing.
+
+    Args:
+        faces: of the photos as they are, scored; their rows are changed.
+        scores: of the rows.
+        lowest: a score that hardly any upright face is below; -inf: no score is doubtful.
+        score: of the rows of some faces in a number of photos: scores, and whether Ctrl-C cut them
+            short.
+
+    Returns:
+        The scores of the rows, and whether Ctrl-C cut the looks short: then nothing is replaced.
+    """
+    photos = _doubtful(faces, scores.values, lowest)
+    looks = _TurnedLooks(faces, photos)
+    seen, interrupted = score(looks, len(photos))
+    rows = _better(looks, seen.values, faces, scores.values)
+    if faces.all_faces and len(rows) and not interrupted:
+        turns = looks.place.values[rows, -1]
+        looks = _TurnedLooks(faces, looks.photo.values[rows], turns)
+        seen, interrupted = score(looks, len(rows))
+        rows = np.flatnonzero(looks.number.values)
+    if interrupted or not len(rows):
+        return scores, interrupted
+    source = faces.replace(looks, rows)
+    reasons = {**scores.reasons, **{len(scores.values) + i: why for i, why in seen.reasons.items()}}
+    place = np.full(len(scores.values) + len(seen.values), -1)
+    place[source] = np.arange(len(source))
+    return Scores(
+        np.concatenate([scores.values, seen.values])[source],
+        {int(place[i]): why for i, why in reasons.items() if place[i] >= 0},
+    ), False
+
+
+class _TurnedLooks(PhotoFaces):
+    """Some photos again, turned."""
+
+    def __init__(self, faces: PhotoFaces, photos: Rows, turns: Values | None = None) -> None:
+        """Nothing is read yet.
+
+        Args:
+            faces: of the photos, as they are.
+            photos: (P,) rows of the list, rising.
+            turns: (P,) degrees clockwise: the photo is searched turned by that. None: one quick
+                look at every turn; each has a row, of the largest face.
+        """
+        self.__dict__.update(vars(faces))
+        self.restart(photos)
+        self._turns = None if turns is None else dict(zip(photos.tolist(), turns, strict=True))
+        self.all_faces = faces.all_faces and turns is not None
+
+    def looks(self, photo: int, image: Image) -> list[list[DetectedFace]]:
+        if self._turns is None:
+            return self.aligner.search_turned(image)
+        return [self.aligner.search(image, self.all_faces, int(self._turns[photo]))]
+
+
+def _doubtful(faces: PhotoFaces, scores: Values, lowest: float) -> Rows:
+    """The rows of the list whose photos may lie on their side or upside down, rising."""
+    roll = rolls(faces.place.values[:, 4:14].reshape(-1, 5, 2))
+    odd = (np.abs(roll) > _ROLL) | (scores < lowest)
+    odd &= (faces.number.values == 1) & ~np.isnan(scores)
+    photos: Rows = faces.photo.values[odd | (faces.seen.values == 0)]
+    return photos
+
+
+def _better(looks: PhotoFaces, scores: Values, faces: PhotoFaces, upright: Values) -> Rows:
+    """For each photo that scores higher turned, the row of the turn that scores highest.
+
+    A photo that shows no face as it is counts as 0: the worst of the training faces.
+    """
+    photo = looks.photo.values
+    first = np.flatnonzero(faces.number.values <= 1)  # the row of each photo's largest face
+    first = first[np.searchsorted(faces.photo.values[first], photo)]
+    before = np.where(faces.number.values[first] == 1, upright[first], 0)
+    leads = np.flatnonzero(scores >= before + _LEAD)
+    leads = leads[np.lexsort((-scores[leads], photo[leads]))]
+    return leads[np.unique(photo[leads], return_index=True)[1]]
