@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 IDENTITIES, EACH = 6, 4  # of the made-up faces
 
 # A slow machine is no failure.
-hypothesis.settings.register_profile("any_speed")
+hypothesis.settings.register_profile("any_speed", deadline=None)
 hypothesis.settings.load_profile("any_speed")
 
 
