@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common.cli import note
 from common.device import Compute
 from dataset.loader import batches
-from evaluation.edc.areas import areas
+from evaluation.edc.areas import FEW_ERRORS, areas
 from evaluation.edc.curves import Curve
 from evaluation.held_out import calibration, held_out_curve, held_out_measures
 from models.checkpoints import RESUME, save_network
@@ -188,13 +188,15 @@ class EpochEnd:
         if not self.doubt and np.ptp(labels) and measures["spearman"] < _NO_CORRELATION:
             correlation = f"Spearman {measures['spearman']:.2f} on {len(labels)} held-out images"
             self.doubt = f"{correlation}: the scores do not follow the labels; {_LEARN}"
-        curve = None
+        curve, few = None, ""
         if self.config.feats is not None:
             try:
                 curve = _curve(self.config, data, scores)[0]
                 measures["aoc"] = areas(curve)["aoc"]
+                if curve.errors[0] < FEW_ERRORS:
+                    few = f" (AOC from only {curve.errors[0]} errors)"
             except UserError as error:  # too few pairs with these scores; the rest is still useful
                 self.log.say(f"epoch {epoch}: no AOC ({error})")
         found = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-        self.log.say(f"epoch {epoch}: {found}")
+        self.log.say(f"epoch {epoch}: {found}{few}")
         return measures, calibration(scores, curve)

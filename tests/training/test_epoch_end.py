@@ -103,6 +103,24 @@ def test_scores_that_leave_too_few_pairs_cost_nothing_but_the_aoc(
     assert end_epoch(worse) == second
 
 
+def test_an_aoc_from_few_errors_says_how_many(
+    settings: TrainConfig,
+    data: TrainingList,
+    end_epoch: Callable[[Scores], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert settings.feats is not None
+    labels = data.table.values[data.held_out].astype(np.float32)
+    features = np.load(settings.feats) + 1.2 * np.eye(16)[np.repeat(np.arange(16), 10)]
+    np.save(settings.feats, features)  # closer to their people than those above
+    curve = held_out_curve(
+        labels, features[data.held_out], data.identities[data.held_out], settings.val_fmr
+    )
+    assert 0 < curve.errors[0] < 30
+    end_epoch(labels)
+    assert f" (AOC from only {curve.errors[0]} errors)\n" in capsys.readouterr().out
+
+
 def test_held_out_faces_that_cannot_serve_are_refused_at_once(
     settings: TrainConfig, data: TrainingList, capsys: pytest.CaptureFixture[str]
 ) -> None:
