@@ -41,6 +41,7 @@ def main(
     report: Path | None = None,
     align: bool = False,
     all_faces: bool = False,
+    frames_per_second: float | None = None,
     percentile: bool = False,
     accept: float | None = None,
     top: int = 0,
@@ -65,6 +66,8 @@ def main(
             many faces were seen, the box, and the detector's score.
         all_faces: align and score every face of each photo: rows path#1, path#2, ..., the largest
             first, with its box and landmarks.
+        frames_per_second: score the faces of so many frames of each second of videos (above 0, at
+            most 100): rows clip.mp4#t=12.500. Implies --align; without it, videos are left out.
         percentile: add a column: how many percent of the model's calibration faces score lower.
         accept: the share of calibration faces to keep (0.95, say): prints the threshold that does,
             and adds a column of 1 (at or above it) and 0.
@@ -81,14 +84,18 @@ def main(
     for name, value, least in [*counts, ("top", top, 0), ("bottom", bottom, 0)]:
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
+    if frames_per_second is not None and not 0 < frames_per_second <= 100:
+        raise UserError(f"--frames-per-second {frames_per_second}: must be above 0, at most 100")
     check_targets({"--out": None if out == "-" else out, "--report": report}, [*path, model])
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
         skipped = Skipped()
-        table = table_of(find_images(path, skipped), Path(folder) / "images.txt")
+        table = table_of(
+            find_images(path, skipped, frames_per_second is not None), Path(folder) / "images.txt"
+        )
         network = load_quality_model(model, backbone, device, precision)
         meaning = ScoreInterpretation.of(network.calibration, network.name, percentile, accept)
         size = batch_size or network.batch_size
-        faces = open_faces(table, size, num_workers, align, all_faces)
+        faces = open_faces(table, size, num_workers, align, all_faces, frames_per_second)
         scores, interrupted = score(faces, len(table), network)
         if isinstance(faces, PhotoFaces) and not interrupted:
             scores, interrupted = score_turned(faces, scores, network, meaning)

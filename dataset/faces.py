@@ -137,13 +137,24 @@ def _like_photos(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
 
 
 @dataclass
-class _Photo:
-    """What was found in one photo."""
+class Photo:
+    """What was found in one photo, or in one frame of a video.
+
+    Attributes:
+        row: of the list.
+        reason: why there is no face, where there is none.
+        found: faces with their crops.
+        seen: how many faces it shows; NaN where it could not be read.
+        time: of the frame, in seconds; NaN for a photo.
+        tracks: of the faces found in a frame.
+    """
 
     row: int
-    reason: str = NO_FACE  # why there is no face, where there is none
+    reason: str = NO_FACE
     found: list[tuple[DetectedFace, Image]] = field(default_factory=list)
-    seen: float = np.nan  # faces that the looks made showed; NaN where it could not be read
+    seen: float = np.nan
+    time: float = np.nan
+    tracks: list[int] = field(default_factory=list)
 
 
 class PhotoFaces(Faces):
@@ -183,10 +194,10 @@ class PhotoFaces(Faces):
     def restart(self, photos: Rows) -> None:
         """Forgets all rows; the photos of these rows of the list, rising, are to be searched."""
         self._photos = photos  # rows of the list, rising
-        self.photo = _Growing((), np.int64)
-        self.number = _Growing((), np.int32)
-        self.seen = _Growing((), np.float32)
-        self.place = _Growing((len(_PLACE),), np.float32)
+        self.photo = Growing((), np.int64)
+        self.number = Growing((), np.int32)
+        self.seen = Growing((), np.float32)
+        self.place = Growing((len(_PLACE),), np.float32)
 
     def looks(self, photo: int, image: Image) -> list[list[DetectedFace]]:
         """The faces that each look at a photo shows."""
@@ -196,16 +207,16 @@ class PhotoFaces(Faces):
         return len(self.photo)
 
     def __iter__(self) -> Iterator[Batch]:
-        waiting: list[_Photo] = []
+        waiting: list[Photo] = []
         rows = 0
-        for photos in read_ahead(self._tasks(), self._table, _CHUNK, self._workers):
+        for photos in read_ahead(self.tasks(), self._table, _CHUNK, self._workers):
             for photo in photos:
                 waiting.append(photo)
                 rows += max(1, len(photo.found))
                 if rows >= self._batch_size:
-                    yield from self._batches(waiting)
+                    yield from self.batches(waiting)
                     waiting, rows = [], 0
-        yield from self._batches(waiting)
+        yield from self.batches(waiting)
 
     def searched(self) -> int:
         """How many photos the rows so far are of."""
@@ -215,11 +226,19 @@ class PhotoFaces(Faces):
     def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
         """The photos' paths, followed by `#k` for the k-th face when all faces are asked for."""
         some = np.fromiter(rows, np.int64)
-        numbers = self.number.values[some].tolist()
-        for path, number in zip(
-            self._table.paths_at(self.photo.values[some]), numbers, strict=True
+        for row, path in zip(
+            some.tolist(), self._table.paths_at(self.photo.values[some]), strict=True
         ):
-            yield f"{path}#{number}" if self.all_faces and number else path
+            number = self.number.values[row] if self.all_faces else 0
+            yield self.picture(row, path) + (f"#{number}" if number else "")
+
+    def picture(self, row: int, path: str) -> str:
+        """What the picture of a row is called, whose photo has this path."""
+        return path
+
+    def stills(self) -> npt.NDArray[np.bool_]:
+        """(rows,) whether each is of a photo."""
+        return np.ones(len(self), np.bool_)
 
     def turned_photos(self) -> int:
         """How many photos the rows show turned."""
@@ -238,7 +257,11 @@ class PhotoFaces(Faces):
         if self.number.values[row] == 0:
             raise UnreadableImage(NO_FACE)
         landmarks = self.place.values[row, 4:14].reshape(5, 2).astype(np.float64)
-        return align(self._read_again(self.photo_path(row)), landmarks)
+        return align(self.reread(row), landmarks)
+
+    def reread(self, row: int) -> Image:
+        """The picture of a row again; raises UnreadableImage."""
+        return self._read_again(self.photo_path(row))
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
         """COLUMNS; empty where there is no face, `faces` where the photo could not be read.
@@ -271,32 +294,47 @@ class PhotoFaces(Faces):
             mine.values = np.concatenate([mine.values, theirs.values])[source]
         return source
 
-    def _tasks(self) -> Iterator[tuple[int, Callable[[], list[_Photo]]]]:
+    def tasks(self) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+        """The row of the list that each task begins with, and what searches it."""
         for start in range(0, len(self._photos), _CHUNK):
             rows = self._photos[start : start + _CHUNK]
-            yield int(rows[0]), partial(self._search, rows, list(self._table.paths_at(rows)))
+            yield int(rows[0]), partial(self.search, rows, list(self._table.paths_at(rows)))
 
-    def _search(self, rows: Rows, paths: list[str]) -> list[_Photo]:
+    def search(self, rows: Rows, paths: list[str]) -> list[Photo]:
+        """Finds the faces of some photos: rows of the list, and their paths."""
         photos = []
         for row, path in zip(rows.tolist(), paths, strict=True):
             try:
                 image = read_image(path)
                 for faces in self.looks(row, image):
-                    photos.append(self._cut_out(row, image, faces))
+                    photos.append(self.cut_out(row, image, faces))
             except UserError:  # the storage is gone, which is no fault of the photo
                 raise
             except ValueError as error:  # unreadable; or five landmarks in one point
-                photos.append(_Photo(row, str(error)))
+                photos.append(Photo(row, str(error)))
         return photos
 
-    def _cut_out(self, row: int, image: Image, faces: list[DetectedFace]) -> _Photo:
-        photo = _Photo(row, seen=len(faces))
+    def note(self, photo: Photo, number: int) -> None:
+        """Adds a row for one face of a photo; 0: for a photo without a face."""
+        self.photo.add(photo.row)
+        self.number.add(number)
+        self.seen.add(photo.seen)
+        if number == 0:
+            self.place.add(np.nan)
+            return
+        face, _ = photo.found[number - 1]
+        place = [*face.box, *face.landmarks.ravel().tolist()]
+        self.place.add([*place, face.detector_score, face.turned])
+
+    def cut_out(self, row: int, image: Image, faces: list[DetectedFace]) -> Photo:
+        """The faces that a photo shows, with their crops: all, or the largest."""
+        photo = Photo(row, seen=len(faces))
         for face in faces if self.all_faces else faces[:1]:
             exact = self.aligner.look_closer(image, face)
             photo.found.append((exact, align(image, exact.landmarks)))
         return photo
 
-    def _batches(self, photos: list[_Photo]) -> Iterator[Batch]:
+    def batches(self, photos: list[Photo]) -> Iterator[Batch]:
         """Notes the rows of some photos, then yields their crops."""
         first = len(self)
         crops: list[Image | None] = []
@@ -305,17 +343,10 @@ class PhotoFaces(Faces):
             if not photo.found:
                 failures[len(crops)] = photo.reason
                 crops.append(None)
-                self.photo.add(photo.row)
-                self.number.add(0)
-                self.seen.add(photo.seen)
-                self.place.add(np.nan)
-            for number, (face, crop) in enumerate(photo.found, start=1):
+                self.note(photo, 0)
+            for number, (_, crop) in enumerate(photo.found, start=1):
                 crops.append(crop)
-                self.photo.add(photo.row)
-                self.number.add(number)
-                self.seen.add(photo.seen)
-                place = [*face.box, *face.landmarks.ravel().tolist()]
-                self.place.add([*place, face.detector_score, face.turned])
+                self.note(photo, number)
         blank = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
         for start in range(0, len(crops), self._batch_size):
             some = crops[start : start + self._batch_size]
@@ -330,7 +361,7 @@ class PhotoFaces(Faces):
             )
 
 
-class _Growing:
+class Growing:
     """An array that grows at its end."""
 
     def __init__(self, shape: tuple[int, ...], kind: Any) -> None:
@@ -342,6 +373,7 @@ class _Growing:
 
     @property
     def values(self) -> npt.NDArray[Any]:
+        """What was added; may be set as a whole."""
         return self._room[: self._size]
 
     @values.setter
@@ -349,6 +381,7 @@ class _Growing:
         self._room, self._size = values, len(values)
 
     def add(self, value: Any) -> None:
+        """Adds one entry."""
         if self._size == len(self._room):
             self._room = np.concatenate([self._room, np.empty_like(self._room)])
         self._room[self._size] = value

@@ -11,12 +11,13 @@ from dataset.containers import is_container, split_member
 from dataset.containers.listing import container_images
 from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
 from dataset.lists import ImageList, read_table
+from dataset.video import VIDEO_SUFFIXES, is_video
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 from sdd_fiqa.images import IMAGE_SUFFIXES, is_image
 
 
-def find_images(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
+def find_images(inputs: Sequence[str], skipped: Skipped, videos: bool = False) -> Iterator[str]:
     """The images that some inputs name, in the order typed.
 
     Args:
@@ -24,12 +25,13 @@ def find_images(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
             folders and containers; .rec, .tar and .bin files, and single members of them,
             `train.rec#17`; list files, one path a line (columns after a TAB are ignored).
         skipped: takes what is not an image.
+        videos: whether videos are wanted too.
 
     Raises:
         UserError: an input that does not exist or matches nothing, or no image in all of them.
     """
     found = False
-    for path in _each(inputs, skipped):
+    for path in _each(inputs, skipped, videos):
         found = True
         yield path
     if not found:
@@ -38,7 +40,7 @@ def find_images(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
         raise UserError(f"{shown}: no images found ({why})")
 
 
-def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
+def walk_images(root: str, skipped: Skipped, videos: bool = False) -> Iterator[str]:
     """The images below `root`: `root/...`, files before folders, names in code-point order.
 
     Links to folders are followed, but not back into a folder that is being walked. Hidden files
@@ -71,8 +73,11 @@ def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
                 skipped.expected["hidden folders" if _is_folder(entry) else "hidden files"] += 1
             elif _is_folder(entry):
                 folders.append(path)
-            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                skipped.other_file(entry.name)
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in IMAGE_SUFFIXES:
+                if suffix in VIDEO_SUFFIXES and is_video(path):
+                    yield from _video(path, skipped, videos)
+                else:
+                    skipped.other_file(entry.name)
             elif not _is_file(entry):
                 skipped.problem("links to nothing, and other things that are no file", path)
             elif fits_a_line(path):
@@ -104,12 +109,12 @@ def table_of(paths: Iterator[str], file: Path) -> ImageList:
     return read_table(file)
 
 
-def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
+def _each(inputs: Sequence[str], skipped: Skipped, videos: bool) -> Iterator[str]:
     for name in inputs:
         if os.path.isdir(name):
-            yield from walk_images(name.rstrip("/") or "/", skipped)
+            yield from walk_images(name.rstrip("/") or "/", skipped, videos)
         elif os.path.isfile(name):
-            yield from _of_file(name, skipped)
+            yield from _of_file(name, skipped, videos)
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
@@ -120,9 +125,9 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
                     continue
                 if os.path.isdir(match):
                     walked.add(match.rstrip("/"))
-                    yield from walk_images(match.rstrip("/"), skipped)
-                elif is_container(match) or _looks_like_image(match):
-                    yield from _of_file(match, skipped)
+                    yield from walk_images(match.rstrip("/"), skipped, videos)
+                elif is_container(match) or _looks_like_image(match) or is_video(match):
+                    yield from _of_file(match, skipped, videos)
                 else:
                     skipped.other_file(match)
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
@@ -143,6 +148,8 @@ def _is_below(path: str, folders: set[str]) -> bool:
 
 def _why_not(name: str) -> str:
     """Why something is neither a file nor a folder."""
+    if "://" in name:
+        return "is a stream or an address; save it as a file first"
     try:
         os.stat(name)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -152,9 +159,20 @@ def _why_not(name: str) -> str:
     return "is a pipe, a socket or a device; name a file or a folder"
 
 
-def _of_file(name: str, skipped: Skipped) -> Iterator[str]:
+def _video(name: str, skipped: Skipped, wanted: bool) -> Iterator[str]:
+    if not wanted:
+        skipped.problem("videos (eval.py scores them with --frames-per-second 2)", name)
+    elif fits_a_line(name):
+        yield name
+    else:
+        skipped.problem(BAD_NAMES, name)
+
+
+def _of_file(name: str, skipped: Skipped, videos: bool) -> Iterator[str]:
     if is_container(name):
         yield from container_images(name, skipped)
+    elif is_video(name):
+        yield from _video(name, skipped, videos)
     elif not _looks_like_image(name):
         if _holds_zero_bytes(name):
             raise UserError(f"{name}: is not a readable image or text list (a video? HEIC?)")

@@ -36,6 +36,8 @@ def turn_photos(
         The scores of the rows, and whether Ctrl-C cut the looks short: then nothing is replaced.
     """
     photos = _doubtful(faces, scores.values, lowest)
+    if not len(photos):
+        return scores, False
     looks = _TurnedLooks(faces, photos)
     seen, interrupted = score(looks, len(photos))
     rows = _better(looks, seen.values, faces, scores.values)
@@ -84,7 +86,8 @@ def _doubtful(faces: PhotoFaces, scores: Values, lowest: float) -> Rows:
     roll = rolls(faces.place.values[:, 4:14].reshape(-1, 5, 2))
     odd = (np.abs(roll) > _ROLL) | (scores < lowest)
     odd &= (faces.number.values == 1) & ~np.isnan(scores)
-    photos: Rows = faces.photo.values[odd | (faces.seen.values == 0)]
+    odd |= faces.seen.values == 0
+    photos: Rows = faces.photo.values[odd & faces.stills()]  # not frames of videos
     return photos
 
 

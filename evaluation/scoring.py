@@ -14,6 +14,7 @@ from dataset.lists import ImageList
 from dataset.loader import Batch, one_behind
 from dataset.scores import Scores
 from dataset.turned import turn_photos
+from dataset.video_faces import VideoFaces
 from models import QualityModel
 from sdd_fiqa.calibration import ScoreInterpretation
 
@@ -21,9 +22,18 @@ Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
 
 
 def open_faces(
-    table: ImageList, batch_size: int, num_workers: int | None, align: bool, all_faces: bool
+    table: ImageList,
+    batch_size: int,
+    num_workers: int | None,
+    align: bool,
+    all_faces: bool,
+    frames_per_second: float | None = None,
 ) -> Faces:
-    """The listed images as faces: as they are, or found and aligned."""
+    """The listed images as faces: as they are, or found and aligned, in videos too."""
+    if frames_per_second is not None:
+        return VideoFaces(
+            table, all_faces, batch_size, num_workers, frames_per_second=frames_per_second
+        )
     if not (align or all_faces):
         return ListedFaces(table, batch_size, num_workers)
     return PhotoFaces(table, all_faces, batch_size, num_workers)

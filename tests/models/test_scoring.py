@@ -246,6 +246,37 @@ def test_align_takes_the_largest_face(album: Any, model: Any) -> None:
     ]
 
 
+def test_frames_of_a_video_are_rows(album: Any, model: Any, capsys: Any) -> None:
+    writer = cv2.VideoWriter("p/clip.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 8, (112, 112))
+    for level in range(0, 160, 10):
+        writer.write(np.full((112, 112, 3), level, np.uint8))
+    writer.release()
+    more = {"frames_per_second": 2, "report": album / "page.html", "top": 1}
+    assert scoring.main(("p/b.png", "p/clip.mp4"), model=str(model), **more) == 0
+    rows = rows_of("scores.csv")
+    assert list(rows[0])[3:8] == ["faces", "turned", "time", "track", "box_x"]
+    assert [(row["path"], row["time"], row["track"]) for row in rows] == [
+        ("p/b.png", "", ""),
+        ("p/clip.mp4#t=0.000", "0.000", "1"),
+        ("p/clip.mp4#t=0.500", "0.500", "1"),
+        ("p/clip.mp4#t=1.000", "1.000", "1"),
+        ("p/clip.mp4#t=1.500", "1.500", "1"),
+    ]
+    scores = [float(row["score"]) for row in rows[1:]]
+    np.testing.assert_allclose(scores, np.array([0, 40, 80, 120]) / 2.55, atol=2)
+    assert capsys.readouterr().out.endswith("p/clip.mp4#t=1.500\n")
+    assert (album / "page.html").read_text().count("data:image/jpeg;base64,") == 5
+    assert scoring.main(("p",), model=str(model), align=True) == 3
+    assert "left out: 1 videos (eval.py scores them with" in capsys.readouterr().err
+    assert not any("clip" in row["path"] for row in rows_of("scores.csv"))
+
+
+@pytest.mark.parametrize("rate", [0, -1, 100.5, float("nan")])
+def test_frames_a_second_have_bounds(album: Any, model: Any, rate: float) -> None:
+    with pytest.raises(UserError, match=r"--frames-per-second .*: must be above 0, at most 100"):
+        scoring.main(("p",), model=str(model), frames_per_second=rate)
+
+
 def test_all_faces_interrupted_keeps_what_was_scored(
     album: Any, model: Any, monkeypatch: Any
 ) -> None:

@@ -1,0 +1,189 @@
+"""The faces of photos and videos: rows as of photos, for each frame taken, and who is who in them.
+
+A frame is called `clip.mp4#t=12.500`. Faces of neighbouring frames whose boxes overlap are one
+track. Tracks are numbered from 1 in each video, by first sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset.faces import Growing, Photo, PhotoFaces, Rows
+from dataset.lists import ImageList
+from dataset.loader import Batch
+from dataset.scores import NumberColumn
+from dataset.video import VIDEO_SUFFIXES, frame_at, frames, is_video
+from sdd_fiqa.alignment import shared_area
+from sdd_fiqa.errors import UnreadableImage
+from sdd_fiqa.images import IMAGE_SUFFIXES, Image
+
+_OVERLAP = 0.3  # intersection over union of two boxes of one face, at least
+# A face may be out of sight for the longer of these and is still the same track.
+_GONE_SECONDS, _GONE_FRAMES = 2.0, 2
+_CHUNK = 4  # photos a task
+
+Box = tuple[float, float, float, float]
+
+
+class VideoFaces(PhotoFaces):
+    """The faces of photos and of frames of videos.
+
+    Attributes:
+        time: of each row, of its frame in seconds; NaN for photos.
+        track: of each row; 0 where there is none.
+    """
+
+    def __init__(
+        self,
+        table: ImageList,
+        all_faces: bool,
+        batch_size: int,
+        num_workers: int | None = None,
+        *,
+        frames_per_second: float,
+    ) -> None:
+        """Nothing is read yet; as PhotoFaces, of so many frames of each second."""
+        super().__init__(table, all_faces, batch_size, num_workers)
+        self._rate = frames_per_second
+        self._frame_again = lru_cache(2)(frame_at)
+        self._tracks = Tracks(0)
+        self._tracked = -1  # row of the list
+
+    def restart(self, photos: Rows) -> None:
+        """As of photos."""
+        super().restart(photos)
+        self.time = Growing((), np.float64)
+        self.track = Growing((), np.int32)
+
+    def tasks(self) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+        """As of photos; a task a frame, which is read here, in order."""
+        rows: list[int] = []
+        paths: list[str] = []
+        for row, path in enumerate(self._table.paths()):
+            video = _may_be_video(path) and is_video(path)
+            if rows and (video or len(rows) == _CHUNK):
+                yield rows[0], partial(self.search, np.array(rows), paths)
+                rows, paths = [], []
+            if video:
+                yield from self._frame_tasks(row, path)
+            else:
+                rows.append(row)
+                paths.append(path)
+        if rows:
+            yield rows[0], partial(self.search, np.array(rows), paths)
+
+    def _frame_tasks(self, row: int, path: str) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+        try:
+            for time, image in frames(path, self._rate):
+                yield row, partial(self._search_frame, row, time, image)
+        except UnreadableImage as error:
+            rest = [Photo(row, str(error))]
+            yield row, lambda: rest
+
+    def _search_frame(self, row: int, time: float, image: Image) -> list[Photo]:
+        try:
+            (faces,) = self.looks(row, image)
+            return [replace(self.cut_out(row, image, faces), time=time)]
+        except ValueError as error:  # five landmarks in one point
+            return [Photo(row, str(error), time=time)]
+
+    def batches(self, photos: list[Photo]) -> Iterator[Batch]:
+        """As of photos, and follows the faces of videos."""
+        for photo in photos:
+            if not np.isnan(photo.time):
+                if photo.row != self._tracked:
+                    self._tracked = photo.row
+                    self._tracks = Tracks(max(_GONE_SECONDS, _GONE_FRAMES / self._rate))
+                boxes = [face.box for face, _ in photo.found]
+                photo.tracks = self._tracks.follow(photo.time, boxes)
+        yield from super().batches(photos)
+
+    def note(self, photo: Photo, number: int) -> None:
+        """Adds a row, as of photos."""
+        super().note(photo, number)
+        self.time.add(photo.time)
+        self.track.add(photo.tracks[number - 1] if number and photo.tracks else 0)
+
+    def replace(self, other: PhotoFaces, rows: Rows) -> Rows:
+        """As of photos: `other` holds no frames."""
+        source = super().replace(other, rows)
+        for mine, none in ((self.time, np.nan), (self.track, 0)):
+            mine.values = np.append(mine.values, np.full(len(other), none))[source]
+        return source
+
+    def picture(self, row: int, path: str) -> str:
+        """The photo's path; a frame's with its time."""
+        time = self.time.values[row]
+        return path if np.isnan(time) else f"{path}#t={time:.3f}"
+
+    def stills(self) -> npt.NDArray[np.bool_]:
+        """(rows,) whether each is of a photo."""
+        stills: npt.NDArray[np.bool_] = np.isnan(self.time.values)
+        return stills
+
+    def reread(self, row: int) -> Image:
+        """The photo or the frame again; raises UnreadableImage."""
+        time = float(self.time.values[row])
+        if np.isnan(time):
+            return super().reread(row)
+        return self._frame_again(self.photo_path(row), time)
+
+    def columns(self) -> list[tuple[str, Sequence[str]]]:
+        """As of photos, with time (seconds) and track; empty for photos."""
+        columns = super().columns()
+        tracks = np.where(self.track.values > 0, self.track.values, np.nan)
+        columns[2:2] = [
+            ("time", NumberColumn(self.time.values, 3)),
+            ("track", NumberColumn(tracks, 0)),
+        ]
+        return columns
+
+
+class Tracks:
+    """The faces of one video, followed from frame to frame."""
+
+    def __init__(self, patience: float) -> None:
+        """No face is known; one that is not seen for `patience` seconds has gone."""
+        self._patience = patience
+        self._last: dict[int, tuple[float, Box]] = {}  # by track: when and where it was seen
+        self._count = 0
+
+    def follow(self, time: float, boxes: Sequence[Box]) -> list[int]:
+        """The tracks of the faces of the next frame: the boxes that overlap most are one face."""
+        self._last = {
+            track: seen
+            for track, seen in self._last.items()
+            if time - seen[0] <= self._patience + 1e-6
+        }
+        pairs = [
+            (-_overlap(box, seen), index, track)
+            for index, box in enumerate(boxes)
+            for track, (_, seen) in self._last.items()
+        ]
+        found: dict[int, int] = {}
+        for overlap, index, track in sorted(pairs):
+            if -overlap >= _OVERLAP and index not in found and track not in found.values():
+                found[index] = track
+        for index in range(len(boxes)):
+            if index not in found:
+                self._count += 1
+                found[index] = self._count
+            self._last[found[index]] = (time, boxes[index])
+        return [found[index] for index in range(len(boxes))]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    shared = shared_area(a, b)
+    return shared / max(a[2] * a[3] + b[2] * b[3] - shared, 1e-9)
+
+
+def _may_be_video(path: str) -> bool:
+    """By its suffix: an image is not opened only to see that it is no video."""
+    suffix = path[path.rfind(".") :].lower()
+    return suffix in VIDEO_SUFFIXES or suffix not in IMAGE_SUFFIXES
