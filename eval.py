@@ -88,10 +88,8 @@ def main(
         raise UserError(f"--frames-per-second {frames_per_second}: must be above 0, at most 100")
     check_targets({"--out": None if out == "-" else out, "--report": report}, [*path, model])
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
-        skipped = Skipped()
-        table = table_of(
-            find_images(path, skipped, frames_per_second is not None), Path(folder) / "images.txt"
-        )
+        skipped = Skipped(videos=frames_per_second is not None)
+        table = table_of(find_images(path, skipped), Path(folder) / "images.txt")
         network = load_quality_model(model, backbone, device, precision)
         meaning = ScoreInterpretation.of(network.calibration, network.name, percentile, accept)
         size = batch_size or network.batch_size

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dataset.left_out import Skipped
-from dataset.lists import LABEL, LABELPATH, identity_in, read_table, refuse_repeats
+from dataset.lists import LABEL, LABELPATH, identity_in
+from dataset.path_lists import read_paths
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 
@@ -79,12 +80,10 @@ def write_lists(
 def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str]:
     """The images that a list names, as `root/...`, in its order.
 
-    A line is a path below `root`, or begins with `root/` already; columns after a TAB are ignored.
-    Names that are no file go to `skipped`.
+    A line is a path below `root`, or begins with `root/` already. Names that are no file go to
+    `skipped`.
     """
-    listed = read_table(image_list)
-    refuse_repeats(listed)
-    for line in listed.paths():
+    for line in read_paths(image_list).paths():
         path = line if line.startswith(root + "/") else f"{root}/{line.lstrip('/')}"
         if os.path.isfile(path):
             yield path

@@ -7,7 +7,7 @@ face, or one that cannot be read, has a row too, so that every photo has at leas
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset.containers import read_run
 from dataset.images import read_image
 from dataset.lists import ImageList
 from dataset.loader import Batch, batches, read_ahead
 from dataset.scores import NumberColumn
 from sdd_fiqa.alignment import DetectedFace, FaceAligner, align
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.images import FACE_SIZE, Image
+from sdd_fiqa.images import FACE_SIZE, Content, Image
 
 Rows = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
@@ -43,6 +44,7 @@ class Faces(ABC):
 
     Attributes:
         like_photos: listed images so far that cannot be aligned crops, but were taken as such.
+        unread: {path: why} of listed files that are not read; set it before iterating.
     """
 
     def __init__(self, table: ImageList, batch_size: int, num_workers: int | None = None) -> None:
@@ -50,6 +52,7 @@ class Faces(ABC):
         self._table = table
         self._batch_size, self._workers = batch_size, num_workers
         self.like_photos = 0
+        self.unread: Mapping[str, str] = {}
 
     @abstractmethod
     def __len__(self) -> int:
@@ -103,10 +106,16 @@ class ListedFaces(Faces):
 
     def __iter__(self) -> Iterator[Batch]:
         rows = np.arange(len(self._table))
-        for batch in batches(self._table, rows, self._batch_size, self._workers):
+        contents = self._contents if self.unread else read_run
+        for batch in batches(self._table, rows, self._batch_size, self._workers, contents):
             self._done += len(batch.rows)
             self.like_photos += int(_like_photos(batch.sizes).sum())
             yield batch
+
+    def _contents(self, paths: Sequence[str]) -> Iterator[Content | UnreadableImage | None]:
+        for path, content in zip(paths, read_run(paths), strict=False):
+            why = self.unread.get(path)
+            yield content if why is None else UnreadableImage(why)
 
     def searched(self) -> int:
         """How many images are decoded."""
@@ -305,6 +314,8 @@ class PhotoFaces(Faces):
         photos = []
         for row, path in zip(rows.tolist(), paths, strict=True):
             try:
+                if path in self.unread:
+                    raise UnreadableImage(self.unread[path])
                 image = read_image(path)
                 for faces in self.looks(row, image):
                     photos.append(self.cut_out(row, image, faces))

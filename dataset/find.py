@@ -5,33 +5,33 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from dataset.containers import is_container, split_member
 from dataset.containers.listing import container_images
-from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
+from dataset.left_out import BAD_NAMES, Skipped, fits_a_line, why_unread
 from dataset.lists import ImageList, read_table
-from dataset.video import VIDEO_SUFFIXES, is_video
+from dataset.path_lists import listed_paths
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 from sdd_fiqa.images import IMAGE_SUFFIXES, is_image
 
 
-def find_images(inputs: Sequence[str], skipped: Skipped, videos: bool = False) -> Iterator[str]:
+def find_images(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
     """The images that some inputs name, in the order typed.
 
     Args:
         inputs: image files; folders, searched below; patterns with `*`, `?` or `[`, of images,
             folders and containers; .rec, .tar and .bin files, and single members of them,
-            `train.rec#17`; list files, one path a line (columns after a TAB are ignored).
-        skipped: takes what is not an image.
-        videos: whether videos are wanted too.
+            `train.rec#17`; list files (`listed_paths`).
+        skipped: takes what is not an image; says which pictures and videos are yielded too.
 
     Raises:
         UserError: an input that does not exist or matches nothing, or no image in all of them.
     """
     found = False
-    for path in _each(inputs, skipped, videos):
+    for path in _each(inputs, skipped):
         found = True
         yield path
     if not found:
@@ -40,7 +40,7 @@ def find_images(inputs: Sequence[str], skipped: Skipped, videos: bool = False) -
         raise UserError(f"{shown}: no images found ({why})")
 
 
-def walk_images(root: str, skipped: Skipped, videos: bool = False) -> Iterator[str]:
+def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
     """The images below `root`: `root/...`, files before folders, names in code-point order.
 
     Links to folders are followed, but not back into a folder that is being walked. Hidden files
@@ -73,11 +73,9 @@ def walk_images(root: str, skipped: Skipped, videos: bool = False) -> Iterator[s
                 skipped.expected["hidden folders" if _is_folder(entry) else "hidden files"] += 1
             elif _is_folder(entry):
                 folders.append(path)
-            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in IMAGE_SUFFIXES:
-                if suffix in VIDEO_SUFFIXES and is_video(path):
-                    yield from _video(path, skipped, videos)
-                else:
-                    skipped.other_file(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+                if skipped.other_file(path):
+                    yield path
             elif not _is_file(entry):
                 skipped.problem("links to nothing, and other things that are no file", path)
             elif fits_a_line(path):
@@ -109,12 +107,12 @@ def table_of(paths: Iterator[str], file: Path) -> ImageList:
     return read_table(file)
 
 
-def _each(inputs: Sequence[str], skipped: Skipped, videos: bool) -> Iterator[str]:
+def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
     for name in inputs:
         if os.path.isdir(name):
-            yield from walk_images(name.rstrip("/") or "/", skipped, videos)
+            yield from walk_images(name.rstrip("/") or "/", skipped)
         elif os.path.isfile(name):
-            yield from _of_file(name, skipped, videos)
+            yield from _of_file(name, skipped)
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
@@ -125,11 +123,11 @@ def _each(inputs: Sequence[str], skipped: Skipped, videos: bool) -> Iterator[str
                     continue
                 if os.path.isdir(match):
                     walked.add(match.rstrip("/"))
-                    yield from walk_images(match.rstrip("/"), skipped, videos)
-                elif is_container(match) or _looks_like_image(match) or is_video(match):
-                    yield from _of_file(match, skipped, videos)
-                else:
-                    skipped.other_file(match)
+                    yield from walk_images(match.rstrip("/"), skipped)
+                elif is_container(match) or _looks_like_image(match):
+                    yield from _of_file(match, skipped)
+                elif skipped.other_file(match):
+                    yield match
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
             yield name
         else:
@@ -159,36 +157,55 @@ def _why_not(name: str) -> str:
     return "is a pipe, a socket or a device; name a file or a folder"
 
 
-def _video(name: str, skipped: Skipped, wanted: bool) -> Iterator[str]:
-    if not wanted:
-        skipped.problem("videos (eval.py scores them with --frames-per-second 2)", name)
-    elif fits_a_line(name):
-        yield name
-    else:
-        skipped.problem(BAD_NAMES, name)
+def names_one_image(inputs: Sequence[str]) -> bool:
+    """Whether all that is named is one image: a file, or the member of a container."""
+    if len(inputs) != 1:
+        return False
+    name = inputs[0]
+    if not os.path.isfile(name):
+        return not glob.has_magic(name) and split_member(name) is not None
+    return not is_container(name) and (_looks_like_image(name) or why_unread(name) is not None)
 
 
-def _of_file(name: str, skipped: Skipped, videos: bool) -> Iterator[str]:
+def _of_file(name: str, skipped: Skipped) -> Iterator[str]:
     if is_container(name):
         yield from container_images(name, skipped)
-    elif is_video(name):
-        yield from _video(name, skipped, videos)
-    elif not _looks_like_image(name):
-        if _holds_zero_bytes(name):
-            raise UserError(f"{name}: is not a readable image or text list (a video? HEIC?)")
-        yield from read_table(name).paths()
-    elif fits_a_line(name):
-        yield name
+    elif _looks_like_image(name):
+        if fits_a_line(name):
+            yield name
+        else:
+            skipped.problem(BAD_NAMES, name)
+    elif why_unread(name) is not None:
+        if skipped.other_file(name):
+            yield name
     else:
-        skipped.problem(BAD_NAMES, name)
+        yield from _of_list(name)
 
 
-def _holds_zero_bytes(name: str) -> bool:
-    try:
-        with open(name, "rb") as file:
-            return b"\0" in file.read(4096)
-    except OSError:
-        return False  # read_table says why
+def _of_list(name: str) -> Iterator[str]:
+    """The paths of a list.
+
+    Raises:
+        UserError: the file is no list: no line of it is an image's path, by its suffix or by the
+            files that there are.
+    """
+    paths = listed_paths(name)
+    unlike: list[str] = []
+    for path in paths:
+        unlike.append(path)
+        if _may_be_image(path):
+            yield from chain(unlike, paths)
+            return
+    raise UserError(
+        f"{name}: is neither an image nor a list of images: no line of it names a file; a list "
+        "holds one path a line, as seen from the current folder"
+    )
+
+
+def _may_be_image(path: str) -> bool:
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        return True
+    return split_member(path) is not None or os.path.isfile(path)
 
 
 def _looks_like_image(name: str) -> bool:

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from dataset.video import START, begins_as_video
+from sdd_fiqa.images import format_of
+
 BAD_NAMES = "names with a TAB, a line break or no UTF-8 (rename them)"
+VIDEO = "is a video: add --frames-per-second 2"
+UNKNOWN_PICTURE = "is a picture of a kind that is not read: save it as JPEG or PNG"
+NO_SUFFIX = "is an image, but its name does not say so: name the file itself, or rename it"
+_KINDS = {  # in the plural, for a count
+    VIDEO: "videos (eval.py scores them with --frames-per-second 2)",
+    UNKNOWN_PICTURE: "pictures of a kind that is not read (save them as JPEG or PNG)",
+    NO_SUFFIX: "images whose names do not say so (rename them)",
+}
 _SHOWN = 5  # names given of each problem
+
+# How files begin that no decoder here reads. Photoshop, JPEG XL, OpenEXR, Fujifilm's raw; Canon's
+# raw shares a container with MP4 videos.
+_PICTURE_START = re.compile(
+    rb"8BPS|\xff\x0a|\0\0\0\x0cJXL |v/1\x01|FUJIFILMCCD|\0.{3}ftypcrx ", re.DOTALL
+)
+_PICTURE_SUFFIX = re.compile(
+    r"\.(?:jxl|psd|exr|hdr|dng|cr2|cr3|nef|arw|orf|rw2|raf|pef|srw|jpx|j2k)"
+)
 
 
 @dataclass
@@ -18,16 +39,41 @@ class Skipped:
         expected: {".txt files": 3, "hidden files": 1, ...}; nothing is wrong with these.
         problems: {"folders that cannot be read": 2, ...}; the user should look at these.
         examples: the first paths of each problem.
+        unread: {path: why it is not read} of pictures and videos that the search yields all the
+            same, so that each has a row; None: it does not yield them, and they are problems.
+        videos: whether videos are wanted: the search yields them as it yields images.
     """
 
     expected: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    unread: dict[str, str] | None = None
+    videos: bool = False
 
-    def other_file(self, name: str) -> None:
-        """Counts one file that is not an image, by its suffix."""
-        suffix = os.path.splitext(name)[1].lower()
+    def other_file(self, path: str) -> bool:
+        """Notes one file that is not taken as an image; returns whether to yield it all the same.
+
+        Pictures and videos are told by their first bytes, or else by their suffix.
+        """
+        reason = why_unread(path)
+        if reason is not None:
+            return self.picture_or_video(path, reason)
+        suffix = os.path.splitext(path)[1].lower()
         self.expected[f"{suffix} files" if suffix else "files without a suffix"] += 1
+        return False
+
+    def picture_or_video(self, path: str, reason: str) -> bool:
+        """As `other_file`, where the reason is known."""
+        if not fits_a_line(path):
+            self.problem(BAD_NAMES, path)
+            return False
+        if reason == VIDEO and self.videos:
+            return True
+        if self.unread is None:
+            self.problem(_KINDS[reason], path)
+            return False
+        self.unread[path] = reason
+        return True
 
     def problem(self, kind: str, path: str) -> None:
         """Counts one path that should have been taken."""
@@ -44,6 +90,30 @@ class Skipped:
             shown = ", ".join(map(ascii, self.examples[kind]))
             lines.append(f"left out: {count} {kind}: {shown}{more}")
         return lines
+
+
+def why_unread(path: str) -> str | None:
+    """Why a picture or a video is left out by a search; None: the file is neither."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, "rb") as file:
+            start = file.read(START)
+    except OSError:
+        start = b""
+    return why_left_out(start, path)
+
+
+def why_left_out(start: bytes, name: str) -> str | None:
+    """As `why_unread`, from the first START bytes and the name."""
+    raw = _PICTURE_SUFFIX.fullmatch(os.path.splitext(name)[1].lower())
+    if format_of(start) is not None:  # a camera's raw file begins as a TIFF does
+        return UNKNOWN_PICTURE if raw else NO_SUFFIX
+    if _PICTURE_START.match(start):
+        return UNKNOWN_PICTURE
+    if begins_as_video(start, name):
+        return VIDEO
+    return UNKNOWN_PICTURE if raw else None
 
 
 def fits_a_line(path: str) -> bool:

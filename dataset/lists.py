@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import IO
 
@@ -328,8 +329,8 @@ def repeated_rows(table: ImageList) -> tuple[npt.NDArray[np.intp], npt.NDArray[n
 def join(left: ImageList, right: ImageList) -> npt.NDArray[np.int64]:
     """For every record of `left`, the row of `right` with the same path, or -1.
 
-    Where no path at all matches, the last two parts of the paths are compared instead, if those
-    are unique in both tables.
+    `./a` is taken as `a`. Where no path at all matches, the last two parts of the paths are
+    compared instead, if those are unique in both tables.
 
     Raises:
         UserError: `right` holds a path twice.
@@ -368,7 +369,8 @@ def _join_keys(
 
 def _keys(raw_paths: Iterable[bytes], count: int) -> npt.NDArray[np.int64]:
     """64-bit hashes of paths; they hold within one process only."""
-    return np.fromiter(map(hash, raw_paths), np.int64, count)
+    plain = map(methodcaller("removeprefix", b"./"), raw_paths)
+    return np.fromiter(map(hash, plain), np.int64, count)
 
 
 def _last_two(raw: bytes) -> bytes:

@@ -30,7 +30,7 @@ STALL_SECONDS = 300.0  # well above a chunk of reads that are all tried to the l
 _STALL_SLICES = 10
 
 _Result = TypeVar("_Result")
-Contents = Callable[[Sequence[str]], Iterable[Content | None]]
+Contents = Callable[[Sequence[str]], Iterable[Content | UnreadableImage | None]]
 
 
 @dataclass
@@ -76,7 +76,8 @@ def batches(
         rows: which records.
         batch_size: images a batch; the last one may be smaller.
         num_workers: decoding threads; None takes `default_workers()`.
-        contents: from some paths to the bytes of each image; None: its path is read on its own.
+        contents: from some paths to the bytes of each image, or why there are none; None: its path
+            is read on its own.
 
     Raises:
         Stalled: a read has not come back for STALL_SECONDS.
@@ -178,6 +179,8 @@ def _read_chunk(batch: Batch, paths: list[str], start: int, contents: Contents) 
     chunk = paths[start : start + _CHUNK]
     for position, path, content in zip(count(start), chunk, contents(chunk), strict=False):
         try:
+            if isinstance(content, UnreadableImage):
+                raise content
             image = read_image(path) if content is None else decode_image(content)
             batch.sizes[position] = image.shape[:2]
             batch.faces[position] = resize_face(image)

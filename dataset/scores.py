@@ -14,6 +14,7 @@ from sdd_fiqa.calibration import ScoreInterpretation
 
 OK = "ok"
 NOT_SCORED = "not scored: interrupted"
+_FORMULA = ("=", "+", "-", "@")
 
 
 class NumberColumn(Sequence[str]):
@@ -80,6 +81,8 @@ def write_scores(
 ) -> None:
     """Writes the header line and a row an image, in the order of `paths`.
 
+    A path that a spreadsheet would take for a formula gets `./` before it.
+
     Args:
         file: open for text.
         paths: N paths.
@@ -92,4 +95,5 @@ def write_scores(
         value = scores.values[row]
         text = "" if np.isnan(value) else f"{value:.4f}"
         more = [values[row] for _, values in columns]
-        writer.writerow([path, text, scores.status(row), *more])
+        name = f"./{path}" if path.startswith(_FORMULA) else path
+        writer.writerow([name, text, scores.status(row), *more])

@@ -19,6 +19,7 @@ from sdd_fiqa.images import Image, cv2
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # damage is reported here, once a video
 
+START = 256  # bytes that tell the kind of a file
 VIDEO_SUFFIXES = frozenset(
     {
         *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".3gp", ".mpg", ".mpeg", ".wmv"),
@@ -32,7 +33,7 @@ _ROUNDING = 1e-4  # seconds
 # How the files begin: MP4 and MOV (not HEIC and AVIF, which begin alike), AVI, Matroska and WebM,
 # FLV, MPEG program stream, WMV, Ogg, MPEG transport stream of 188 or 192 bytes a packet.
 _SIGNATURES = re.compile(
-    rb".{4}(?:ftyp(?!hei|hev|mif1|msf1|avi[fs])|moov|mdat|wide|free|skip)|RIFF.{4}AVI "
+    rb".{4}(?:ftyp(?!M4[AB]|hei|hev|mif1|msf1|avi[fs])|moov|mdat|wide|free|skip)|RIFF.{4}AVI "
     rb"|\x1a\x45\xdf\xa3|FLV\x01|\x00\x00\x01[\xba\xb3]|\x30\x26\xb2\x75\x8e\x66\xcf\x11|OggS"
     rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",
     re.DOTALL,
@@ -43,13 +44,18 @@ def is_video(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a video: by its first bytes; by its suffix if it is damaged from there."""
     try:
         with open(path, "rb") as file:
-            start = file.read(256)
+            start = file.read(START)
     except OSError:
         return False
-    if _SIGNATURES.match(start) is not None:
-        return True
-    text = bool(start) and b"\0" not in start  # TypeScript has the suffix of a transport stream
-    return not text and os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+    return begins_as_video(start, os.fspath(path))
+
+
+def begins_as_video(start: bytes, name: str) -> bool:
+    """As `is_video`, from the first START bytes and the name."""
+    suffix = os.path.splitext(name)[1].lower()
+    if start and start.isascii() and b"\0" not in start:  # text: a list, or TypeScript
+        return suffix in VIDEO_SUFFIXES and suffix != ".ts"
+    return _SIGNATURES.match(start) is not None or suffix in VIDEO_SUFFIXES
 
 
 def frames(path: str, per_second: float) -> Iterator[tuple[float, Image]]:

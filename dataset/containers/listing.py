@@ -12,7 +12,7 @@ from common.cli import is_count
 from dataset.containers import FORMATS, format_of, is_container, open_container, split_member
 from dataset.containers.base import Container
 from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
-from dataset.lists import read_table, refuse_repeats
+from dataset.path_lists import read_paths
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
 
@@ -143,9 +143,7 @@ def _named(container: str) -> Iterator[None]:
 
 
 def _listed(container: Container, image_list: Path, skipped: Skipped) -> Iterator[tuple[str, str]]:
-    listed = read_table(image_list)
-    refuse_repeats(listed)
-    for line in listed.paths():
+    for line in read_paths(image_list).paths():
         parts = split_member(line)
         if parts is None or parts[0] != container.path:
             skipped.problem("lines that do not name a record of the file", line)

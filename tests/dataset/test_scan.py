@@ -11,6 +11,7 @@ from common.cli import EXIT_DONE, EXIT_SKIPPED
 from dataset.find import find_images, walk_images
 from dataset.left_out import Skipped
 from dataset.lists import LABEL, LABELPATH, read_labelpath, read_table
+from dataset.path_lists import listed_paths, read_paths
 from generate_pseudo_labels.gen_datalist import main as gen_datalist
 from sdd_fiqa.errors import UserError
 
@@ -95,7 +96,9 @@ def test_what_is_no_image_is_counted_by_kind(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = touch(here / "r", "a/1.JPG", "a/2.jpeg", "a/.hidden.jpg", "a/.thumbs/1.jpg", "top.jpg")
-    touch(root, "a/notes.txt", "a/more.TXT", "b/README", "b/x.npy")
+    for name in ("a/notes.txt", "a/more.TXT", "b/README", "b/x.npy"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no image")
     assert gen_datalist("r") == EXIT_DONE
     out = capsys.readouterr().out
     for line in [
@@ -196,6 +199,8 @@ def test_roots_without_a_list_overwrite_nothing(
 ) -> None:
     (here / "r").mkdir()
     touch(here / "r", *names)
+    for text in here.glob("r/*/*.txt"):
+        text.write_text("no image")
     touch(here / "annotations", LABEL, LABELPATH)
     with pytest.raises(UserError, match=message):
         gen_datalist("r", **options)
@@ -252,7 +257,8 @@ def test_files_folders_patterns_and_lists_are_inputs(here: Path) -> None:
     assert found("r/**/*.jpg") == ["r/a/1.jpg", "r/a/2.jpg", "r/b/[x].jpg"]
     assert found("r/**") == found("r")  # its folders are not walked beside their files
     assert found("r*") == ["r/a/1.jpg", "r/a/2.jpg", "r/b/3.png", "r/b/[x].jpg"]
-    assert not skipped.problems
+    assert list(skipped.problems) == ["images whose names do not say so (rename them)"]
+    skipped.problems.clear()
     touch(root, "b/t\tb.jpg")
     assert found("r/b/*.jpg", "r/b/t\tb.jpg") == ["r/b/[x].jpg"]
     assert sum(skipped.problems.values()) == 2
@@ -270,6 +276,7 @@ def test_files_folders_patterns_and_lists_are_inputs(here: Path) -> None:
         ("texts", "texts: no images found .left out: 1 .txt files."),
         ("texts/*", "texts/[*]: no images found .left out: 1 .txt files."),
         ("empty.txt", "empty.txt: is empty"),
+        ("texts/a.txt", "texts/a.txt: is neither an image nor a list of images"),
         ("binary.dat", "binary.dat:1: is not UTF-8 text"),
         ("zeros.dat", "zeros.dat: is not a readable image or text list"),
     ],
@@ -300,3 +307,62 @@ def _list(folder: Path) -> Path:
     file = folder / os.fsdecode(b"l\xefst")
     file.write_text("a.jpg\n")
     return file
+
+
+VIDEO = b"\0\0\0\x18ftypisom" + bytes(20)
+
+
+def test_pictures_and_videos_that_are_left_out_are_problems(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their first bytes, or else by their suffix; no list holds them."""
+    root = touch(here / "r", "a/1.jpg", "a/2.dat", "a/3")
+    for name, content in [
+        ("a/clip.mp4", b""),
+        ("a/clip", VIDEO),
+        ("a/song.m4a", b"\0\0\0\x18ftypM4A "),
+        ("a/raw.nef", b"II*\0" + bytes(20)),
+        ("a/layers", b"8BPS" + bytes(20)),
+        ("a/notes.txt", b"clip.mp4"),
+    ]:
+        (root / name).write_bytes(content)
+    assert gen_datalist("r") == EXIT_SKIPPED
+    assert [path for path, _ in records(here / "annotations")] == ["r/a/1.jpg"]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "left out: 1 .m4a files",
+        "left out: 1 .txt files",
+        "left out: 2 images whose names do not say so (rename them): 'r/a/2.dat', 'r/a/3'",
+        "left out: 2 pictures of a kind that is not read (save them as JPEG or PNG): "
+        "'r/a/layers', 'r/a/raw.nef'",
+        "left out: 2 videos (eval.py scores them with --frames-per-second 2): "
+        "'r/a/clip', 'r/a/clip.mp4'",
+    ]
+    unread: dict[str, str] = {}
+    found = list(find_images(["r", "r/a/clip.mp4"], Skipped(unread=unread)))
+    assert len(found) == 8 and set(found) == {"r/a/1.jpg", *unread}
+    assert unread["r/a/clip"] == "is a video: add --frames-per-second 2"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a.jpg\r\n\r\n# two of them\r\nb c.jpg\t7\r\n#c.jpg\r\n   \n",
+        b"\xef\xbb\xbfa.jpg\nb c.jpg\n\n#c.jpg",
+        "a.jpg\r\nb c.jpg\r\n#c.jpg\r\n".encode("utf-16"),
+        b"path,score,status\na.jpg,1.0,ok\nb c.jpg#1,2.0,ok\nb c.jpg#2,,no\n#c.jpg,,no\n",
+    ],
+    ids=["windows", "utf-8", "utf-16", "scores.csv"],
+)
+def test_lists_as_people_write_them(here: Path, content: bytes) -> None:
+    touch(here, "b c.jpg", "#c.jpg")
+    (here / "list.txt").write_bytes(content)
+    expected = ["a.jpg", "b c.jpg", "#c.jpg"]
+    assert list(find_images(["list.txt"], Skipped())) == expected
+    assert list(read_paths(here / "list.txt").paths()) == expected
+
+
+def test_a_member_in_a_scores_csv_keeps_its_key(here: Path) -> None:
+    (here / "a.rec").touch()
+    text = "path,score,status\na.rec#1,1.0,ok\na.rec#2#1,2.0,ok\na.rec#2#2,2.0,ok\n"
+    (here / "list.csv").write_text(text)
+    assert list(listed_paths("list.csv")) == ["a.rec#1", "a.rec#2"]

@@ -163,6 +163,11 @@ def test_lower_is_better_turns_the_scores(tmp_path: Path, table: ImageList) -> N
     assert found.form.endswith("; lower is better")
 
 
+def test_a_path_from_the_current_folder_is_the_same(tmp_path: Path, table: ImageList) -> None:
+    found = read_scores(written(tmp_path, f"path,score\n./{PATHS[0]},1.5\n"), table)
+    np.testing.assert_array_equal(found.values, [1.5, np.nan, np.nan])
+
+
 def test_of_all_faces_a_photo_with_one_face_is_that_face(tmp_path: Path, table: ImageList) -> None:
     rows = [(f"{PATHS[0]}#1", 7), (f"{PATHS[1]}#1", 8), (f"{PATHS[1]}#2", 9), (PATHS[2], "")]
     lines = [f'"{path}",{score},ok,1.0' for path, score in rows]

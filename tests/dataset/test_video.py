@@ -158,7 +158,7 @@ def test_videos_are_known_by_their_first_bytes(clip: Path, tmp_path: Path) -> No
     videos = {"bare", "broken.mp4", "empty.mov"}
     assert {path.name for path in tmp_path.iterdir() if is_video(path)} == videos
     assert not is_video(tmp_path)
-    assert list(find_images([str(bare)], Skipped(), videos=True)) == [str(bare)]
+    assert list(find_images([str(bare)], Skipped(videos=True))) == [str(bare)]
 
 
 def test_without_the_flag_videos_are_left_out_and_named(clip: Path, tmp_path: Path) -> None:
@@ -171,14 +171,14 @@ def test_without_the_flag_videos_are_left_out_and_named(clip: Path, tmp_path: Pa
         }
     with pytest.raises(UserError, match=r"no images found .*--frames-per-second 2"):
         list(find_images([str(clip)], Skipped()))
-    found = list(find_images([str(tmp_path)], Skipped(), videos=True))
+    found = list(find_images([str(tmp_path)], Skipped(videos=True)))
     assert found == [str(tmp_path / "a.png"), str(clip)]
 
 
 @pytest.mark.parametrize("name", ["rtsp://camera/1", "http://host/a.mp4"])
 def test_a_stream_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="is a stream or an address; save it as a file first"):
-        list(find_images([name], Skipped(), videos=True))
+        list(find_images([name], Skipped(videos=True)))
 
 
 # --- Faces ----------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Vide
     monkeypatch.chdir(tmp_path)
 
     def made(all_faces: bool, batch_size: int = 3) -> VideoFaces:
-        found = find_images(["a.png", "b.avi", "c.png", "d.mp4"], Skipped(), videos=True)
+        found = find_images(["a.png", "b.avi", "c.png", "d.mp4"], Skipped(videos=True))
         table = table_of(found, tmp_path / "list.txt")
         return VideoFaces(table, all_faces, batch_size, 2, frames_per_second=2)
 

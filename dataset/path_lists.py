@@ -1,0 +1,127 @@
+"""The lists that people write: one path a line, or the scores.csv of an earlier run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dataset.containers import is_container, split_member
+from dataset.left_out import fits_a_line
+from dataset.lists import ImageList, read_table, refuse_repeats
+from sdd_fiqa.errors import UserError
+
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_FACE = re.compile(r"(.*?)(?:#t=[0-9.]+)?(?:#[0-9]+)?", re.DOTALL)
+
+
+def listed_paths(file: str | os.PathLike[str]) -> Iterator[str]:
+    """The paths that a list names, in its order.
+
+    A list is text, UTF-8 or UTF-16 with its mark, of one path a line. What follows a TAB is
+    ignored, and so are blank lines and lines that begin with `#`, unless a file has that name. A
+    scores.csv names the photos of its rows, each once.
+
+    Raises:
+        UserError: missing, unreadable, not text, or without a path; with the number of the line.
+    """
+    name = os.fspath(file)
+    try:
+        with open(name, "rb") as source:
+            lines = _text(name, source)
+            first = next(lines, "")
+            lines = chain([first], lines)
+            found = False
+            for path in _photos(name, lines) if _is_scores(first) else _plain(name, lines):
+                found = True
+                yield path
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: does not exist; check its name") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
+    if not found:
+        raise UserError(f"{name}: is empty; a list holds one path a line")
+
+
+def read_paths(file: Path) -> ImageList:
+    """The paths that a list names, each once.
+
+    Raises:
+        UserError: as `listed_paths`; or a path is listed twice.
+    """
+    with TemporaryDirectory() as folder:
+        plain = Path(folder) / "paths.txt"
+        with open(plain, "w", encoding="utf-8", newline="\n") as lines:
+            lines.writelines(f"{path}\n" for path in listed_paths(file))
+        listed = replace(read_table(plain), file=file)
+    refuse_repeats(listed)
+    return listed
+
+
+def _text(name: str, source: io.BufferedReader) -> Iterator[str]:
+    """The lines with their ends."""
+    number = 0
+    try:
+        if source.peek(2)[:2] in _UTF16_MARKS:
+            yield from io.TextIOWrapper(source, "utf-16", newline="")
+            return
+        for number, raw in enumerate(source):
+            line = raw.decode("utf-8-sig" if number == 0 else "utf-8")
+            if "\0" in line:
+                raise UserError(
+                    f"{name}: is not a readable image or text list (line {number + 1} holds a "
+                    "zero byte)"
+                )
+            yield line
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}:{number + 1}: is not UTF-8 text; a list is text, one path a line"
+        ) from error
+
+
+def _is_scores(first: str) -> bool:
+    header = next(csv.reader([first]), []) if first.startswith("path,") else []
+    return "path" in header and "score" in header
+
+
+def _plain(name: str, lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        path = line.rstrip("\r\n").partition("\t")[0]
+        if not line.strip() or (line.startswith("#") and not os.path.isfile(path)):
+            continue
+        if not path:
+            raise UserError(f"{name}:{number}: has no path; a list holds one path a line")
+        yield path
+
+
+def _photos(name: str, lines: Iterable[str]) -> Iterator[str]:
+    """Of the rows of a scores.csv; those of one photo come one after the other."""
+    records = csv.reader(lines, strict=True)
+    column = next(records).index("path")
+    before = None
+    try:
+        for record in filter(None, records):
+            path = record[column] if column < len(record) else ""
+            if not path or not fits_a_line(path):
+                raise UserError(f"{name}:{records.line_num}: has no path that fits a line")
+            photo = _without_face(path)
+            if photo != before:
+                yield photo
+            before = photo
+    except csv.Error as error:
+        raise UserError(f"{name}:{records.line_num}: is not CSV ({error})") from error
+
+
+def _without_face(path: str) -> str:
+    """`a.jpg#2` -> `a.jpg`, unless a file has that name or it is the member of a container."""
+    match = _FACE.fullmatch(path)
+    photo = match[1] if match else path
+    if photo == path or os.path.isfile(path) or is_container(photo):
+        return path
+    return photo if os.path.isfile(photo) or split_member(photo) else path
