@@ -10,7 +10,6 @@ writes scores.csv: path, score, status, in the order of the input.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,17 +17,26 @@ from typing import Annotated, Literal
 
 import tyro
 
-from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE, fail, note, run_script
-from dataset.faces import ListedFaces, PhotoFaces
-from dataset.find import find_images, table_of
+from common.cli import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_SKIPPED,
+    EXIT_USAGE,
+    check_at_least,
+    fail,
+    run_script,
+)
+from dataset.faces import PhotoFaces
+from dataset.find import find_images, names_one_image, table_of
 from dataset.left_out import Skipped
+from dataset.scores import calibrated_columns
 from evaluation.outputs import check_targets, write_csv, write_page
 from evaluation.scoring import open_faces, score, score_turned
-from evaluation.summary import summarise
+from evaluation.summary import note_unaligned, summarise
 from models import load_quality_model
 from models.backbones import Backbone
 from models.pretrained import DEFAULT_MODEL
-from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
+from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.errors import UserError
 
 
@@ -37,7 +45,7 @@ def main(
     /,
     model: str = DEFAULT_MODEL,
     backbone: Backbone | None = None,
-    out: str = "scores.csv",
+    out: str | None = None,
     report: Path | None = None,
     align: bool = False,
     all_faces: bool = False,
@@ -59,8 +67,9 @@ def main(
         model: the quality network: a shipped one by name; a checkpoint of train.py or in the
             published format; or an .onnx file of export_onnx.py.
         backbone: its architecture; found from the file when not given.
-        out: the CSV file to write; - for stdout. Ctrl-C leaves a file that stands there, and writes
-            what is scored so far beside it, as <out>.partial.
+        out: the CSV file to write; - for stdout; by default scores.csv, but none for one image
+            named by itself, whose score is printed. Ctrl-C leaves a file that stands there, and
+            writes what is scored so far beside it, as <out>.partial.
         report: also write a page of the faces in order of their scores (an HTML file).
         align: find the largest face in each photo and align it before scoring; adds columns: how
             many faces were seen, the box, and the detector's score.
@@ -80,37 +89,36 @@ def main(
     """
     if not path:
         return fail("name at least one image, folder, pattern or list file", EXIT_USAGE)
-    counts = [("batch-size", batch_size, 1), ("num-workers", num_workers, 1)]
-    for name, value, least in [*counts, ("top", top, 0), ("bottom", bottom, 0)]:
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be {least} or more")
+    check_at_least(1, {"--batch-size": batch_size, "--num-workers": num_workers})
+    check_at_least(0, {"--top": top, "--bottom": bottom})
     if frames_per_second is not None and not 0 < frames_per_second <= 100:
         raise UserError(f"--frames-per-second {frames_per_second}: must be above 0, at most 100")
+    videos = frames_per_second is not None
+    alone = names_one_image(path, videos)
+    out = out or (None if alone else "scores.csv")
     check_targets({"--out": None if out == "-" else out, "--report": report}, [*path, model])
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
-        skipped = Skipped(videos=frames_per_second is not None)
+        unread: dict[str, str] = {}
+        skipped = Skipped(unread=unread, videos=videos)
         table = table_of(find_images(path, skipped), Path(folder) / "images.txt")
         network = load_quality_model(model, backbone, device, precision)
         meaning = ScoreInterpretation.of(network.calibration, network.name, percentile, accept)
         size = batch_size or network.batch_size
-        faces = open_faces(table, size, num_workers, align, all_faces, frames_per_second)
+        faces = open_faces(table, unread, size, num_workers, align, all_faces, frames_per_second)
         scores, interrupted = score(faces, len(table), network)
         if isinstance(faces, PhotoFaces) and not interrupted:
             scores, interrupted = score_turned(faces, scores, network, meaning)
-        if interrupted and os.path.isfile(out):  # maybe of a run that was not
-            note(f"{out}: stands as it was; {out}.partial has what is scored so far")
-            out += ".partial"
-        write_csv(out, faces, scores, meaning)
-        results = sys.stderr if out == "-" else sys.stdout
+        columns = [*calibrated_columns(meaning, scores.values), *faces.columns()]
+        if out is not None:
+            write_csv(out, interrupted, faces, scores, columns)
+        to = sys.stderr if out == "-" else sys.stdout
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
         images = faces.searched() if cut_short else len(table)
-        summarise(faces.paths_at, scores, images, skipped, meaning, top, bottom, to=results)
-        plain = isinstance(faces, ListedFaces) and not faces.like_photos
-        if plain and seem_unaligned(scores.values, meaning.calibration):
-            note(
-                "most score below 99 % of the calibration faces, as faces that are not aligned do: "
-                "add --align unless they are"
-            )
+        each = alone and not (top or bottom)
+        summarise(
+            faces.paths_at, scores, images, skipped, meaning, top, bottom, each, all_faces, to
+        )
+        note_unaligned(faces, scores, meaning)
         if report is not None:
             write_page(report, faces, images, scores, network, meaning)
     if interrupted:

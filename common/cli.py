@@ -14,8 +14,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import TextIO
 
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import Stalled, UserError
@@ -26,6 +27,8 @@ EXIT_USAGE = 2
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # only writing fails with these
+# C0 and C1 without TAB and line break; what changes the direction of writing, or breaks lines.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def run_script(main: Callable[..., int]) -> None:
@@ -92,6 +95,13 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed {seed}: must be 0 or more" + (", below 2^63" if seed > 0 else ""))
 
 
+def check_at_least(least: int, flags: Mapping[str, int | None]) -> None:
+    """Raises UserError on a flag with a smaller number; None is no number."""
+    for flag, value in flags.items():
+        if value is not None and value < least:
+            raise UserError(f"{flag} {value}: must be {least} or more")
+
+
 def is_count(text: str) -> bool:
     """Whether a text is a whole number, 0 or more, that fits into 64 bits."""
     return text.isascii() and text.isdigit() and len(text) <= 18
@@ -105,7 +115,7 @@ def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
         for bar in list(getattr(tqdm, "_instances", ())):  # an exception left them open
             bar.close()
     line = " ".join(part.strip() for part in message.splitlines())
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {printable(line)}", file=sys.stderr)
     return code
 
 
@@ -113,7 +123,17 @@ def note(message: str) -> None:
     """Prints one line on stderr, above the progress bar if there is one."""
     from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)
+    tqdm.write(printable(message), file=sys.stderr)
+
+
+def printable(text: str, to: TextIO | None = None) -> str:
+    """Escapes the control characters of a text, so that a file name cannot steer a terminal.
+
+    TAB and line break stay. A file or a pipe, given as `to`, gets the text as it is.
+    """
+    if text.isprintable() or (to is not None and not to.isatty()):
+        return text
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class _Notes(logging.Handler):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset.containers import is_container, split_member
 from dataset.containers.listing import container_images
-from dataset.left_out import BAD_NAMES, Skipped, fits_a_line, why_unread
+from dataset.left_out import BAD_NAMES, VIDEO, Skipped, fits_a_line, why_unread
 from dataset.lists import ImageList, read_table
 from dataset.path_lists import listed_paths
 from sdd_fiqa.errors import UserError
@@ -157,14 +157,19 @@ def _why_not(name: str) -> str:
     return "is a pipe, a socket or a device; name a file or a folder"
 
 
-def names_one_image(inputs: Sequence[str]) -> bool:
-    """Whether all that is named is one image: a file, or the member of a container."""
+def names_one_image(inputs: Sequence[str], videos: bool) -> bool:
+    """Whether all that is named is one image: a file, or the member of a container.
+
+    A video that cannot be read is as an image; it holds many where `videos` are wanted.
+    """
     if len(inputs) != 1:
         return False
     name = inputs[0]
     if not os.path.isfile(name):
         return not glob.has_magic(name) and split_member(name) is not None
-    return not is_container(name) and (_looks_like_image(name) or why_unread(name) is not None)
+    if is_container(name) or _looks_like_image(name):
+        return not is_container(name)
+    return why_unread(name) not in ((None, VIDEO) if videos else (None,))
 
 
 def _of_file(name: str, skipped: Skipped) -> Iterator[str]:

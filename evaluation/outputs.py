@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cli import note
+from common.cli import note, printable
 from dataset.containers import split_member
 from dataset.faces import Faces
-from dataset.scores import Scores, calibrated_columns, write_scores
+from dataset.scores import Scores, write_scores
 from models import QualityModel
 from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.errors import UnreadableImage, UserError
@@ -46,12 +46,21 @@ def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str])
             taken[place] = "is written by --out"
 
 
-def write_csv(out: str, faces: Faces, scores: Scores, meaning: ScoreInterpretation) -> None:
-    """Writes the CSV file, or stdout where `out` is -."""
-    columns = [*calibrated_columns(meaning, scores.values), *faces.columns()]
+def write_csv(
+    out: str,
+    interrupted: bool,
+    faces: Faces,
+    scores: Scores,
+    columns: Sequence[tuple[str, Sequence[str]]],
+) -> None:
+    """Writes the CSV file, or stdout where `out` is -.
+
+    The scores of an interrupted run do not replace a file: it may be of a run that was not.
+    """
     if out == "-":
         try:
-            write_scores(sys.stdout, faces.paths(), scores, columns)
+            paths = (printable(path, sys.stdout) for path in faces.paths())
+            write_scores(sys.stdout, paths, scores, columns)
             sys.stdout.flush()
         except BrokenPipeError:
             raise  # the reader has seen enough
@@ -59,6 +68,9 @@ def write_csv(out: str, faces: Faces, scores: Scores, meaning: ScoreInterpretati
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
             raise UserError(f"--out -: cannot be written ({error.strerror or error})") from error
         return
+    if interrupted and os.path.isfile(out):
+        note(f"{out}: is unchanged; {out}.partial has what is scored so far")
+        out += ".partial"
     with replacing(out) as file:
         write_scores(file, faces.paths(), scores, columns)
 

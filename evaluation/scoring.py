@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -23,20 +23,28 @@ Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
 
 def open_faces(
     table: ImageList,
+    unread: Mapping[str, str],
     batch_size: int,
     num_workers: int | None,
     align: bool,
     all_faces: bool,
     frames_per_second: float | None = None,
 ) -> Faces:
-    """The listed images as faces: as they are, or found and aligned, in videos too."""
+    """The listed images as faces: as they are, or found and aligned, in videos too.
+
+    Those in `unread` get their reason.
+    """
+    faces: Faces
     if frames_per_second is not None:
-        return VideoFaces(
+        faces = VideoFaces(
             table, all_faces, batch_size, num_workers, frames_per_second=frames_per_second
         )
-    if not (align or all_faces):
-        return ListedFaces(table, batch_size, num_workers)
-    return PhotoFaces(table, all_faces, batch_size, num_workers)
+    elif align or all_faces:
+        faces = PhotoFaces(table, all_faces, batch_size, num_workers)
+    else:
+        faces = ListedFaces(table, batch_size, num_workers)
+    faces.unread = unread
+    return faces
 
 
 def score(

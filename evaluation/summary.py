@@ -7,11 +7,13 @@ from typing import TextIO
 
 import numpy as np
 
-from common.cli import note
+from common.cli import note, printable
+from dataset.faces import Faces, ListedFaces
 from dataset.left_out import Skipped
 from dataset.scores import Scores, calibrated_columns
-from sdd_fiqa.calibration import ScoreInterpretation
+from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 
+_FEW = 20  # scores from which statistics say more than the numbers
 _NAMED = 5  # images without a score that are named; scores.csv names all
 
 
@@ -23,6 +25,8 @@ def summarise(
     meaning: ScoreInterpretation,
     top: int,
     bottom: int,
+    alone: bool,
+    all_faces: bool,
     to: TextIO,
 ) -> None:
     """Prints one line for one image; for more, counts, quantiles, extremes and what went wrong.
@@ -35,13 +39,19 @@ def summarise(
         meaning: of the scores.
         top: how many of the best to print.
         bottom: how many of the worst.
+        alone: one image was named by itself: a line a face and no statistics.
+        all_faces: those lines say which face.
         to: where results go; what went wrong goes to stderr.
     """
     good = np.flatnonzero(np.isfinite(scores.values))
-    if len(scores.values) == 1 and len(good):
-        parts = [f"{scores.values[0]:.2f}"]
-        parts += [f"{name} {text[0]}" for name, text in calibrated_columns(meaning, scores.values)]
-        print("\t".join(parts), file=to)
+    if alone or (len(scores.values) == 1 and len(good)):
+        columns = calibrated_columns(meaning, scores.values)
+        for row, path in zip(good.tolist(), paths_at(good), strict=True):
+            parts = [
+                f"{scores.values[row]:.2f}",
+                *(f"{name} {text[row]}" for name, text in columns),
+            ]
+            print("\t".join([*parts, printable(path, to)] if all_faces else parts), file=to)
         if (sentence := meaning.sentence(scores.values)) is not None:
             note(sentence)
     else:
@@ -53,6 +63,16 @@ def summarise(
         note(f"not scored: {len(failed)} images in all; the status column says why")
     for text in skipped.lines():
         note(text)
+
+
+def note_unaligned(faces: Faces, scores: Scores, meaning: ScoreInterpretation) -> None:
+    """Notes where faces that were taken as aligned score as if they were not."""
+    plain = isinstance(faces, ListedFaces) and not faces.like_photos  # noted already
+    if plain and seem_unaligned(scores.values, meaning.calibration):
+        note(
+            "most score below 99 % of the calibration faces, as faces that are not aligned do: "
+            "add --align unless they are"
+        )
 
 
 def _summarise_many(
@@ -69,8 +89,12 @@ def _summarise_many(
     if images != len(scores.values):
         line = f"scored {len(good)} faces in {images} images"
     if len(good):
-        low, middle, high = np.percentile(scores.values[good], [5, 50, 95])
-        line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"
+        values = scores.values[good]
+        if len(good) < _FEW:
+            line += ": " + ", ".join(f"{value:.1f}" for value in np.sort(values)[::-1])
+        else:
+            low, middle, high = np.percentile(values, [5, 50, 95])
+            line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"
     print(line, file=to)
     sentence = meaning.sentence(scores.values)
     if sentence:
@@ -78,4 +102,4 @@ def _summarise_many(
     order = good[np.argsort(scores.values[good], kind="stable")]
     for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
         for row, path in zip(rows, paths_at(rows), strict=True):
-            print(f"{word}\t{scores.values[row]:.2f}\t{path}", file=to)
+            print(f"{word}\t{scores.values[row]:.2f}\t{printable(path, to)}", file=to)

@@ -267,8 +267,8 @@ def test_frames_of_a_video_are_rows(album: Any, model: Any, capsys: Any) -> None
     assert capsys.readouterr().out.endswith("p/clip.mp4#t=1.500\n")
     assert (album / "page.html").read_text().count("data:image/jpeg;base64,") == 5
     assert scoring.main(("p",), model=str(model), align=True) == 3
-    assert "left out: 1 videos (eval.py scores them with" in capsys.readouterr().err
-    assert not any("clip" in row["path"] for row in rows_of("scores.csv"))
+    assert "not scored: p/clip.mp4: is a video: add --frames-per-second" in capsys.readouterr().err
+    assert ("p/clip.mp4", "") in [(row["path"], row["score"]) for row in rows_of("scores.csv")]
 
 
 @pytest.mark.parametrize("rate", [0, -1, 100.5, float("nan")])

@@ -117,14 +117,45 @@ def test_bf16_scores_are_near_and_not_in_steps(here: Path, score: Any) -> None:
 def test_one_image_is_one_number(
     here: Path, score: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert score("faces/id0/0.jpg") == EXIT_DONE
+    (here / "scores.csv").write_text("path,score,status\n")  # of a thousand images
+    assert score("faces/id0/0.jpg", report=Path("page.html")) == EXIT_DONE
     number = capsys.readouterr().out
-    rows = read(here / "scores.csv")
-    assert number == f"{values(rows)[0]:.2f}\n"
+    assert (here / "scores.csv").read_text() == "path,score,status\n"
+    assert (here / "page.html").exists()
+    assert score("faces/id0/0.jpg", out="one.csv") == EXIT_DONE
+    rows = read(here / "one.csv")
+    assert number == capsys.readouterr().out == f"{values(rows)[0]:.2f}\n"
     assert score("faces/id0/0.jpg", out="-") == EXIT_DONE
     out, err = capsys.readouterr()
     assert read(out) == rows
     assert number in err
+    for name, content in (("cut.jpg", b"\xff\xd8\xff"), ("clip.mp4", b"")):
+        (here / name).write_bytes(content)
+        assert score(name) == EXIT_SKIPPED
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith(f"not scored: {name}: ")
+    assert len(list(here.glob("*.csv"))) == 2
+
+
+def test_left_out_videos_have_a_row_and_a_reason(
+    here: Path, score: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "in").mkdir()
+    for name in ("a.jpg", "=2.jpg", "\x1b[2J.jpg"):
+        shutil.copy(here / "faces/id0/0.jpg", here / "in" / name)
+    (here / "in/clip.mp4").touch()
+    os.chdir(here / "in")
+    assert score("=2.jpg", "../in", report=Path("page.html")) == EXIT_SKIPPED
+    rows = read(here / "in/scores.csv")
+    assert [row["path"] for row in rows] == [
+        *("./=2.jpg", "../in/\x1b[2J.jpg", "../in/=2.jpg", "../in/a.jpg", "../in/clip.mp4"),
+    ]
+    assert [row["status"] for row in rows[3:]] == ["ok", "is a video: add --frames-per-second 2"]
+    assert "is a video" in Path("page.html").read_text()
+    out, err = capsys.readouterr()
+    number = values(rows[:1])[0]
+    assert out == f"scored 4 of 5 images: {', '.join([f'{number:.1f}'] * 4)}\n"
+    assert "not scored: ../in/clip.mp4: is a video" in err
 
 
 @pytest.fixture
@@ -142,7 +173,7 @@ def awkward(here: Path) -> dict[str, str]:
     bad = {
         "text.jpg": "is not an image",
         "zero.png": "is empty (0 bytes)",
-        "cut.jpg": "is not an image",
+        "cut.jpg": "is damaged",
     }
     source = (here / "faces/id0/1.png").read_bytes()
     jpeg = (here / "faces/id0/0.jpg").read_bytes()
@@ -167,7 +198,7 @@ def test_every_image_keeps_its_place_and_its_name(
     numbers = {row["score"] for row in rows if row["status"] == "ok"}
     assert len(numbers) == 1  # the same picture under every name
     out, err = capsys.readouterr()
-    assert out.startswith("scored 8 of 11 images: median")
+    assert out.startswith("scored 8 of 11 images: ") and "median" not in out
     for path, status in awkward.items():
         assert (f"not scored: {path}: {status}" in err) == (status != "ok")
     assert not (here / "ran").exists()
@@ -180,7 +211,7 @@ def test_many_unreadable_images_are_named_in_part(
     (here / "list.txt").write_text("".join(f"gone/{n}.jpg\n" for n in range(9)))
     assert score("list.txt", "faces/id0") == EXIT_SKIPPED
     out, err = capsys.readouterr()
-    assert out.startswith("scored 4 of 13 images: median")
+    assert out.startswith("scored 4 of 13 images: ")
     assert err.count("not scored: gone/") == 5
     assert "not scored: 9 images in all; the status column says why" in err
     assert score("list.txt") == EXIT_SKIPPED
