@@ -3,6 +3,7 @@
     python eval.py faces/
     python eval.py photos/ --align --report report.html
     python eval.py faces/ --model checkpoints/sdd_fiqa/best.pth
+    python eval.py albums/ --align --top 1 --per folder --copy-to best/
     python eval.py photos/ --all-faces --accept 0.95 --out - | head
 
 writes scores.csv: path, score, status, in the order of the input.
@@ -30,6 +31,7 @@ from dataset.faces import PhotoFaces
 from dataset.find import find_images, names_one_image, table_of
 from dataset.left_out import Skipped
 from dataset.scores import calibrated_columns
+from evaluation.best_shot import best_shots, check_copies, copy_best, key_of, print_best
 from evaluation.outputs import check_targets, write_csv, write_page
 from evaluation.scoring import open_faces, score, score_turned
 from evaluation.summary import note_unaligned, summarise
@@ -54,6 +56,8 @@ def main(
     accept: float | None = None,
     top: int = 0,
     bottom: int = 0,
+    per: str | None = None,
+    copy_to: Path | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -82,6 +86,11 @@ def main(
             and adds a column of 1 (at or above it) and 0.
         top: print the N best.
         bottom: print the N worst.
+        per: print the N best or worst of each group, and add a column with their ranks. Groups are
+            the images of one folder (`folder`), of one part of the path (a number; -2 is the name
+            of the image's folder) or of one track of a video (`track`).
+        copy_to: copy the images that --top prints here, as <group>/<file name>; a face of several,
+            of a video or of a container as PNG.
         batch_size: faces a batch; by default 16 a core on a CPU, 512 on a GPU.
         num_workers: decoding threads; by default one a core.
         precision: auto takes bf16 where the device is fast at it.
@@ -95,12 +104,17 @@ def main(
         raise UserError(f"--frames-per-second {frames_per_second}: must be above 0, at most 100")
     videos = frames_per_second is not None
     alone = names_one_image(path, videos)
+    if copy_to is not None and not top:
+        raise UserError(f"--copy-to {copy_to}: needs --top, the number of the best to copy")
     out = out or (None if alone else "scores.csv")
     check_targets({"--out": None if out == "-" else out, "--report": report}, [*path, model])
     with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
         unread: dict[str, str] = {}
         skipped = Skipped(unread=unread, videos=videos)
         table = table_of(find_images(path, skipped), Path(folder) / "images.txt")
+        key = None if per is None else key_of(per, table, videos)
+        if copy_to is not None:
+            check_copies(copy_to, path, table, key, all_faces)
         network = load_quality_model(model, backbone, device, precision)
         meaning = ScoreInterpretation.of(network.calibration, network.name, percentile, accept)
         size = batch_size or network.batch_size
@@ -108,22 +122,29 @@ def main(
         scores, interrupted = score(faces, len(table), network)
         if isinstance(faces, PhotoFaces) and not interrupted:
             scores, interrupted = score_turned(faces, scores, network, meaning)
-        columns = [*calibrated_columns(meaning, scores.values), *faces.columns()]
+        shots = best_shots(faces, scores.values, key)
+        ranks = [shots.column()] if per else []
+        columns = [*calibrated_columns(meaning, scores.values), *ranks, *faces.columns()]
         if out is not None:
             write_csv(out, interrupted, faces, scores, columns)
         to = sys.stderr if out == "-" else sys.stdout
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
         images = faces.searched() if cut_short else len(table)
+        ends = (0, 0) if per else (top, bottom)
         each = alone and not (top or bottom)
-        summarise(
-            faces.paths_at, scores, images, skipped, meaning, top, bottom, each, all_faces, to
-        )
+        summarise(faces.paths_at, scores, images, skipped, meaning, *ends, each, all_faces, to)
+        if per:
+            threshold = meaning.threshold
+            print_best(shots, scores.values, faces.paths_at, top, bottom, threshold, to)
         note_unaligned(faces, scores, meaning)
+        gone = 0
+        if copy_to is not None and not interrupted:
+            gone = copy_best(copy_to, shots, top, faces, all_faces)
         if report is not None:
             write_page(report, faces, images, scores, network, meaning)
     if interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_SKIPPED if scores.reasons or skipped.problems else EXIT_DONE
+    return EXIT_SKIPPED if scores.reasons or skipped.problems or gone else EXIT_DONE
 
 
 def command() -> None:

@@ -251,10 +251,15 @@ def test_frames_of_a_video_are_rows(album: Any, model: Any, capsys: Any) -> None
     for level in range(0, 160, 10):
         writer.write(np.full((112, 112, 3), level, np.uint8))
     writer.release()
-    more = {"frames_per_second": 2, "report": album / "page.html", "top": 1}
-    assert scoring.main(("p/b.png", "p/clip.mp4"), model=str(model), **more) == 0
+    best = {"per": "track", "copy_to": Path("best")}
+    more = {"frames_per_second": 2, "report": album / "page.html", "top": 1, **best}
+    for _ in range(2):
+        assert scoring.main(("p/b.png", "p/clip.mp4"), model=str(model), **more) == 0
+    copies = [file for file in (album / "best").rglob("*") if file.is_file()]
+    assert copies == [album / "best/p/clip.mp4 track 1/clip.mp4-t=1.500.png"]
     rows = rows_of("scores.csv")
-    assert list(rows[0])[3:8] == ["faces", "turned", "time", "track", "box_x"]
+    assert [row["rank"] for row in rows] == ["", "4", "3", "2", "1"]
+    assert list(rows[0])[4:9] == ["faces", "turned", "time", "track", "box_x"]
     assert [(row["path"], row["time"], row["track"]) for row in rows] == [
         ("p/b.png", "", ""),
         ("p/clip.mp4#t=0.000", "0.000", "1"),
@@ -264,7 +269,8 @@ def test_frames_of_a_video_are_rows(album: Any, model: Any, capsys: Any) -> None
     ]
     scores = [float(row["score"]) for row in rows[1:]]
     np.testing.assert_allclose(scores, np.array([0, 40, 80, 120]) / 2.55, atol=2)
-    assert capsys.readouterr().out.endswith("p/clip.mp4#t=1.500\n")
+    line = f"p/clip.mp4 track 1\t{scores[3]:.2f}\tp/clip.mp4#t=1.500\tof 4\tnext {scores[2]:.2f}\n"
+    assert capsys.readouterr().out.endswith(line)
     assert (album / "page.html").read_text().count("data:image/jpeg;base64,") == 5
     assert scoring.main(("p",), model=str(model), align=True) == 3
     assert "not scored: p/clip.mp4: is a video: add --frames-per-second" in capsys.readouterr().err

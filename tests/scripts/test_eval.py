@@ -158,6 +158,36 @@ def test_left_out_videos_have_a_row_and_a_reason(
     assert "not scored: ../in/clip.mp4: is a video" in err
 
 
+def test_the_best_of_each_folder(
+    here: Path, score: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "album/bob").mkdir(parents=True)
+    shutil.copytree(here / "faces/id0", here / "album/ann")
+    (here / "album/bob/1.jpg").write_text("no image")
+    options: dict[str, Any] = {"per": "-2", "top": 1, "copy_to": Path("best")}
+    with pytest.raises(UserError, match="--copy-to best: needs --top"):
+        score("album", copy_to=Path("best"))
+    assert score("album", **options) == EXIT_SKIPPED
+    rows = read(here / "scores.csv")
+    assert list(rows[0]) == ["path", "score", "status", "rank"]
+    scores = values(rows[:4])
+    order = np.argsort(-scores, kind="stable")
+    assert [row["rank"] for row in rows] == [
+        *(str(np.flatnonzero(order == row)[0] + 1) for row in range(4)),
+        "",
+    ]
+    best, second = rows[order[0]], rows[order[1]]
+    line = f"ann\t{float(best['score']):.2f}\t{best['path']}\tof 4\tnext {scores[order[1]]:.2f}\n"
+    out, err = capsys.readouterr()
+    assert out.endswith(line) and out.count("\n") == 2
+    assert "no face scored in bob\n" in err
+    assert (here / best["path"].replace("album", "best")).exists()
+    (here / second["path"].replace("album", "best")).write_text("mine")
+    with pytest.raises(UserError, match="is there, with other bytes"):
+        score("album", out="none.csv", **options)
+    assert not (here / "none.csv").exists()
+
+
 @pytest.fixture
 def awkward(here: Path) -> dict[str, str]:
     """Faces of awkward names and images that cannot be read: {path: what status begins with}."""

@@ -1,0 +1,285 @@
+"""The best shot of each group: of a person's folder, a part of the path, or a track in a video."""
+
+from __future__ import annotations
+
+import filecmp
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import count
+from pathlib import Path
+from typing import Literal, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from common.cli import note, printable
+from dataset.containers import split_member
+from dataset.faces import Faces
+from dataset.lists import ImageList, identity_in
+from dataset.scores import NumberColumn
+from dataset.video import is_video
+from sdd_fiqa.calibration import DECIMALS, reaches
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import make_parent, replacing
+from sdd_fiqa.images import FACE_SIZE, Image, cv2
+from sdd_fiqa.storage import read_file
+
+Key = Literal["folder", "track"] | int
+_PNG_SIZE = FACE_SIZE.to_bytes(4, "big") * 2  # bytes 16 to 23 of a crop's file
+
+
+@dataclass(frozen=True)
+class BestShots:
+    """N rows in groups, ranked by score.
+
+    Attributes:
+        names: of the G groups, in the order of their first rows.
+        group: (N,) int32, 0..G-1; -1: in none.
+        rank: (N,) int64, 1 for the best of its group; equal scores in the order of the rows; 0
+            without a score or a group.
+        order: the ranked rows, by group and rank.
+    """
+
+    names: list[str]
+    group: npt.NDArray[np.int32]
+    rank: npt.NDArray[np.int64]
+    order: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(
+        cls, names: list[str], group: npt.NDArray[np.int32], values: npt.NDArray[np.float32]
+    ) -> BestShots:
+        """Ranks (N,) scores, NaN where there is none; they compare as scores.csv shows them."""
+        shown = np.round(values.astype(np.float64), DECIMALS)
+        order = np.lexsort((-shown, group))
+        order = order[np.isfinite(shown[order]) & (group[order] >= 0)]
+        sorted_groups = group[order]
+        first = np.searchsorted(sorted_groups, sorted_groups)
+        rank = np.zeros(len(group), np.int64)
+        rank[order] = np.arange(len(order)) - first + 1
+        return cls(names, group, rank, order)
+
+    def column(self) -> tuple[str, Sequence[str]]:
+        """The column `rank` of scores.csv."""
+        return "rank", NumberColumn(np.where(self.rank > 0, self.rank, np.nan), 0)
+
+
+def key_of(per: str, table: ImageList, videos: bool = False) -> Key:
+    """What --per groups by, checked against the paths of a list before they are scored.
+
+    Raises:
+        UserError: an unknown word, a path without that part, or tracks where no videos are wanted.
+    """
+    if per == "folder":
+        return "folder"
+    if per == "track":
+        if not videos:
+            raise UserError("--per track: is for videos; add --frames-per-second 2")
+        return "track"
+    try:
+        key = int(per)
+    except ValueError:
+        raise UserError(
+            f"--per {per}: must be folder, track or the number of a part of the path (-2 is the "
+            "name of the image's folder)"
+        ) from None
+    if key == -1:
+        raise UserError("--per -1: is the image's own name; -2 is the name of its folder")
+    for path in table.paths():
+        if identity_in(path, key) is None:
+            raise UserError(
+                f"--per {per}: {path} has no such part; -2 is the name of the image's folder, and "
+                "`folder` all of its path"
+            )
+    return key
+
+
+def best_shots(faces: Faces, values: npt.NDArray[np.float32], key: Key | None) -> BestShots:
+    """Groups and ranks the rows of some faces; without a key all are one group, called ``."""
+    if key is None:
+        return BestShots.of([""], np.zeros(len(faces), np.int32), values)
+    numbers: dict[str, int] = {}
+    group = np.empty(len(faces), np.int32)
+    tracks = dict(faces.columns()).get("track") if key == "track" else None
+    for row in range(len(faces)):
+        name = _group_of(faces.photo_path(row), key, tracks[row] if tracks else "")
+        group[row] = -1 if name is None else numbers.setdefault(name, len(numbers))
+    return BestShots.of(list(numbers), group, values)
+
+
+def _group_of(photo: str, key: Key, track: str = "") -> str | None:
+    if key == "folder":
+        return os.path.dirname(photo) or "."
+    if key == "track":
+        return f"{photo} track {track}" if track else None
+    return identity_in(photo, key)
+
+
+def print_best(
+    shots: BestShots,
+    values: npt.NDArray[np.float32],
+    paths_at: Callable[[Iterable[int]], Iterator[str]],
+    top: int,
+    bottom: int,
+    threshold: float | None,
+    to: TextIO,
+) -> None:
+    """Prints a line for each of the best, and of the worst, of each group; names the poor groups.
+
+    A line holds, with TAB between them: the group, the score, the path, how many the group has with
+    a score, and the next best score (of the worst: the next worst).
+
+    Args:
+        shots: the groups.
+        values: (N,) scores.
+        paths_at: rows -> their paths.
+        top: how many of the best of each group.
+        bottom: how many of the worst.
+        threshold: groups whose best is below it are named; None: none are.
+        to: where the lines go; the names of poor groups go to stderr.
+    """
+    sizes = np.bincount(shots.group[shots.order], minlength=len(shots.names)).tolist()
+    for step, most, title in ((1, top, "best"), (-1, bottom, "worst")):
+        order = shots.order
+        place = shots.rank[order]  # 1 is the first to be printed
+        if step < 0:
+            place = np.asarray(sizes)[shots.group[order]] - place + 1
+            back = np.lexsort((place, shots.group[order]))
+            order, place = order[back], place[back]
+        if top and bottom:
+            print(f"the {title} of each group:", file=to)
+        chosen = np.flatnonzero(place <= most)
+        for at, path in zip(chosen.tolist(), paths_at(order[chosen]), strict=True):
+            row, size = order[at], sizes[shots.group[order[at]]]
+            following = f"{values[order[at + 1]]:.2f}" if place[at] < size else "none"
+            parts = [shots.names[shots.group[row]], f"{values[row]:.2f}", path]
+            parts += [f"of {size}", f"next {following}"]
+            print(printable("\t".join(parts), to), file=to)
+    for number, name in enumerate(shots.names):
+        if sizes[number] == 0:
+            note(f"no face scored in {name}")
+    if threshold is not None:
+        best = shots.order[shots.rank[shots.order] == 1]
+        for row in best[~reaches(values[best], threshold)].tolist():
+            note(f"below the threshold: {shots.names[shots.group[row]]} (best {values[row]:.2f})")
+
+
+def check_copies(
+    folder: Path, inputs: Sequence[str], table: ImageList, key: Key | None, all_faces: bool
+) -> None:
+    """Refuses, before scoring, what --copy-to must not write.
+
+    Raises:
+        UserError: the folder lies inside an input, so that the next run would score the copies; it
+            cannot be written; or it holds a file of other bytes in the place of one that may come.
+    """
+    for name in inputs:
+        if _is_inside(folder, name):
+            raise UserError(
+                f"--copy-to {folder}: lies inside {name}, which is read; name another folder"
+            )
+    make_parent(folder / "copy")
+    if not os.listdir(folder):
+        return
+    equal: dict[str, bool] = {}  # by files that are there: whether an image has the same bytes
+    for path in table.paths():
+        group = "" if key is None else _group_of(path, key)
+        target = _target(folder, group, path)
+        if all_faces or split_member(path) is not None or is_video(path):
+            for crop in glob.glob(_crops(folder, group, path)):
+                equal[crop] = _is_crop(crop)
+        elif os.path.lexists(target) and not equal.get(target):
+            both = os.path.isfile(path) and os.path.isfile(target)
+            equal[target] = both and filecmp.cmp(path, target, shallow=False)
+    for target, same in equal.items():
+        if not same:
+            raise _other_bytes(target)
+
+
+def copy_best(folder: Path, shots: BestShots, top: int, faces: Faces, all_faces: bool) -> int:
+    """Copies the `top` best of each group to <folder>/<group>/<file name>.
+
+    A photo is copied as it is. Of a face among all faces, of a video's frame and of a container's
+    member the crop is written, as PNG. Of two files of one name the later gets `_2`. Returns how
+    many could not be read any more.
+
+    Raises:
+        UserError: a file of other bytes is there; or the disk is full.
+    """
+    written: set[str] = set()
+    failed = 0
+    for row in shots.order[shots.rank[shots.order] <= top].tolist():
+        name, photo = faces.path(row), faces.photo_path(row)
+        crop = all_faces or name != photo or split_member(photo) is not None
+        if crop:
+            name = f"{name.replace('#', '-')}.png"
+        try:
+            content = _png(faces.crop(row)) if crop else read_file(photo)
+        except UnreadableImage as error:
+            note(f"not copied: {faces.path(row)}: {error}")
+            failed += 1
+            continue
+        plain = target = _target(folder, shots.names[shots.group[row]], name)
+        for number in count(2):
+            if target not in written:
+                break
+            stem, suffix = os.path.splitext(plain)
+            target = f"{stem}_{number}{suffix}"
+        written.add(target)
+        if not os.path.lexists(target):
+            with replacing(target, "wb") as file:
+                file.write(content)
+        elif not os.path.isfile(target) or Path(target).read_bytes() != content:
+            raise _other_bytes(target)
+    note(f"{len(written)} copies are in {folder}")
+    return failed
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a folder is, or lies in, what was typed as an input."""
+    place = os.path.realpath(folder)
+    if os.path.isdir(name):
+        roots = [name]
+    elif glob.has_magic(name):
+        if fnmatch(os.path.abspath(folder), os.path.abspath(name)):
+            return True
+        roots = [match for match in glob.glob(name, recursive=True) if os.path.isdir(match)]
+    else:
+        return False
+    return any(Path(place).is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+def _target(folder: Path, group: str | None, name: str) -> str:
+    parts = [part for part in (group or "").split("/") if part not in ("", ".", "..")]
+    return os.path.join(folder, *parts, os.path.basename(name))
+
+
+def _crops(folder: Path, group: str | None, path: str) -> str:
+    """A pattern of the crops that may come of a photo or a video; no group: of its tracks."""
+    if group is None:
+        place = glob.escape(_target(folder, os.path.dirname(path), path)) + " track *"
+    else:
+        place = glob.escape(os.path.dirname(_target(folder, group, path)))
+    return os.path.join(place, glob.escape(os.path.basename(path).replace("#", "-")) + "*.png")
+
+
+def _is_crop(file: str) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(24)[16:] == _PNG_SIZE
+    except OSError:
+        return False
+
+
+def _other_bytes(target: str) -> UserError:
+    return UserError(
+        f"--copy-to: {target} is there, with other bytes than the copy would have; move it away "
+        "or name another folder"
+    )
+
+
+def _png(image: Image) -> bytes:
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
