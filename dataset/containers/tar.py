@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.containers.base import Container
-from dataset.left_out import Skipped
+from dataset.left_out import Skipped, why_left_out
+from dataset.video import START
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import FORMATS
 from sdd_fiqa.storage import MAX_BYTES, File
@@ -109,6 +110,12 @@ class TarImages(Container):
                 skipped.problem("damaged places", f"{self.path}: {member}")
             elif member.name.rpartition(".")[2].lower() in IMAGE_KINDS:
                 yield member.name
+            else:
+                start = self.file.read(member.offset, min(START, member.size))
+                reason = why_left_out(start, member.name)
+                path = f"{self.path}#{member.name}"
+                if reason is not None and skipped.picture_or_video(path, reason):
+                    yield member.name
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images of the samples with their identities."""

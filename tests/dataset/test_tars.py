@@ -119,6 +119,15 @@ def test_samples_without_an_identity_are_reported(tmp_path: Path) -> None:
     assert "duplicate file name" in skipped.examples["damaged places"][0]
 
 
+def test_videos_in_a_tar_are_named(tmp_path: Path) -> None:
+    files = [("clip.mp4", b""), ("0.jpg", b"x"), ("clip", b"\0\0\0\x18ftypisom"), ("0.cls", b"1")]
+    path = tar_of(tmp_path / "a.tar", files)
+    skipped = Skipped(unread={})
+    assert list(TarImages(path).images(skipped)) == ["clip.mp4", "0.jpg", "clip"]
+    assert skipped.unread is not None
+    assert list(skipped.unread) == [f"{path}#clip.mp4", f"{path}#clip"]
+
+
 @pytest.mark.parametrize("cut", ["in data", "in a header"])
 def test_a_damaged_tar_keeps_what_stands_before(tmp_path: Path, cut: str) -> None:
     path = tar_of(
