@@ -2,9 +2,10 @@
 
     python benchmarks/study_turned.py --photos photos.tar --most 100
 
-Each photo is scored as it is, and turned by 90, 180 and 270 degrees, as `eval.py --align` does. For
-each of the four ways it prints how many photos have a face, how many were turned by each angle, and
-how far the score is from that of the upright photo.
+Each photo is scored as it is, and turned by 90, 180 and 270 degrees, as `eval.py --align` does. The
+upright ones are all searched turned, as if every score were doubtful: what is turned there is
+wrong. For each of the four ways it prints how many photos have a face, how many were turned by each
+angle, and how far the score is from that of the upright photo.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main(*, photos: str, model: str = DEFAULT_MODEL, most: int = 100) -> int:
             table = table_of(find_images([str(copies)], Skipped()), copies / "list.txt")
             faces = PhotoFaces(table, all_faces=False, batch_size=network.batch_size)
             before, _ = score(faces, len(table))
-            after, _ = turn_photos(faces, before, lowest, score)
+            after, _ = turn_photos(faces, before, lowest if lies else np.inf, score)
             upright = after.values if upright is None else upright
             turned = faces.place.values[:, -1]
             off = np.abs(after.values - upright)
