@@ -12,7 +12,6 @@ writes scores.csv: path, score, status, in the order of the input.
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,6 +39,7 @@ from models.backbones import Backbone
 from models.pretrained import DEFAULT_MODEL
 from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import scratch_folder
 
 
 def main(
@@ -108,10 +108,10 @@ def main(
         raise UserError(f"--copy-to {copy_to}: needs --top, the number of the best to copy")
     out = out or (None if alone else "scores.csv")
     check_targets({"--out": None if out == "-" else out, "--report": report}, [*path, model])
-    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
+    with scratch_folder() as folder:
         unread: dict[str, str] = {}
         skipped = Skipped(unread=unread, videos=videos)
-        table = table_of(find_images(path, skipped), Path(folder) / "images.txt")
+        table = table_of(find_images(path, skipped), folder / "images.txt")
         key = None if per is None else key_of(per, table, videos)
         if copy_to is not None:
             check_copies(copy_to, path, table, key, all_faces)

@@ -9,7 +9,6 @@ docs/onnx.md shows how to use the file with onnxruntime and with OpenCV.
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from models.onnx_export import onnx_bytes, quantised
 from models.pretrained import find_model
 from models.quality import load_quality_model
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.files import replacing, sha256_of
+from sdd_fiqa.files import replacing, scratch_folder, sha256_of
 from sdd_fiqa.onnx_runner import is_onnx
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
@@ -132,8 +131,8 @@ def read_faces(inputs: str) -> npt.NDArray[np.uint8]:
 
 def scores_of(content: bytes, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """The scores that an ONNX file of these bytes gives."""
-    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
-        exported = Path(folder) / "exported.onnx"
+    with scratch_folder() as folder:
+        exported = folder / "exported.onnx"
         exported.write_bytes(content)
         return load_quality_model(exported, device="cpu")(faces)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from dataset.lists import ImageList, join, read_table, repeated_rows
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import scratch_folder
 
 _LEAST_NUMBERS = 16  # after a path: as many are an embedding, fewer are columns
 
@@ -148,8 +148,8 @@ def _open(path: Path, form: ScoreForm) -> tuple[ImageList, str]:
 
 def _converted(path: Path, layout: _Layout) -> ImageList:
     """Writes the file as `path TAB score`, and reads that."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "scores.txt"
+    with scratch_folder() as folder:
+        source = folder / "scores.txt"
         try:
             with (
                 open(path, encoding="utf-8-sig", newline="") as file,

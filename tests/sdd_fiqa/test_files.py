@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from common.cli import fail
+from sdd_fiqa import files
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import lock_folder, make_parent, read_json, replacing, sha256_of, write_json
+from sdd_fiqa.files import (
+    lock_folder,
+    make_parent,
+    read_json,
+    replacing,
+    scratch_folder,
+    sha256_of,
+    write_json,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -186,3 +195,55 @@ def test_a_number_that_nothing_here_can_hold_is_refused(tmp_path: Path, number: 
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"rows": [1, -2.5, NaN, 18446744073709551615]}')
     assert read_json(tmp_path / "a.json")["rows"][3] == 2**64 - 1
+
+
+_WRITE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from sdd_fiqa.files import replacing, scratch_folder
+with replacing(Path(sys.argv[1]) / "scores.csv") as file, scratch_folder(Path(sys.argv[1])):
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def start_writing(folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", _WRITE_AND_WAIT, str(folder)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_a_killed_run_leaves_nothing_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, alive = start_writing(tmp_path), start_writing(tmp_path)
+    try:
+        killed.kill()
+        killed.wait()
+        assert len(os.listdir(tmp_path)) == 4
+        others = [".scores.csv.tmp", f".scores.csv.0123abcd.{killed.pid}.1.tmp", ".a.1.2.tmp"]
+        for name in others:  # not ours, or of another machine
+            (tmp_path / name).touch()
+        own = tmp_path / f".scores.csv.{files._host()}.{os.getpid()}.1.tmp"
+        own.touch()  # of an earlier process of our number, as in a container
+        monkeypatch.setattr(files, "_searched", set())
+        with replacing(tmp_path / "other.csv"), replacing(tmp_path / "third.csv"):
+            left = sorted(os.listdir(tmp_path))
+            assert not any(f".{killed.pid}." in name and name not in others for name in left)
+            assert sum(f".{alive.pid}." in name for name in left) == 2
+            assert sum(f".{os.getpid()}." in name for name in left) == 2 and own.name not in left
+            assert set(others) <= set(left)
+    finally:
+        alive.kill()
+        alive.wait()
+
+
+def test_a_scratch_folder_goes(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as folder:
+        (folder / "a").touch()
+        with scratch_folder(tmp_path) as second:
+            assert second != folder
+        assert (folder / "a").exists()
+    assert not list(tmp_path.iterdir())
