@@ -12,6 +12,7 @@ writes scores.csv: path, score, status, in the order of the input.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,7 @@ from common.cli import (
     check_at_least,
     fail,
     run_script,
+    uninterrupted,
 )
 from dataset.faces import PhotoFaces
 from dataset.find import find_images, names_one_image, table_of
@@ -126,7 +128,8 @@ def main(
         ranks = [shots.column()] if per else []
         columns = [*calibrated_columns(meaning, scores.values), *ranks, *faces.columns()]
         if out is not None:
-            write_csv(out, interrupted, faces, scores, columns)
+            with nullcontext() if out == "-" else uninterrupted():  # not while a pipe is full
+                write_csv(out, interrupted, faces, scores, columns)
         to = sys.stderr if out == "-" else sys.stdout
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
         images = faces.searched() if cut_short else len(table)

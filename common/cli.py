@@ -1,7 +1,9 @@
 """What every script shares: how it reads flags, reports errors and exits.
 
 Exit codes: 0 done, 1 an error that the user can fix (one line on stderr, no traceback), 2 wrong
-usage, 3 done but some inputs were skipped, 130 stopped by Ctrl-C or SIGTERM.
+usage, 3 done but some inputs were skipped, 130 stopped by Ctrl-C, SIGTERM or SIGHUP (a closed
+terminal). The first of these signals stops the script, the second changes nothing, and the third
+ends it at once.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import Stalled, UserError
@@ -39,13 +43,10 @@ def run_script(main: Callable[..., int]) -> None:
     Args:
         main: typed function; its docstring's Args section becomes `--help`. Returns an exit code.
     """
-    import tyro
-
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller has closed it
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if "WORLD_SIZE" not in os.environ:  # torchrun stops its processes itself
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _signals.take(signal.SIGTERM, signal.SIGHUP)
+    _signals.take(signal.SIGINT)
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     show_messages()
@@ -54,6 +55,8 @@ def run_script(main: Callable[..., int]) -> None:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     prog = None if module is None else f"python -m {module.name}"
     try:
+        import tyro
+
         if "--version" in sys.argv[1:]:
             print(f"sdd-fiqa {__version__}")
             code = EXIT_DONE
@@ -86,7 +89,34 @@ def run_script(main: Callable[..., int]) -> None:
         code = fail(f"an output cannot be written ({error.strerror})")
     except KeyboardInterrupt:
         code = fail("interrupted", EXIT_INTERRUPTED)
+    _signals.end = code
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Makes stderr a stream that never fails, and opens what the caller has closed."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:  # else a file opened later would get this number
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
+        raw = _Unfailing(2, "wb", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True
+        )
+
+
+class _Unfailing(io.FileIO):
+    """Drops what cannot be written: a note or a progress bar must not end the work."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content) or len(content)  # None where it would have to wait
+        except OSError:
+            return len(content)
 
 
 def check_seed(seed: int) -> None:
@@ -149,15 +179,66 @@ def show_messages() -> None:
     logger.propagate = False
 
 
-class StopRequest:
-    """The first Ctrl-C or SIGTERM only sets `asked`; the second one stops the script at once."""
+class _Signals:
+    """Ctrl-C, SIGTERM and SIGHUP: counted, and the first one raised as KeyboardInterrupt.
+
+    Attributes:
+        count: how many came.
+        held: the first one is not raised either.
+        end: the exit code of a script that has done its work.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+        self.count, self.held = 0, False
+        self.end: int | None = None
+        self._last = 0.0
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def take(self, *numbers: signal.Signals) -> None:
+        """Handles these signals from now on, but not those that the caller ignores (nohup, &)."""
+        for number in numbers:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._arrived)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        before, self._last = self._last, time.monotonic()
+        if "WORLD_SIZE" in os.environ and self._last - before < 0.5:
+            return  # torchrun repeats the terminal's Ctrl-C
+        self.count += 1
+        if self.end is not None:
+            os._exit(self.end)
+        if self.count > 2:
+            os._exit(EXIT_INTERRUPTED)
+        if self.count == 1 and not self.held:
             raise KeyboardInterrupt
-        self.asked = True
+        with suppress(OSError):
+            os.write(2, b"\nstopping; a third Ctrl-C stops at once\n" if self.count == 2 else b"")
+
+
+_signals = _Signals()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets the block end before the first Ctrl-C, SIGTERM or SIGHUP stops the script."""
+    held, count = _signals.held, _signals.count
+    _signals.held = True
+    try:
+        yield
+    finally:
+        _signals.held = held
+    if not held and _signals.count > count == 0:
+        raise KeyboardInterrupt
+
+
+class StopRequest:
+    """From now on Ctrl-C, SIGTERM and SIGHUP only set `asked`; a third one ends the script."""
+
+    def __init__(self) -> None:
+        _signals.held = True
+        _signals.take(signal.SIGTERM, signal.SIGHUP)  # under torchrun too
+        signal.signal(signal.SIGINT, _signals._arrived)  # also in a shell's background
+
+    @property
+    def asked(self) -> bool:
+        """Whether the script must stop."""
+        return _signals.count > 0

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -354,6 +355,18 @@ def test_a_full_disk_behind_stdout_is_one_line(
     assert errors == "error: --out -: cannot be written (No space left on device)\n"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_behind_stderr_costs_no_score(
+    here: Path, weights: dict[str, Path], start_script: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    arguments = ("faces/id0", "--model", weights["quality"], "--device", "cpu")
+    with open("/dev/full", "w") as full:
+        process = start_script("eval.py", *arguments, cwd=here, stderr=full)
+        process.communicate(timeout=240)
+    assert process.returncode == EXIT_DONE
+    assert {row["status"] for row in read(here / "scores.csv")} == {"ok"}
+
+
 def test_streams(
     here: Path,
     weights: dict[str, Path],
@@ -383,9 +396,19 @@ def test_streams(
     assert "Broken" not in err
 
 
-@pytest.mark.parametrize("file", ["scores.csv", "scores.csv.partial"])
+@pytest.mark.parametrize(
+    ("file", "signals"),
+    [
+        ("scores.csv", [signal.SIGHUP]),  # the terminal is closed
+        ("scores.csv.partial", [signal.SIGINT, signal.SIGINT]),
+    ],
+)
 def test_interrupted_it_writes_what_it_has(
-    here: Path, weights: dict[str, Path], stalled_script: Callable[..., Any], file: str
+    here: Path,
+    weights: dict[str, Path],
+    stalled_script: Callable[..., Any],
+    file: str,
+    signals: list[signal.Signals],
 ) -> None:
     """Ctrl-C while the 6th image keeps it waiting; the scores of a run before stay."""
     before = "path,score,status\nwhole.png,1.0000,ok\n"
@@ -403,7 +426,9 @@ def test_interrupted_it_writes_what_it_has(
         at="slow.png",
     )
     # Two batches are decoded ahead of the one in use: with the 6th begun, 3 are scored.
-    stalled.process.send_signal(signal.SIGINT)
+    for number in signals:
+        stalled.process.send_signal(number)
+        time.sleep(0.3)
     stalled.go_on()
     out, err = stalled.process.communicate(timeout=120)
     assert stalled.process.returncode == EXIT_INTERRUPTED, err
