@@ -24,12 +24,14 @@ from typing import Any, TextIO
 
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import Stalled, UserError
+from sdd_fiqa.files import scratch_name
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 1
 EXIT_USAGE = 2
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
+_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # only writing fails with these
 # C0 and C1 without TAB and line break; what changes the direction of writing, or breaks lines.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -146,7 +148,20 @@ def fail(message: str, code: int = EXIT_USER_ERROR) -> int:
             bar.close()
     line = " ".join(part.strip() for part in message.splitlines())
     print(f"error: {printable(line)}", file=sys.stderr)
+    first_to_report()
     return code
+
+
+def first_to_report() -> bool:
+    """Whether no process of this torchrun on this machine has reported an error before."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        os.close(os.open(scratch_name(f"sdd-fiqa-error-{start}", os.getppid()), _NEW))
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
+    return True
 
 
 def note(message: str) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy.typing as npt
 
+from common.cli import EXIT_USER_ERROR, fail, first_to_report
 from sdd_fiqa.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _PIECE = 1 << 22  # numbers sent at a time
+_NOTICED = 2.0  # seconds in which the end of a process shows after its connections are gone
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,51 @@ def join_process_group(device: str, host_arrays: bool = False) -> Iterator[Proce
         timeout=timedelta(days=1),
         device_id=chosen,  # without it nccl guesses at a barrier
     )
-    yield ProcessGroup(dist.get_rank(), size, local_size)
+    others = _processes_beside()
+    signal.signal(signal.SIGTERM, lambda *_: _leave(others))  # torchrun's, after one has ended
+    try:
+        yield ProcessGroup(dist.get_rank(), size, local_size)
+    except RuntimeError as error:
+        if not (type(error).__name__.startswith("Dist") or "gloo" in str(error)):
+            raise
+        _leave(others)
     # Not after an error: nccl waits here for processes that wait for this one, and the error would
     # never be printed.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     dist.destroy_process_group()
+
+
+def _processes_beside() -> dict[int, int]:
+    """{process: rank} of the other processes that torchrun runs on this machine."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        process = int(folder.name)
+        if process != os.getpid() and _parent_of(process) == os.getppid():
+            with suppress(OSError):
+                for entry in (folder / "environ").read_bytes().split(b"\0"):
+                    if entry.startswith(b"RANK="):
+                        found[process] = int(entry[5:])
+    return found
+
+
+def _parent_of(process: int) -> int | None:
+    """None where a process has ended, or where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    state, parent = stat.rpartition(")")[2].split()[:2]  # a name may hold spaces
+    return None if state in "ZX" else int(parent)
+
+
+def _leave(others: dict[int, int]) -> NoReturn:
+    """Ends this process because another one has ended; the first to notice says which."""
+    ended: list[int] = []
+    deadline = time.monotonic() + _NOTICED
+    while not ended and others and time.monotonic() < deadline:
+        ended = sorted(rank for process, rank in others.items() if _parent_of(process) is None)
+        time.sleep(0.02)
+    if first_to_report():
+        ranks = f"rank {', '.join(map(str, ended))} was" if ended else "a rank elsewhere was"
+        fail(f"{ranks} killed, so the others end too (out of memory?); run the same command again")
+    os._exit(EXIT_USER_ERROR)

@@ -75,6 +75,11 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         yield Path(name)
 
 
+def scratch_name(stem: str, process: int) -> Path:
+    """A name for a temporary file that is removed some time after the end of a process."""
+    return Path(tempfile.gettempdir()) / f".{stem}.{_host()}.{process}.0.tmp"
+
+
 _used: set[str] = set()  # names of temporary files and folders of this process
 _searched: set[str] = set()  # folders without temporary files of killed runs
 
