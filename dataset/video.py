@@ -30,10 +30,10 @@ STALL_SECONDS = 60.0
 _SLICES = 10
 _MOST_FAILURES = 60  # in a row: the end of the video, or of what can be read of it
 _ROUNDING = 1e-4  # seconds
-# How the files begin: MP4 and MOV (not HEIC and AVIF, which begin alike), AVI, Matroska and WebM,
-# FLV, MPEG program stream, WMV, Ogg, MPEG transport stream of 188 or 192 bytes a packet.
+# How the files begin: MP4 and MOV (not HEIC, AVIF and CR3, which begin alike), AVI, Matroska and
+# WebM, FLV, MPEG program stream, WMV, Ogg, MPEG transport stream of 188 or 192 bytes a packet.
 _SIGNATURES = re.compile(
-    rb".{4}(?:ftyp(?!M4[AB]|hei|hev|mif1|msf1|avi[fs])|moov|mdat|wide|free|skip)|RIFF.{4}AVI "
+    rb".{4}(?:ftyp(?!M4[AB]|hei|hev|mif1|msf1|avi[fs]|crx )|moov|mdat|wide|free|skip)|RIFF.{4}AVI "
     rb"|\x1a\x45\xdf\xa3|FLV\x01|\x00\x00\x01[\xba\xb3]|\x30\x26\xb2\x75\x8e\x66\xcf\x11|OggS"
     rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",
     re.DOTALL,
@@ -53,9 +53,9 @@ def is_video(path: str | os.PathLike[str]) -> bool:
 def begins_as_video(start: bytes, name: str) -> bool:
     """As `is_video`, from the first START bytes and the name."""
     suffix = os.path.splitext(name)[1].lower()
-    if start and start.isascii() and b"\0" not in start:  # text: a list, or TypeScript
-        return suffix in VIDEO_SUFFIXES and suffix != ".ts"
-    return _SIGNATURES.match(start) is not None or suffix in VIDEO_SUFFIXES
+    known = _SIGNATURES.match(start) is not None and b"\0" in start  # a list may begin abc/free
+    text = bool(start) and start.isascii() and b"\0" not in start
+    return known or (suffix in VIDEO_SUFFIXES and not (text and suffix == ".ts"))  # TypeScript
 
 
 def frames(path: str, per_second: float) -> Iterator[tuple[float, Image]]:

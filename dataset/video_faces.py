@@ -17,10 +17,10 @@ from dataset.faces import Growing, Photo, PhotoFaces, Rows
 from dataset.lists import ImageList
 from dataset.loader import Batch
 from dataset.scores import NumberColumn
-from dataset.video import VIDEO_SUFFIXES, frame_at, frames, is_video
+from dataset.video import frame_at, frames, is_video
 from sdd_fiqa.alignment import shared_area
 from sdd_fiqa.errors import UnreadableImage
-from sdd_fiqa.images import IMAGE_SUFFIXES, Image
+from sdd_fiqa.images import Image
 
 _OVERLAP = 0.3  # intersection over union of two boxes of one face, at least
 # A face may be out of sight for the longer of these and is still the same track.
@@ -65,7 +65,7 @@ class VideoFaces(PhotoFaces):
         rows: list[int] = []
         paths: list[str] = []
         for row, path in enumerate(self._table.paths()):
-            video = _may_be_video(path) and is_video(path)
+            video = is_video(path)
             if rows and (video or len(rows) == _CHUNK):
                 yield rows[0], partial(self.search, np.array(rows), paths)
                 rows, paths = [], []
@@ -181,9 +181,3 @@ def _overlap(a: Box, b: Box) -> float:
     """Intersection over union."""
     shared = shared_area(a, b)
     return shared / max(a[2] * a[3] + b[2] * b[3] - shared, 1e-9)
-
-
-def _may_be_video(path: str) -> bool:
-    """By its suffix: an image is not opened only to see that it is no video."""
-    suffix = path[path.rfind(".") :].lower()
-    return suffix in VIDEO_SUFFIXES or suffix not in IMAGE_SUFFIXES

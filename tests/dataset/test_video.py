@@ -147,6 +147,7 @@ def test_videos_are_known_by_their_first_bytes(clip: Path, tmp_path: Path) -> No
     bare = clip.rename(tmp_path / "bare")
     contents = {
         "a.ts": b"let a: number = 1;",
+        "list.txt": "abc/free.jpg\nZo\u00eb.jpg\n".encode() + b"G" * 300,
         "a.heic": b"\0\0\0\x18ftypheic" + bytes(50),
         "a.avif": b"\0\0\0\x18ftypavif" + bytes(50),
         "broken.mp4": bytes(100),
