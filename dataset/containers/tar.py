@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import posixpath
 import tarfile
 import threading
 from array import array
@@ -33,16 +34,31 @@ IMAGE_KINDS = tuple(suffix[1:] for kind in FORMATS for suffix in kind.suffixes)
 # Keys of a .json that hold an identity, in the order of preference.
 IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
 _MOST_META = 1 << 20  # bytes of a .cls, a .json or a long name
+_MOST_LINKS = 8  # that lead from one to the next
+_NOWHERE = "links to nothing in the tar, and files with holes"
 
 Rows = npt.NDArray[np.int64]
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: its name, and where its bytes are."""
+    """A file in a tar: its name, and where its bytes are.
+
+    Attributes:
+        name: of the file.
+        offset: where its bytes begin; of a link -1.
+        size: in bytes.
+        target: of a link, the member that it stands for; empty for a file with holes.
+    """
 
     name: str
     offset: int
     size: int
+    target: str | None = None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether a folder would hide it: a name in its path begins with a dot."""
+        return any(part.startswith(".") and part.strip(".") for part in self.name.split("/"))
 
 
 class Sample(NamedTuple):
@@ -69,17 +85,52 @@ class TarImages(Container):
             if self._index is not None:
                 return
             keys, offsets, sizes = array("q"), array("q"), array("I")
+            targets: dict[int, str] = {}  # of links, by their key
             for member in members(self.file):
-                if not isinstance(member, str):
-                    keys.append(_key(member.name))
-                    offsets.append(member.offset)
-                    sizes.append(min(member.size, MAX_BYTES + 1))
+                if isinstance(member, str):
+                    continue
+                keys.append(_key(member.name))
+                offsets.append(member.offset)
+                sizes.append(min(member.size, MAX_BYTES + 1))
+                if member.target is not None:
+                    targets[keys[-1]] = member.target
             order = np.argsort(np.array(keys, np.int64), kind="stable")
             self._index = (
                 np.array(keys, np.int64)[order],
                 np.array(offsets, np.int64)[order],
                 np.array(sizes, np.uint32)[order],
             )
+            found = {key: self._follow(target, targets) for key, target in targets.items()}
+            _, all_offsets, all_sizes = self._index
+            for key, place in found.items():
+                row = self._row(key)
+                if place >= 0 and all_offsets[row] < 0:  # else a file of that name follows
+                    all_offsets[row], all_sizes[row] = all_offsets[place], all_sizes[place]
+
+    def _row(self, key: int) -> int:
+        """The last row of a key, -1 if there is none."""
+        assert self._index is not None
+        row = int(np.searchsorted(self._index[0], key, side="right")) - 1
+        return row if row >= 0 and self._index[0][row] == key else -1
+
+    def _follow(self, target: str, targets: dict[int, str]) -> int:
+        """The row of the file that a link leads to, -1 if it leads to none."""
+        assert self._index is not None
+        for _ in range(_MOST_LINKS):
+            rows = [self._row(_key(name)) for name in (target, f"./{target}")]
+            row = max(rows)
+            if row < 0 or self._index[1][row] >= 0:
+                return row
+            target = targets[int(self._index[0][row])]
+        return -1
+
+    def _leads_nowhere(self, member: Member) -> bool:
+        """Whether a member is a link to nothing in the tar, or a file with holes."""
+        if member.target is None:
+            return False
+        self.open_index()
+        assert self._index is not None
+        return bool(self._index[1][self._row(_key(member.name))] < 0)
 
     def read(self, member: str) -> bytes:
         """The bytes of a member; of several of one name the last, as tar itself has it.
@@ -90,12 +141,12 @@ class TarImages(Container):
         if self._index is None:
             self.open_index()
         assert self._index is not None
-        keys, offsets, sizes = self._index
-        key = _key(member)
-        row = int(np.searchsorted(keys, key, side="right")) - 1
-        if row < 0 or keys[row] != key:
+        row = self._row(_key(member))
+        if row < 0:
             raise UnreadableImage(f"the tar has no member {member!r}")
-        offset, size = int(offsets[row]), int(sizes[row])
+        offset, size = int(self._index[1][row]), int(self._index[2][row])
+        if offset < 0:
+            raise UnreadableImage("is a link to nothing in the tar, or a file with holes")
         if size > MAX_BYTES:
             raise UnreadableImage("is too large for an image")
         content = self.file.read(offset, size)
@@ -105,7 +156,7 @@ class TarImages(Container):
 
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The members that are images, by their names."""
-        for member in members(self.file):
+        for member in self._shown(skipped):
             if isinstance(member, str):
                 skipped.problem("damaged places", f"{self.path}: {member}")
             elif member.name.rpartition(".")[2].lower() in IMAGE_KINDS:
@@ -117,9 +168,21 @@ class TarImages(Container):
                 if reason is not None and skipped.picture_or_video(path, reason):
                     yield member.name
 
+    def _shown(self, skipped: Skipped) -> Iterator[Member | str]:
+        """As `members`, without what is hidden or leads nowhere."""
+        for member in members(self.file):
+            if isinstance(member, str):
+                yield member
+            elif member.hidden:
+                skipped.expected["hidden files"] += 1
+            elif self._leads_nowhere(member):
+                skipped.problem(_NOWHERE, f"{self.path}#{member.name}")
+            else:
+                yield member
+
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images of the samples with their identities."""
-        for sample in samples(self.file):
+        for sample in samples(self, skipped):
             if isinstance(sample, str):
                 skipped.problem("damaged places", f"{self.path}: {sample}")
             elif sample.identity is None:
@@ -153,8 +216,15 @@ def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str
             if entry.size < 0 or tar.offset <= seen:
                 raise tarfile.ReadError(f"{entry.name!r} has a size of {entry.size} bytes")
             seen = tar.offset
-            if entry.isreg() and not entry.issparse():
+            if entry.issparse():
+                yield Member(entry.name, -1, 0, "")
+            elif entry.isreg():
                 yield Member(entry.name, entry.offset_data, entry.size)
+            elif entry.islnk():
+                yield Member(entry.name, -1, 0, entry.linkname)
+            elif entry.issym():
+                target = posixpath.join(posixpath.dirname(entry.name), entry.linkname)
+                yield Member(entry.name, -1, 0, posixpath.normpath(target))
             if entry.isreg() and end > file.size:
                 raise tarfile.ReadError(f"{entry.name!r} ends {end - file.size} bytes later")
             tar.members.clear()  # or it would keep one object a member
@@ -197,7 +267,7 @@ def _first_byte(file: File, offset: int) -> int | None:
     return None
 
 
-def samples(file: File) -> Iterator[Sample | str]:
+def samples(tar: TarImages, skipped: Skipped) -> Iterator[Sample | str]:
     """The images of a WebDataset tar and their identities, in its order; damages as sentences.
 
     Raises:
@@ -208,7 +278,7 @@ def samples(file: File) -> Iterator[Sample | str]:
         from webdataset.tariterators import group_by_keys
     except ImportError as error:
         raise UserError(
-            f"{file.path}: listing a tar needs webdataset: pip install webdataset"
+            f"{tar.path}: listing a tar needs webdataset: pip install webdataset"
         ) from error
     damages: list[str] = []
 
@@ -217,16 +287,19 @@ def samples(file: File) -> Iterator[Sample | str]:
         return True
 
     def parts() -> Iterator[dict[str, Any]]:
-        for member in members(file):
+        for member in tar._shown(skipped):
             if isinstance(member, str):
                 damages.append(member)
                 continue
             kind = member.name.rpartition(".")[2].lower()
             if kind in IMAGE_KINDS:
-                yield {"fname": member.name, "data": member.name, "__url__": file.path}
+                yield {"fname": member.name, "data": member.name, "__url__": tar.path}
             elif kind in ("cls", "json"):
-                content = file.read(member.offset, min(member.size, _MOST_META))
-                yield {"fname": member.name, "data": content, "__url__": file.path}
+                if member.target is None:
+                    content = tar.file.read(member.offset, min(member.size, _MOST_META))
+                else:
+                    content = tar.read(member.name)[:_MOST_META]
+                yield {"fname": member.name, "data": content, "__url__": tar.path}
 
     for sample in group_by_keys(parts(), handler=refuse):
         yield from _sample(sample)
