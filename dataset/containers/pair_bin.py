@@ -12,6 +12,7 @@ import io
 import os
 import pickle
 import pickletools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.cli import is_count
 from dataset.containers.base import Container
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
+
+_PLAIN = re.compile(r"b1|[iu][1248]|f[248]|S[1-9][0-9]{0,8}")  # types of numbers and bytes
 
 Rows = npt.NDArray[np.int64]
 
@@ -29,11 +33,15 @@ Rows = npt.NDArray[np.int64]
 class PairBin(Container):
     """A set of P pairs; an image that is in several pairs is one image here.
 
+    An entry without bytes is no image, and a pair with such an entry is left out.
+
     Attributes:
+        empty: entries without bytes.
         contents: U different images, the bytes of an image file each.
         entries: (U,) int64, where in the file each image is first; this is its member name.
         first: (P,) int64, the first image of each pair, 0 to U - 1.
         second: (P,) int64, the second.
+        pair_numbers: (P,) int64, the number of each pair in the file.
         same: (P,) bool, whether they show one person.
     """
 
@@ -50,27 +58,38 @@ class PairBin(Container):
         if not (isinstance(value, tuple | list) and len(value) == 2):
             raise UnreadableImage("is a pickle of something else than (images, same or not)")
         images = [_image_bytes(number, entry) for number, entry in enumerate(_items(value[0]))]
-        self.same = _booleans(_items(value[1]))
-        if not len(self.same) or len(images) != 2 * len(self.same):
+        same = _booleans(_items(value[1]))
+        if not len(same) or len(images) != 2 * len(same):
             raise UnreadableImage(
-                f"holds {len(images)} images for {len(self.same)} pairs; expected two a pair"
+                f"holds {len(images)} images for {len(same)} pairs; expected two a pair"
             )
         numbers: dict[bytes, int] = {}
-        which = np.fromiter((numbers.setdefault(i, len(numbers)) for i in images), np.int64)
+        self._which = np.array(
+            [numbers.setdefault(i, len(numbers)) if i else -1 for i in images], np.int64
+        )
+        self.empty = np.flatnonzero(self._which < 0).tolist()
         self.contents = list(numbers)
-        self.entries: Rows = np.unique(which, return_index=True)[1]
-        self.first, self.second = which[::2], which[1::2]
+        found, entries = np.unique(self._which, return_index=True)
+        self.entries: Rows = entries[found >= 0]
+        whole = (self._which.reshape(-1, 2) >= 0).all(axis=1)
+        self.pair_numbers = np.flatnonzero(whole)
+        self.first, self.second = self._which[::2][whole], self._which[1::2][whole]
+        self.same = same[whole]
 
     def read(self, member: str) -> bytes:
         """The image at an entry, 0 to 2 P - 1."""
-        pairs = len(self.first)
-        if not (member.isascii() and member.isdigit() and int(member) < 2 * pairs):
-            raise UnreadableImage(f"has no entry {member!r}; they go from 0 to {2 * pairs - 1}")
-        pair, side = divmod(int(member), 2)
-        return self.contents[int((self.second if side else self.first)[pair])]
+        count = len(self._which)
+        if not (is_count(member) and int(member) < count):
+            raise UnreadableImage(f"has no entry {member!r}; they go from 0 to {count - 1}")
+        number = int(self._which[int(member)])
+        if number < 0:
+            raise UnreadableImage(f"entry {member} has no bytes")
+        return self.contents[number]
 
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The entries of the U images."""
+        for number in self.empty:
+            skipped.problem("entries without bytes", f"{self.path}#{number}")
         return map(str, self.entries.tolist())
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
@@ -93,8 +112,8 @@ class PairBin(Container):
         against = np.flatnonzero(~self.same & (group[self.first] == group[self.second]))
         if len(against):
             raise UserError(
-                f"{self.path}: pair {against[0]} is said to show two persons, but other pairs make "
-                "them one"
+                f"{self.path}: pair {self.pair_numbers[against[0]]} is said to show two persons, "
+                "but other pairs make them one"
             )
         numbers: dict[int, int] = {}
         for member, own in zip(self.images(skipped), group.tolist(), strict=True):
@@ -168,10 +187,18 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return bytes(text, "latin1") if isinstance(text, str) else bytes(text)
 
 
+def _scalar(dtype: _DType, content: Any) -> Any:
+    """A number or byte string of numpy, as Python's."""
+    content = bytes(content, "latin1") if isinstance(content, str) else bytes(content)
+    if not _PLAIN.fullmatch(dtype.code):
+        raise pickle.UnpicklingError(f"a value of the type {dtype.code}")
+    return content if dtype.code[0] == "S" else np.frombuffer(content, dtype.code)[0].item()
+
+
 _MEANINGS: dict[str, Callable[..., Any]] = {
     "_reconstruct": lambda *_: _Array(),
     "_frombuffer": _array_from_buffer,
-    "scalar": lambda _, content: any(content),
+    "scalar": _scalar,
     "dtype": lambda code, *_: _DType(_text(code).lstrip("|<=")),
     "encode": _encode,
     "bytes": lambda *_: b"",  # the empty one: others go through encode
@@ -215,18 +242,40 @@ class _Inert(pickle.Unpickler):
 
 
 def _items(value: Any) -> Sequence[Any]:
-    """The entries of a list, or of an array of booleans, whole numbers or objects."""
+    """The entries of a list, or of an array of numbers, byte strings or objects.
+
+    Raises:
+        UnreadableImage: something else.
+    """
     if isinstance(value, _Array) and isinstance(value.content, bytes):
-        if value.code not in ("b1", "u1", "i1", "i4", "i8"):
-            return []
+        if not isinstance(value.shape, tuple) or len(value.shape) != 1:
+            raise UnreadableImage(
+                f"holds pixels or numbers of shape {value.shape}; expected one entry of bytes for "
+                "each image (cv2.imencode makes them)"
+            )
+        if not _PLAIN.fullmatch(value.code):
+            raise UnreadableImage(f"holds an array of {value.code}; expected bytes, or booleans")
+        size = int(value.code[1:])
+        if len(value.content) % size or value.shape != (len(value.content) // size,):
+            raise UnreadableImage(f"has an array of shape {value.shape} that is not whole")
+        if value.code[0] == "S":  # zeros fill each up to the longest
+            starts = range(0, len(value.content), size)
+            return [value.content[start : start + size].rstrip(b"\0") for start in starts]
         items: list[Any] = np.frombuffer(value.content, value.code).tolist()
         return items
     value = value.content if isinstance(value, _Array) else value
-    return value if isinstance(value, list | tuple) else []
+    if not isinstance(value, list | tuple):
+        raise UnreadableImage("holds something else than a list of images and one of booleans")
+    return value
 
 
 def _image_bytes(number: int, entry: Any) -> bytes:
-    if isinstance(entry, _Array) and entry.code == "u1":
+    if isinstance(entry, _Array) and isinstance(entry.shape, tuple) and len(entry.shape) > 1:
+        raise UnreadableImage(
+            f"entry {number} is pixels, of shape {entry.shape}; expected the bytes of an image "
+            "file (cv2.imencode makes them)"
+        )
+    if isinstance(entry, _Array) and entry.code in ("u1", "i1"):
         entry = entry.content
     if not isinstance(entry, bytes | bytearray):
         raise UnreadableImage(f"entry {number} is no image file's bytes; expected bytes")
@@ -235,6 +284,6 @@ def _image_bytes(number: int, entry: Any) -> bytes:
 
 def _booleans(entries: Sequence[Any]) -> npt.NDArray[np.bool_]:
     for number, entry in enumerate(entries):
-        if not isinstance(entry, bool | int) or entry not in (0, 1):
+        if not isinstance(entry, bool | int | float) or entry not in (0, 1):
             raise UnreadableImage(f"pair {number} is marked neither same (1) nor different (0)")
     return np.array(entries, bool)

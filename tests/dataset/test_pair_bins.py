@@ -42,6 +42,9 @@ def save(folder: Path, value: Any, protocol: int = 4) -> Path:
         lambda: ([np.frombuffer(image, np.uint8).copy() for image in IMAGES], [*np.array(SAME)]),
         lambda: (np.array(IMAGES, object), np.array(SAME, np.int64)),
         lambda: ([bytearray(image) for image in IMAGES], tuple(SAME)),
+        lambda: (np.array(IMAGES), np.array(SAME, np.float64)),
+        lambda: ([np.bytes_(image) for image in IMAGES], [float(same) for same in SAME]),
+        lambda: (IMAGES, [*np.array(SAME, np.float32)]),
     ],
 )
 def test_every_way_to_pickle_pairs(tmp_path: Path, form: Any, protocol: int) -> None:
@@ -144,12 +147,38 @@ def test_a_damaged_pickle_is_one_line(tmp_path: Path, content: bytes) -> None:
         ((IMAGES, [1, 0, "x"]), "pair 2 is marked neither"),
         (([*IMAGES[:5], "text"], SAME), "entry 5 is no image file's bytes"),
         (([*IMAGES[:5], np.arange(3.0)], SAME), "entry 5 is no image file's bytes"),
-        ((IMAGES, np.array(SAME, np.float64)), "6 images for 0 pairs"),
+        ((IMAGES, np.array([1, 0, 0.5])), "pair 2 is marked neither"),
+        ((np.zeros((6, 4, 4, 3), np.uint8), SAME), r"pixels or numbers of shape \(6, 4, 4, 3\)"),
+        (([np.zeros((4, 4, 3), np.uint8)] * 6, SAME), r"entry 0 is pixels, of shape \(4, 4, 3\)"),
+        ((np.arange(6.0), SAME), "entry 0 is no image file's bytes"),
+        (([*IMAGES[:5], np.str_("text")], SAME), "is not a pickled set"),
+        ((np.array(["a"] * 6), SAME), "holds an array of U1"),
+        ((5, SAME), "something else than a list"),
+        ((IMAGES, None), "something else than a list"),
     ],
 )
 def test_other_contents(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(UnreadableImage, match=message):
         PairBin(save(tmp_path, value))
+
+
+def test_entries_without_bytes_are_no_images(tmp_path: Path) -> None:
+    """Two empty entries, in pairs of two different people, would join these."""
+    images = [A, b"", C, b"", A, B, C, D]
+    pairs = PairBin(save(tmp_path, (images, [True, True, False, False])))
+    skipped = Skipped()
+    assert list(pairs.images(skipped)) == ["0", "2", "5", "7"]
+    assert skipped.problems == {"entries without bytes": 2}
+    assert skipped.examples["entries without bytes"] == [f"{pairs.path}#1", f"{pairs.path}#3"]
+    assert list(pairs.pairs()) == [("0", "5", False), ("2", "7", False)]
+    whose = dict(pairs.identified(Skipped()))
+    assert len(set(whose.values())) == 4
+    assert pairs.read("6") == C
+    with pytest.raises(UnreadableImage, match="entry 3 has no bytes"):
+        pairs.read("3")
+    contradicting = PairBin(save(tmp_path, ([A, b"", A, B, A, B], [1, 1, 0])))
+    with pytest.raises(UserError, match="pair 2 is said to show two persons"):
+        list(contradicting.identified(Skipped()))
 
 
 def test_missing(tmp_path: Path) -> None:
