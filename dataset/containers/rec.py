@@ -17,12 +17,14 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from common.cli import is_count, note
 from dataset.containers.base import Container
 from dataset.containers.rec_format import (
     HEADER,
+    MARK,
     MAX_PART,
     WORDS,
     Damaged,
@@ -42,6 +44,8 @@ from sdd_fiqa.files import replacing
 from sdd_fiqa.images import Content
 
 MAX_IDENTITIES = 1 << 24  # labels are float32, which counts to here
+_LOOKED_AT = 16  # records, to see that an index belongs to its file
+_MOST_KEY = 10**18 - 1  # that a list can name
 _RUN = 1 << 20  # bytes read in one go: stays in a core's cache while they are decoded
 
 
@@ -59,18 +63,22 @@ class RecordFile(Container):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Opens it with its .idx; where that is missing, it is rebuilt by one scan.
 
-        The rebuilt one is kept if the scan found no damage.
+        Keys are then the ids in the records; where two are equal, the keys are the places in the
+        file, which only lists made from now on can name. The rebuilt one is kept if the scan found
+        no damage.
 
         Raises:
-            UserError: the .idx is not one, or there is no record in the file.
+            UserError: the .idx is not one, or of another file, or there is no record in the file.
             UnreadableImage: the file cannot be read.
         """
         super().__init__(path)
         self.damage = ""
+        self._unnamed: Path | None = None  # a rebuilt .idx, until a list is made with it
         self._end = self.file.size  # of what is readable
         index = index_path(path)
         if index.exists():
             self.keys, self.offsets = read_index(index)
+            self._check_index(index)
         else:
             self.keys, self.offsets = self._rebuild_index(index)
         bounds = np.append(self.offsets, self._end)
@@ -90,6 +98,7 @@ class RecordFile(Container):
         Raises:
             UnreadableImage: no such record, damaged, or without an image.
         """
+        self._check_named()
         row = self._row(_key_of(member))
         begin, end = self._bounds[row], self._bounds[row + 1]
         if 0 < end - begin <= MAX_PART:
@@ -107,6 +116,8 @@ class RecordFile(Container):
         None for an image that is not in an ordinary record: `read` gives it, or its damage.
         """
         nothing = repeat(None, len(members))
+        if self._unnamed is not None:
+            return nothing
         joined = "".join(members)
         if not (joined.isascii() and joined.isdigit()) or len(joined) > 18 * len(members):
             return nothing
@@ -158,11 +169,13 @@ class RecordFile(Container):
 
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The keys of all images, damaged ones included."""
+        self._name()
         self._report_damage(skipped)
         return (str(key) for key, _ in self.image_records())
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images with their identities, which are their labels."""
+        self._name()
         self._report_damage(skipped)
         images = 0
         for key, record in self.image_records():
@@ -183,7 +196,15 @@ class RecordFile(Container):
 
     def identity(self, member: str) -> str:
         """The identity of one image, its label."""
+        self._check_named()
         return str(self.record(_key_of(member)).identity)
+
+    def _check_named(self) -> None:
+        if self._unnamed is not None:
+            raise UnreadableImage(
+                f"{self._unnamed} is missing, and the ids in the file are not unique: the image "
+                "cannot be told; get the .idx again, or make the list again"
+            )
 
     def _report_damage(self, skipped: Skipped) -> None:
         """What the scan for a missing index found damaged; the index does not name it."""
@@ -222,7 +243,7 @@ class RecordFile(Container):
             raise Damaged(f"record {key} at offset {offset}: {damage}") from damage
 
     def _rebuild_index(self, index: Path) -> tuple[Keys, Keys]:
-        offsets = array("q")
+        offsets, ids, shows = array("q"), array("q"), bytearray()
         name = Path(self.path).name
         with tqdm(
             total=self.file.size,
@@ -232,26 +253,57 @@ class RecordFile(Container):
             delay=1,
         ) as bar:
             for found in scan(self.file):
-                if isinstance(found, tuple):
+                if not isinstance(found, Record):
                     self._end, what = found
                     self.damage = f"offset {self._end}: {what}; what follows needs {index}"
                     break
-                offsets.append(found)
-                if found - bar.n > 1 << 20:
-                    bar.update(found - bar.n)
+                offsets.append(found.offset)
+                ids.append(min(found.key, _MOST_KEY))
+                shows.append(bool(found.image))
+                if found.offset - bar.n > 1 << 20:
+                    bar.update(found.offset - bar.n)
         if not offsets:
             raise UserError(f"{self.path}: holds no record; is it an InsightFace .rec file?")
-        keys = np.arange(len(offsets), dtype=np.int64), np.array(offsets, np.int64)
+        places = np.array(offsets, np.int64)
+        keys = _own_keys(np.array(ids, np.int64), np.array(shows, bool))
         done = f"{index}: was missing; {len(offsets)} records found by one scan"
+        if keys is None:
+            # They may differ from those of the lost index: no list of before may use them.
+            keys = np.arange(len(places), dtype=np.int64)
+            if not self.damage and os.access(index.parent, os.W_OK):  # else no list would fit
+                self._unnamed = index
+            done += ", whose ids are not unique: lists made before do not fit"
+        else:
+            order = np.argsort(keys)
+            keys, places = keys[order], places[order]
         if self.damage:  # an index names records only: no later run would tell of the damage
             done += f"; not kept, as the file is damaged at {self.damage}"
-        else:
+        elif self._unnamed is None:
             try:
-                write_index(index, *keys)
+                write_index(index, keys, places)
             except UserError:
                 done += " (the folder cannot be written: every process will scan)"
         note(done)
-        return keys
+        return keys, places
+
+    def _name(self) -> None:
+        """Keeps a rebuilt .idx whose keys are places: from now on a list names them."""
+        index, self._unnamed = self._unnamed, None
+        if index is not None:
+            with suppress(UserError):  # the disk is full: the next run refuses the list
+                write_index(index, self.keys, self.offsets)
+
+    def _check_index(self, index: Path) -> None:
+        """Refuses a .idx of another file; one damaged record is no reason to."""
+        some = np.unique(np.linspace(0, len(self.offsets) - 1, _LOOKED_AT).astype(np.int64))
+        offsets = self.offsets[some].tolist()
+        wrong = [offset for offset in offsets if self.file.read(offset, len(MARK)) != MARK]
+        if len(wrong) * 2 > len(offsets):
+            raise UserError(
+                f"{index}: belongs to another file than {self.path}: it says that records begin at "
+                f"{', '.join(map(str, wrong[:3]))}, where none does; get both again, or delete it "
+                "to have it rebuilt"
+            )
 
     @staticmethod
     def write(path: Path, images: Iterable[tuple[int, bytes]]) -> int:
@@ -334,6 +386,24 @@ class RecordWriter:
         if error[0] is None:
             keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)
             write_index(index_path(self.path), keys, offsets)
+
+
+def _own_keys(ids: Keys, shows: npt.NDArray[np.bool_]) -> Keys | None:
+    """The keys that records name themselves, None where those of two images are equal.
+
+    Args:
+        ids: (N,) in the records.
+        shows: (N,) whether a record has an image. The others may all have the id 0.
+    """
+    if len(np.unique(ids[shows])) < shows.sum() or ids.max() == _MOST_KEY:
+        return None
+    keys, taken = ids.copy(), set(ids[~shows & np.isin(ids, ids[shows])].tolist())
+    following = int(ids.max()) + 1
+    for row in np.flatnonzero(~shows).tolist():
+        if int(ids[row]) in taken:
+            keys[row], following = following, following + 1
+        taken.add(int(ids[row]))
+    return keys
 
 
 def _key_of(member: str) -> int:

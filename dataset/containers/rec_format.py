@@ -70,8 +70,8 @@ class Damaged(UnreadableImage):
     """A record that breaks the format; the message says which and at what offset."""
 
 
-def scan(file: File) -> Iterator[int | tuple[int, str]]:
-    """Where each record of a .rec begins, in its order, found without an index.
+def scan(file: File) -> Iterator[Record | tuple[int, str]]:
+    """The records of a .rec in its order, found without an index; their keys are their ids.
 
     The length of a damaged record cannot be trusted, so it ends the scan: the last item is then its
     place and what is wrong with it.
@@ -82,11 +82,11 @@ def scan(file: File) -> Iterator[int | tuple[int, str]]:
         try:
             content, end = content_at(read, offset, offset + _GUESS, file.size)
             check_end(read, end, file.size)
-            parse(-1, offset, content)
+            record = parse(-1, offset, content)
         except Damaged as damage:
             yield offset, str(damage)
             return
-        yield offset
+        yield record._replace(key=HEADER.unpack_from(content)[2])
         offset = end
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import struct
 import sys
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from dataset.containers.rec import RecordFile, RecordWriter
 from dataset.containers.rec_format import MARK, Damaged, content_at, frame
 from dataset.containers.rec_index import index_path, read_index
+from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 
 
@@ -94,6 +96,59 @@ def test_the_missing_index_is_rebuilt_and_kept(
     assert keys.tolist() == list(range(6))
     assert offsets.tolist() == by_hand()[1]
     assert "6 records found by one scan" in capsys.readouterr().err
+
+
+def unordered(path: Path, ids: list[int]) -> dict[int, bytes]:
+    """A .rec with an index of the keys 5, 2, 9, 3 in this order; returns the images by key."""
+    images = {key: b"image %d" % key for key in (5, 2, 9, 3)}
+    with RecordWriter(path) as records:
+        for key, (number, image) in zip(ids, images.items(), strict=True):
+            records.add((float(number),), image, key)
+        records.keys = array("q", images)
+    return images
+
+
+def test_a_rebuilt_index_has_the_records_own_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.rec"
+    images = unordered(path, [5, 2, 9, 3])
+    index = index_path(path).read_bytes()
+    index_path(path).unlink()
+    for _ in range(2):  # rebuilt, and as it was kept
+        records = RecordFile(path)
+        assert {int(key): records.read(key) for key in records.images(Skipped())} == images
+    assert sorted(index_path(path).read_bytes().splitlines()) == sorted(index.splitlines())
+
+
+@pytest.mark.parametrize("ids", [[0, 0, 0, 0], [5, 2, 9, 5], [1, 2, 3, 10**18]])
+def test_without_ids_a_rebuilt_index_serves_new_lists_alone(
+    tmp_path: Path, ids: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.rec"
+    images = unordered(path, ids)
+    assert RecordFile(path).read("3") == images[3]  # by its index
+    index_path(path).unlink()
+    records = RecordFile(path)
+    assert "whose ids are not unique: lists made before do not fit" in capsys.readouterr().err
+    with pytest.raises(UnreadableImage, match=r"a\.idx is missing, and the ids .* not unique"):
+        records.read("3")
+    assert run_of(records, 2, 3) == [None, None]
+    assert not index_path(path).exists()  # or the next run would take it for the lost one
+    assert list(records.images(Skipped())) == ["0", "1", "2", "3"]
+    assert records.read("3") == RecordFile(path).read("3") == images[3]
+    assert records.read("2") == images[9]
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_an_index_of_another_file_is_said_to_be_one(tmp_path: Path, count: int) -> None:
+    path = written(tmp_path)
+    with RecordWriter(tmp_path / "other.rec") as other:
+        for number in range(count):
+            other.add((0.0,), b"x" * (number % 7 + 100), number)
+    index_path(path).write_bytes(
+        b"".join(index_path(tmp_path / "other.rec").read_bytes().splitlines(True)[1:]) or b"0\t12\n"
+    )
+    with pytest.raises(UserError, match=r"train\.idx: belongs to another file than .*train\.rec"):
+        RecordFile(path)
 
 
 def test_where_the_index_cannot_be_kept_it_is_said(
