@@ -21,12 +21,11 @@ import numpy as np
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
 from dataset.degradations import KINDS, TRAINING_KINDS, degrade_by
 from dataset.find import walk_images
-from dataset.images import read_face
+from dataset.images import encode_face, read_face
 from dataset.left_out import Skipped
 from dataset.loader import default_workers
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import read_json, replacing, write_json
-from sdd_fiqa.images import cv2
 from sdd_fiqa.storage import read_file
 
 SETTINGS = "degraded_copies.json"  # in the out folder
@@ -216,10 +215,8 @@ def _write_copy(
     if target.is_file():
         return
     degraded = degrade_by(read_face(path), *drawn)
-    settings = [cv2.IMWRITE_JPEG_QUALITY, 95]
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(degraded, cv2.COLOR_RGB2BGR), settings)
     with replacing(target, "wb") as file:
-        file.write(content.tobytes())
+        file.write(encode_face(degraded, ".jpg"))
 
 
 def _keep(path: str, target: Path) -> None:

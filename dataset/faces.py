@@ -30,10 +30,10 @@ Values = npt.NDArray[np.float32]
 NO_FACE = "no face"
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # as seen in the picture
 _BOX = ("box_x", "box_y", "box_width", "box_height")
-_LANDMARKS = tuple(f"{point}_{axis}" for point in _POINTS for axis in "xy")
+LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in _POINTS for axis in "xy")
 # Of scores.csv, in this order; the landmarks with --all-faces alone.
-COLUMNS = ("faces", "turned", *_BOX, *_LANDMARKS, "detector_score")
-_PLACE = (*_BOX, *_LANDMARKS, "detector_score", "turned")  # what is kept of a face
+COLUMNS = ("faces", "turned", *_BOX, *LANDMARK_COLUMNS, "detector_score")
+_PLACE = (*_BOX, *LANDMARK_COLUMNS, "detector_score", "turned")  # what is kept of a face
 _CHUNK = 4  # photos a task
 
 
@@ -283,7 +283,7 @@ class PhotoFaces(Faces):
         columns.append(("turned", NumberColumn(place["turned"], 0)))
         columns += [(name, NumberColumn(place[name], 1)) for name in _BOX]
         if self.all_faces:
-            columns += [(name, NumberColumn(place[name], 1)) for name in _LANDMARKS]
+            columns += [(name, NumberColumn(place[name], 1)) for name in LANDMARK_COLUMNS]
         columns.append(("detector_score", NumberColumn(place["detector_score"], 3)))
         return columns
 

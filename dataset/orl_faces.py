@@ -203,13 +203,12 @@ def _path(identity: int, number: int, kind: str = "") -> str:
 
 
 def _write(path: Path, face: Image) -> None:
-    from sdd_fiqa.images import cv2
+    from dataset.images import encode_face
 
     if path.is_file():
         return
-    _, content = cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))
     with replacing(path, "wb") as file:
-        file.write(content.tobytes())
+        file.write(encode_face(face, ".png"))
 
 
 if __name__ == "__main__":
