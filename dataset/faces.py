@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset.alignment_check import like_photos
 from dataset.containers import read_run
 from dataset.images import read_image
 from dataset.lists import ImageList
@@ -109,7 +110,7 @@ class ListedFaces(Faces):
         contents = self._contents if self.unread else read_run
         for batch in batches(self._table, rows, self._batch_size, self._workers, contents):
             self._done += len(batch.rows)
-            self.like_photos += int(_like_photos(batch.sizes).sum())
+            self.like_photos += int(like_photos(batch.sizes).sum())
             yield batch
 
     def _contents(self, paths: Sequence[str]) -> Iterator[Content | UnreadableImage | None]:
@@ -136,13 +137,6 @@ class ListedFaces(Faces):
     def crop(self, row: int) -> Image:
         """The image again, as it is."""
         return read_image(self._table.path(row))
-
-
-def _like_photos(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """(B, 2) heights and widths -> (B,) whether it is too large or too oblong for a face crop."""
-    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
-    photos: npt.NDArray[np.bool_] = (longer > 2 * FACE_SIZE) | (longer > 1.1 * shorter)
-    return photos
 
 
 @dataclass

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from dataset.alignment_check import doubt_alignment
 from dataset.containers import FORMATS, format_of
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
 from dataset.containers.pack import pack_images
@@ -59,7 +60,10 @@ def main(
         identified = with_identities(images, root, id_key_index, skipped)
     counts = write_lists(identified, root, out_dir, min_images_per_id, skipped)
     print(f"{out_dir / LABELPATH}: {counts.sum()} images of {len(counts)} identities")
-    if not containers and (doubt := doubt_identities(read_table(out_dir / LABELPATH), counts)):
+    table = read_table(out_dir / LABELPATH)
+    if not containers and (doubt := doubt_identities(table, counts)):
+        note(f"note: {doubt}")
+    if doubt := doubt_alignment(table):
         note(f"note: {doubt}")
     if containers == [data_root] and (pairs := write_pairs(root, out_dir / PAIRS)) is not None:
         print(f"{out_dir / PAIRS}: {pairs} pairs")

@@ -153,6 +153,16 @@ def fetch(name: str) -> Path:
     return target
 
 
+def cached(name: str) -> Path | None:
+    """The path of a known asset in the cache folder; None where it is not there whole."""
+    asset = _known(name)
+    target = cache_folder() / asset.file_name
+    try:
+        return target if _holds(target, asset) else None
+    except UserError:  # it cannot be read
+        return None
+
+
 def folder_sha256(folder: Path, suffix: str) -> str:
     r"""SHA-256 of a folder's contents, in hexadecimal, without files of other suffixes.
 

@@ -26,6 +26,7 @@ from common.cli import note
 from common.cpu import keep_freed_memory
 from common.device import Compute, choose_compute
 from common.distributed import ProcessGroup
+from dataset.alignment_check import doubt_alignment
 from dataset.loader import batches
 from models.backbones.layers import add_floor
 from models.checkpoints import read_resume, save_resume
@@ -128,6 +129,8 @@ class TrainingRun:
         if processes.first:
             check_labels(self.data, config.id_key_index)
             check_held_out(config, self.data)
+            if doubt := doubt_alignment(self.data.table):
+                note(f"note: {doubt}")
         images = self.data.epoch_images
         self.plan = Plan.of(images, config.batch_size, processes.size, config.epochs)
         self.position, self.resumed = Position(), False

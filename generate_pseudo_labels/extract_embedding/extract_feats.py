@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
+from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
 from common.distributed import ProcessGroup, join_process_group
+from dataset.alignment_check import doubt_alignment
 from dataset.embedding_writer import FeatureWriter
 from dataset.lists import LABELPATH, ImageList, read_table
 from dataset.loader import Batch, batches, one_behind
@@ -66,6 +67,8 @@ def main(
             if world.any(world.first and writer.is_done()):
                 unreadable = writer.unreadable()
             else:
+                if world.first and (doubt := doubt_alignment(table)):
+                    note(f"note: {doubt}")
                 run(table, recogniser, writer, world, batch_size, num_workers, flip)
                 unreadable = writer.finish(table) if world.first else []
         world.barrier()

@@ -20,6 +20,7 @@ from common.distributed import ProcessGroup
 from dataset.embedding_writer import FeatureWriter
 from dataset.images import read_face
 from dataset.lists import read_table
+from generate_pseudo_labels.extract_embedding import extract_feats as extract_module
 from generate_pseudo_labels.extract_embedding.extract_feats import main as extract_feats
 from generate_pseudo_labels.extract_embedding.extract_feats import run
 from generate_pseudo_labels.gen_datalist import main as gen_datalist
@@ -46,6 +47,20 @@ def here(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def embed(weights: dict[str, Path], **options: Any) -> int:
     usual: dict[str, Any] = {"backbone": "MFN", "device": "cpu", "precision": "fp32"}
     return extract_feats(str(weights["recognition"]), **{**usual, "batch_size": 5, **options})
+
+
+def test_images_that_are_not_aligned_are_noted_before_the_work(
+    here: Path,
+    weights: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        extract_module, "doubt_alignment", lambda table: f"{len(table)} look like photos"
+    )
+    for said in (1, 0):  # nothing is left to do, the second time
+        assert embed(weights) == EXIT_SKIPPED
+        assert capsys.readouterr().err.count("note: 24 look like photos\n") == said
 
 
 def results(folder: Path) -> list[bytes]:

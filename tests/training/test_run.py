@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import training.run
 from common.device import Compute
 from common.distributed import ProcessGroup
 from models.checkpoints import read_resume, save_resume
@@ -155,6 +156,16 @@ def settings(tmp_path: Path) -> TrainConfig:
         batch_size=4,
         milestones=(1, 2),
     )
+
+
+def test_a_run_says_that_images_are_not_aligned(
+    settings: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        training.run, "doubt_alignment", lambda table: f"{len(table)} look like photos"
+    )
+    TrainingRun(settings, ONE)
+    assert "note: 12 look like photos\n" in capsys.readouterr().err
 
 
 def test_a_run_is_saved_and_resumed_where_it_was(settings: TrainConfig) -> None:
