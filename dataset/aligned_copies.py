@@ -25,7 +25,7 @@ from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
 from dataset.faces import LANDMARK_COLUMNS, NO_FACE
 from dataset.find import walk_images
 from dataset.images import encode_face, read_image
-from dataset.left_out import Skipped
+from dataset.left_out import VIDEO, Skipped
 from dataset.loader import default_workers
 from sdd_fiqa.alignment import DetectedFace, FaceAligner, Points, align
 from sdd_fiqa.errors import UnreadableImage, UserError
@@ -240,6 +240,7 @@ def write_copies(
     from tqdm import tqdm
 
     copies = Copies(0, 0, 0, [])
+    unread = skipped.unread = {}  # pictures and videos that cannot be photos
     waiting: list[tuple[str, str, tuple[int, int], Future[int]]] = []
 
     def finish(path: str, name: str, state: tuple[int, int], written: Future[int]) -> None:
@@ -263,12 +264,14 @@ def write_copies(
                 copies.photos += 1
                 name = path[len(root) + 1 :]
                 state, before = _state(path), journal.done.get(name)
-                if (
+                task: Future[int] = Future()  # in its place in the order
+                if why := unread.get(path):
+                    task.set_exception(UnreadableImage(why.replace(VIDEO, "is a video")))
+                elif (
                     before is not None
                     and before[:2] == state
                     and (target.is_file() or not before[2])
                 ):
-                    task: Future[int] = Future()  # in its place in the order
                     task.set_result(before[2])
                 else:
                     own = before is not None and before[2] > 0
@@ -298,6 +301,9 @@ def _targets(root: str, out_dir: Path, suffix: str, skipped: Skipped) -> Iterato
         if target.parent != folder:
             folder, taken = target.parent, set()
             _remove_halves(folder)
+        if path in (skipped.unread or ()):  # it has no copy
+            yield path, target
+            continue
         if target.name in taken:
             target = target.with_name(os.path.basename(path) + suffix)
         while target.name in taken:

@@ -162,8 +162,14 @@ def test_no_file_takes_the_place_of_another(album: Path) -> None:
 
 
 def test_copies_of_other_settings_are_refused(album: Path) -> None:
+    (album / "photos/ann/raw.jxl").write_bytes(b"\xff\x0a....")
+    (album / "photos/ann/1.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(12))
     main(data_root="photos", out_dir=Path("photos/faces"))
+    reasons = dict(skipped(album / "photos/faces"))
+    assert reasons["photos/ann/1.mp4"] == "is a video"
+    assert "of a kind that is not read" in reasons["photos/ann/raw.jxl"]
     before = contents(album / "photos/faces")
+    assert "ann/1.jpg" in before  # the video 1.mp4 does not take the name
     with pytest.raises(UserError, match=r'the copies there were made with .*"format": "jpg"'):
         main(data_root="photos", out_dir=Path("photos/faces"), format="png")
     main(data_root="photos", out_dir=Path("photos/faces"))  # its own copies are no photos
