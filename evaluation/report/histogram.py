@@ -57,7 +57,11 @@ def coarser(ticks: Ticks, decimals: int) -> Ticks:
 
 
 def histogram_svg(
-    ticks: Ticks, decimals: int, marks: Sequence[Mark] = (), kind: str = "image"
+    ticks: Ticks,
+    decimals: int,
+    marks: Sequence[Mark] = (),
+    kind: str = "image",
+    cut: Mark | None = None,
 ) -> str:
     """Draws the histogram of all scores.
 
@@ -70,12 +74,14 @@ def histogram_svg(
         marks: lines to draw; one outside the axis is left out (`histogram_edges` extends the axis
             to those near it).
         kind: what is counted, in the singular.
+        cut: the lowest accepted score: bars below it have another colour.
 
     Returns:
         An `<svg>` element. After every bar comes a `.hit` area with the lowest and the highest
         tick that it counts, for the page's script.
     """
     scale = 10**decimals
+    marks = [*marks, *([] if cut is None else [cut])]
     exact = ticks_of(np.array([mark.score for mark in marks], np.float64), decimals + 1)
     marked = coarser(exact, 1)
     edges = histogram_edges(ticks, marked)
@@ -121,8 +127,9 @@ def histogram_svg(
             f"{low / scale:.{decimals}f} to {high / scale:.{decimals}f}: {number:,} "
             f"{kind if number == 1 else kind + 's'} ({100 * number / len(ticks):.1f} %)"
         )
+        look = "bar" if cut is None or (high + 1) / scale > cut.score else "bar below"
         parts.append(
-            f'<rect class="bar" {span} y="{floor - height:.1f}" height="{height:.1f}"/>'
+            f'<rect class="{look}" {span} y="{floor - height:.1f}" height="{height:.1f}"/>'
             f'<rect class="hit" {span} y="{top}" height="{_PLOT}" '
             f'data-low="{low}" data-high="{high}"><title>{text}</title></rect>'
         )
@@ -137,13 +144,14 @@ def histogram_svg(
     texts = []
     for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True):
         x, label_y = at(tick), 10 + _ROW * row
+        look = "cut" if mark is cut else "mark"
         parts.append(
             f'<line class="halo" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>'
-            f'<line class="mark" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{floor}"/>'
+            f'<line class="{look}" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{floor}"/>'
         )
         before = left < (tick - first) / (edges[-1] - first)
         texts.append(
-            f'<text class="mark-text" x="{x}" y="{label_y}" '
+            f'<text class="{"cut" if mark is cut else "mark"}-text" x="{x}" y="{label_y}" '
             f'text-anchor="{"end" if before else "start"}">{escape(mark.label)}</text>'
         )
     parts += texts  # drawn above all lines

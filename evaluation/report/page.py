@@ -3,9 +3,11 @@
     write_report("report.html", path_of=images.path, scores=scores, statuses=statuses,
                  model_name="R_50", thumbnail=make_thumbnail)
 
-The page holds the faces as small JPEGs, a histogram, the model's calibration, a filter by score
-(typed, dragged over the histogram, or as `report.html#min=40&max=60&order=asc`), and a link from
-every face to its file. Its Content-Security-Policy allows only its own style and script.
+The page leads with the answer: how many faces are scored, accepted and not scored. Below it are a
+histogram, the model's calibration, photos with several faces, and the faces as small JPEGs, each
+linked to its file. They are filtered by score, acceptance and name, typed or as
+`report.html#min=40&max=60&order=asc&show=accepted&name=anna`, and can be in groups.
+Its Content-Security-Policy allows only its own style and scripts.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib import resources
 from typing import Any, Literal
 from urllib.parse import quote
@@ -24,8 +27,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from evaluation.report import sections as section
-from evaluation.report.histogram import decimals_for, ticks_of
-from sdd_fiqa.calibration import check_calibration
+from evaluation.report.groups import Groups
+from evaluation.report.histogram import decimals_for
+from evaluation.report.photos import FacePlaces, photo_section
+from evaluation.report.text import html_text, path_bytes
+from sdd_fiqa.calibration import check_calibration, reaches
 from sdd_fiqa.files import replacing
 
 # At about 3 kB a face, 2,000 make a page of about 8 MB, which opens in a second or two. An even
@@ -44,14 +50,23 @@ def write_report(
     kind: Literal["image", "face"] = "image",
     link_path: Callable[[int], str | None] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    threshold: float | None = None,
+    accept: float | None = None,
+    groups: Sequence[str] | None = None,
+    group_word: str = "folder",
+    places: FacePlaces | None = None,
+    model_about: str = "",
+    command: str = "",
+    made: datetime | None = None,
     notes: Sequence[str] = (),
     max_faces: int = MAX_FACES,
 ) -> None:
     """Writes the report page, whole or not at all.
 
     With more than `max_faces` scored images, the page shows an even sample of the ranks, with the
-    lowest and the highest score, and says so. Histogram, counts and quantiles are always those of
-    all images. Only the paths of the rows shown are read, and one thumbnail is in memory at a time.
+    lowest and the highest score, or the best of each group; and it says so. Histogram, counts and
+    quantiles are always those of all images. Only the paths of the rows shown are read, and one
+    thumbnail is in memory at a time.
 
     Args:
         path: the page to write; its folder is made.
@@ -69,6 +84,14 @@ def write_report(
             share of the calibration faces lies, `fnmr`: the FNMR that is left (optional)};
             `percentiles` (optional): 101 rising scores, of the percentiles 0..100;
             `faces` (optional): how many faces it was made on; `fmr` (optional): the FMR of `fnmr`.
+        threshold: the lowest score of an accepted face. The page opens with the accepted faces.
+        accept: the share of calibration faces, in 0..1, that reach `threshold`.
+        groups: (N,) the name of each row's group. The group with the best face is first.
+        group_word: what a group is, in the singular: "folder", "track".
+        places: where the faces are in their photos; photos with several faces are shown with boxes.
+        model_about: a few words about the model, such as "the model that comes with SDD-FIQA".
+        command: the command line that made the page; shown as it is.
+        made: when the page was made.
         notes: sentences to show at the top, plain text.
         max_faces: the most faces on the page, at least 2.
 
@@ -82,44 +105,62 @@ def write_report(
         raise ValueError(
             f"scores and statuses must be of one length, got {values.shape} and {len(statuses)}"
         )
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"groups must have {len(values)} names, got {len(groups)}")
     if calibration is not None:
         check_calibration(calibration)
 
-    scored = np.flatnonzero(np.isfinite(values))
+    finite = np.isfinite(values)
+    scored, unscored = np.flatnonzero(finite), np.flatnonzero(~finite)
     known = values[scored]
-    decimals = decimals_for(known) if len(known) else 1
-    ticks = ticks_of(known, decimals + section.FINER)
-    shown = scored[sample_ranks(known, max_faces)]
-    sections = {
-        "title": section.html_text(f"Face image quality: {model_name}"),
-        "lead": section.lead(model_name, kind, len(values), len(scored), len(shown)),
-        "numbers": section.numbers(known, decimals),
-        "notes": section.notes_list(notes),
-        "histogram": section.histogram_section(ticks, decimals, calibration, kind)
-        if len(known)
-        else "",
-        "calibration": section.calibration_section(calibration, known, decimals),
-        "tools": section.filter_tools(ticks, decimals) if len(known) else "",
-        "unscored": section.unscored_section(
-            np.flatnonzero(~np.isfinite(values)), path_of, statuses
-        ),
-        "data": section.script_data(ticks, decimals, sampled=len(shown) < len(scored)),
-    }
+    accepted = None if threshold is None else finite & reaches(values, threshold)
+    grouped = None if groups is None else Groups(groups, group_word, values, accepted)
+    result = section.Result(
+        kind=kind,
+        scores=known,
+        accepted=None if accepted is None else accepted[scored],
+        threshold=threshold,
+        accept=accept,
+        decimals=decimals_for(known) if len(known) else 1,
+        calibration=calibration,
+        groups=grouped,
+        reasons=[statuses[row] for row in unscored.tolist()],
+    )
+    shown = scored[sample_ranks(known, max_faces)] if grouped is None else grouped.shown(max_faces)
     folder = os.path.dirname(os.path.abspath(path))
 
-    def item(row: int) -> str:
-        name = path_of(row)
+    def url_of(row: int, name: str) -> str | None:
         target = name if link_path is None else link_path(row)
-        url = None if target is None else relative_url(target, folder)
-        score = float(values[row])
-        return section.face_item(name, score, decimals, percentiles, url, thumbnail(row))
+        return None if target is None else relative_url(target, folder)
 
-    percentiles = (calibration or {}).get("percentiles")
+    sections = {
+        "title": html_text(f"Face image quality: {model_name}"),
+        "lead": section.lead(result, model_name, model_about, made, len(shown)),
+        "answer": section.answer(result),
+        "notes": section.notes_list(notes),
+        "panels": section.panels(result, command),
+        "photos": photo_section(places, values, accepted, result.decimals, url_of),
+        "tools": section.filter_tools(result),
+        "lacking": section.lacking_section(result),
+        "unscored": section.unscored_section(unscored, path_of, statuses),
+        "data": section.script_data(result, sampled=len(shown) < len(scored)),
+    }
+
+    def faces() -> Iterator[str]:
+        group = -1
+        for row in tqdm(shown.tolist(), desc="report", unit="face", leave=False):
+            if grouped is not None and grouped.place[row] != group:
+                group = int(grouped.place[row])
+                yield section.group_heading(result, group)
+            below = accepted is not None and not accepted[row]
+            name, score = path_of(row), float(values[row])
+            url, picture = url_of(row, name), thumbnail(row)
+            yield section.face_item(result, name, score, url, picture, below, group)
+
     with replacing(path) as file:
         for piece in _template_pieces():
             if piece == "{{faces}}":
-                for row in tqdm(shown.tolist(), desc="report", unit="face", leave=False):
-                    file.write(item(row))
+                file.writelines(faces())
             else:
                 file.write(sections[piece[2:-2]] if piece.startswith("{{") else piece)
 
@@ -144,27 +185,27 @@ def relative_url(target: str, folder: str) -> str:
     >>> relative_url("/data/faces/a b#c?.jpg", "/data/out")
     '../faces/a%20b%23c%3F.jpg'
     """
-    return quote(section.path_bytes(os.path.relpath(target, folder)), safe="/")
+    return quote(path_bytes(os.path.relpath(target, folder)), safe="/")
 
 
 def _template_pieces() -> Iterator[str]:
     """The template cut at its `{{names}}`, with the security policy filled in.
 
-    The policy names the style and the script by their hashes. Markup in a hostile file name can
+    The policy names the style and the scripts by their hashes. Markup in a hostile file name can
     neither run nor load anything.
     """
     template = (
         resources.files("evaluation.report").joinpath("template.html").read_text(encoding="utf-8")
     )
 
-    def hashed(tag: str) -> str:
-        start = template.index(f"<{tag}>") + len(f"<{tag}>")
-        text = template[start : template.index(f"</{tag}>", start)]
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    def hashes(tag: str) -> str:
+        texts = re.findall(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in texts]
+        return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
 
     policy = (
-        f"default-src 'none'; img-src data:; style-src {hashed('style')}; "
-        f"script-src {hashed('script')}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src {hashes('style')}; "
+        f"script-src {hashes('script')}; base-uri 'none'; form-action 'none'"
     )
     for piece in re.split(r"(\{\{\w+\}\})", template):
         yield policy if piece == "{{policy}}" else piece

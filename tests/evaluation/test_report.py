@@ -2,25 +2,43 @@
 
 import base64
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataset.lists import read_table
+from evaluation.report.groups import Groups
 from evaluation.report.page import relative_url
+from evaluation.report.photos import FacePlaces
 from evaluation.report.sections import MAX_UNSCORED
 from report_pages import CALIBRATION, HOSTILE, Page, jpeg, read, write
+from sdd_fiqa.errors import UnreadableImage
+from sdd_fiqa.images import Image
 
 
 def test_faces_stand_by_score_with_the_score_and_the_model(tmp_path: Path) -> None:
     scores = [40.0, 71.26, np.nan, -3.04, 40.0, 99.99]
-    page = read(write(tmp_path / "out" / "report.html", scores))
+    made = datetime(2026, 3, 7, 9, 5)
+    page = read(
+        write(
+            tmp_path / "out" / "report.html",
+            scores,
+            made=made,
+            model_about="a <small> model",
+            command="eval.py <faces> --report 'a b.html'",
+        )
+    )
     assert [face.text for face in page.faces] == [
         ["100.0", "5.jpg"],
         ["71.3", "1.jpg"],
@@ -32,19 +50,22 @@ def test_faces_stand_by_score_with_the_score_and_the_model(tmp_path: Path) -> No
         assert face.src == f"data:image/jpeg;base64,{base64.b64encode(jpeg(row)).decode()}"
         assert face.alt == f"Face {row}.jpg"
         assert face.title.startswith(f"faces/{row}.jpg\nscore ")
-    assert "6 images, scored by R_50 . 1 image got no score" in page.words
+    assert "Scored by R_50 , a <small> model, on 7 March 2026 at 09:05." in page.words
+    assert "Made by eval.py <faces> --report 'a b.html'" in page.words
+    assert "Scored 5 of 6 images Not scored 1 no face: 1. List" in page.words
     assert "faces/2.jpg no face" in page.words
-    assert page.blocks["dd"] == ["5", "49.6", "-3.0", "5.6", "40.0", "94.2", "100.0"]
+    # Few scores have no quantiles: lowest, median, mean, highest.
+    assert page.blocks["dd"][-4:] == ["-3.0", "40.0", "49.6", "100.0"]
 
 
 def test_nothing_comes_from_outside_and_only_the_own_script_may_run(tmp_path: Path) -> None:
     text = write(tmp_path / "r.html", [1, 50, 99], calibration=CALIBRATION).read_text("utf-8")
     page = Page(text)
     policy = next(values["content"] for tag, values in page.tags if values.get("http-equiv", ""))
-    for name in ("style", "script"):
-        block = page.blocks[name][-1].encode()
-        digest = base64.b64encode(hashlib.sha256(block).digest()).decode()
-        assert f"{name}-src 'sha256-{digest}'" in policy
+    own = [*page.blocks["style"], page.blocks["script"][0], page.blocks["script"][2]]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in own]
+    assert re.findall("'sha256-(.+?)'", policy) == digests
+    assert policy.count("-src ") == 4 and "; style-src 'sha256" in policy
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policy
     for _, values in page.tags:
@@ -79,7 +100,7 @@ def test_hostile_names_stay_names_and_their_links_lead_to_the_file(
     )
     page = read(where)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("script") == 2 and tags.count("img") == len(paths) == len(page.faces)
+    assert tags.count("script") == 3 and tags.count("img") == len(paths) == len(page.faces)
     assert all("onerror" not in values for _, values in page.tags)
     for number, (face, name) in enumerate(zip(page.faces, HOSTILE, strict=True)):
         assert face.href is not None
@@ -134,7 +155,7 @@ def test_a_face_without_a_picture_keeps_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scores", [[], [np.nan, np.nan]])
 def test_no_score_at_all_is_said(tmp_path: Path, scores: list[float]) -> None:
     page = read(write(tmp_path / "r.html", scores, calibration=CALIBRATION))
-    assert "No image got a score." in page.words
+    assert "Scored 0 no image got a score" in page.words
     assert page.faces == [] and not any(tag == "svg" for tag, _ in page.tags)
 
 
@@ -173,7 +194,7 @@ def test_calibration_is_listed_and_drawn(tmp_path: Path) -> None:
 
 def test_the_words_say_what_a_row_is(tmp_path: Path) -> None:
     page = read(write(tmp_path / "r.html", [65.5969, 10.0], kind="face"))
-    assert "2 faces, scored by" in page.words
+    assert "Scored 2 faces" in page.words
     assert page.faces[0].title.endswith("score 65.596")  # floored, as the filter has it
 
 
@@ -233,3 +254,121 @@ def test_a_page_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
 def test_the_same_scores_give_the_same_bytes(tmp_path: Path) -> None:
     first = write(tmp_path / "a.html", [1, 2, 3], calibration=CALIBRATION).read_bytes()
     assert write(tmp_path / "b.html", [1, 2, 3], calibration=CALIBRATION).read_bytes() == first
+
+
+def test_the_accepted_faces_are_counted_and_the_others_marked(tmp_path: Path) -> None:
+    scores = [10.0, 29.99996, np.nan, 29.9999, 90.0]  # rounded to four decimals, as in scores.csv
+    options: dict[str, Any] = {"threshold": 30.0, "calibration": CALIBRATION}
+    page = read(write(tmp_path / "r.html", scores, accept=0.95, **options))
+    assert (
+        "Accepted 2 50 %: score 30 or higher, as 95 % of the calibration faces have "
+        "Not accepted 2 a lower score Scored 4 of 5 images Not scored 1" in page.words
+    )
+    marked = [values for tag, values in page.tags if tag == "li" and "data-t" in values]
+    assert [values.get("class") for values in marked] == [None, None, "below", "below"]
+    assert page.faces[2].title.endswith("not accepted") and "too low" in page.faces[2].text
+    classes = [values.get("class") for _, values in page.tags]
+    assert "cut" in classes and "bar below" in classes and "bar" in classes
+    assert json.loads(page.blocks["script"][1])["preset"] == "accepted"
+
+    page = read(write(tmp_path / "r.html", [1, 2], **options))  # nobody wants to see an empty page
+    assert json.loads(page.blocks["script"][1])["preset"] == "all"
+
+
+@pytest.mark.parametrize(("score", "verdict"), [(65.0, "yes"), (20.0, "no")])
+def test_one_image_gets_its_score_and_a_verdict(tmp_path: Path, score: float, verdict: str) -> None:
+    page = read(write(tmp_path / "r.html", [score], threshold=30, calibration=CALIBRATION))
+    told = f"Score {score} higher than {score:.0f} % of the calibration faces Accepted {verdict}"
+    assert told in page.words
+    assert not any(tag in ("svg", "input", "select") for tag, _ in page.tags)
+
+
+def test_every_word_of_the_calibration_is_explained(tmp_path: Path) -> None:
+    page = read(write(tmp_path / "r.html", [10, 30], calibration=CALIBRATION))
+    words = page.words.split("What the words mean")[1]
+    for column in page.blocks["th"]:
+        assert column.split(" at ")[0] in words
+    assert "FMR the false match rate" in words
+
+
+def test_groups_stand_by_their_best_face_and_those_without_one_are_named(tmp_path: Path) -> None:
+    groups = ["<b>", "anna", "anna", "empty", "<b>", "low", ""]
+    scores = [50.0, 10.0, 95.0, np.nan, 70.0, 20.0, 60.0]
+    page = read(write(tmp_path / "r.html", scores, groups=groups, threshold=30.0))
+    assert [face.text[-1] for face in page.faces] == [f"{row}.jpg" for row in (2, 1, 4, 0, 6, 5)]
+    for words in (
+        "anna best 95.0, 2 faces, 1 accepted",
+        "<b> best 70.0, 2 faces, 2 accepted",
+        ". best 60.0, 1 face, 1 accepted",
+        "low best 20.0, 1 face, none accepted",
+        "Folders 3 with an accepted face; 2 without. List",
+        "2 folders without an accepted face low best 20.0 empty no score",
+    ):
+        assert words in page.words
+    page = read(write(tmp_path / "r.html", scores, groups=groups, group_word="track"))
+    assert "1 track without a score empty no score" in page.words
+    with pytest.raises(ValueError, match="groups must have 2 names, got 1"):
+        write(tmp_path / "r.html", [1, 2], groups=["a"])
+
+
+@given(
+    faces=st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 20)), max_size=40),
+    most=st.integers(1, 45),
+)
+def test_a_page_that_cannot_show_all_shows_the_best_of_every_group(
+    faces: list[tuple[str, int]], most: int
+) -> None:
+    names = [name for name, _ in faces]
+    scores = np.array([np.nan if score == 0 else score for _, score in faces], np.float64)
+    groups = Groups(names, "folder", scores, None)
+    shown = groups.shown(most).tolist()
+    known = [row for row in range(len(faces)) if scores[row] == scores[row]]
+    assert len(shown) == len(set(shown)) == min(most, len(known)) and set(shown) <= set(known)
+    depth = {
+        row: sum(
+            names[other] == names[row] and (-scores[other], other) < (-scores[row], row)
+            for other in known
+        )
+        for row in known
+    }
+    left = set(known) - set(shown)
+    if left:
+        chosen = max((depth[row], -scores[row]) for row in shown)
+        assert chosen <= min((depth[row], -scores[row]) for row in left)
+    best = [max(scores[row] for row in known if names[row] == names[face]) for face in shown]
+    assert best == sorted(best, reverse=True)
+    for before, after in pairwise(shown):
+        assert names[before] != names[after] or scores[before] >= scores[after]
+
+
+def test_photos_with_several_faces_have_a_box_for_each_that_is_scored(tmp_path: Path) -> None:
+    def photo(row: int) -> Image:
+        if row == 5:
+            raise UnreadableImage("is gone")
+        return np.zeros((600, 960, 3), np.uint8)
+
+    boxes = np.array([[100, 20, 80, 100], [500, 200, 40, 40], *[[0, 0, 9, 9]] * 4], np.float32)
+    boxes[3] = np.nan
+    places = FacePlaces(
+        photo=np.array([7, 7, 8, 9, 2, 3]),
+        faces=np.array([2, 2, 1, 0, 5, 2], np.float32),
+        boxes=boxes,
+        path=["p/<i>.jpg", "p/<i>.jpg", "b.jpg", "c.jpg", "d.jpg", "gone.jpg"].__getitem__,
+        read=photo,
+    )
+    scores = [80.0, 20.0, 60.0, np.nan, 50.0, 40.0]
+    page = read(write(tmp_path / "r.html", scores, places=places, threshold=30.0, kind="face"))
+    assert "3 photos with several faces (2 shown, those with the most faces)" in page.words
+    assert "50.0 d.jpg 5 faces, 1 scored 80.0 20.0 <i>.jpg 2 faces" in page.words
+    frames = [values["viewbox"] for tag, values in page.tags if "viewbox" in values]
+    assert frames == ["0 0 480 300"] * 2
+    looks = [values["class"] for tag, values in page.tags if tag == "g"]
+    assert looks == ["box", "box", "box below"]
+    drawn = [values for tag, values in page.tags if tag == "rect" and "class" not in values]
+    sides = ("x", "y", "width", "height")
+    assert [[float(values[side]) for side in sides] for values in drawn[1:]] == [
+        [50, 10, 40, 50],
+        [250, 100, 20, 20],
+    ]
+    lone = FacePlaces(places.photo, np.ones(6, np.float32), boxes, places.path, photo)
+    assert "several faces" not in read(write(tmp_path / "r.html", scores, places=lone)).words

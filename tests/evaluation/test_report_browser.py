@@ -80,3 +80,32 @@ def test_in_a_browser_a_script_that_is_not_the_pages_own_is_refused(tmp_path: Pa
     seen, console = browse(page)
     assert "taken" not in seen.words
     assert any("Content Security Policy" in line for line in console)  # so the console is heard
+
+
+@needs_browser
+def test_in_a_browser_faces_are_shown_by_acceptance_name_and_group(tmp_path: Path) -> None:
+    scores = [50.0, 10.0, 95.0, 70.0, 20.0]
+    page = write(
+        tmp_path / "report.html",
+        scores,
+        path_of=["A/one.jpg", "a/two.jpg", "a/three.jpg", "A/four.jpg", "b/five.jpg"].__getitem__,
+        groups=["A", "a", "a", "A", "b"],
+        threshold=30.0,
+        calibration=CALIBRATION,
+    )
+
+    def shown(fragment: str) -> list[str]:
+        seen, console = browse(page, fragment)
+        assert console == []
+        return [face.text[0].strip() for face in seen.faces if not face.hidden]
+
+    assert shown("") == ["95.0", "70.0", "50.0"]  # the accepted ones, group by group
+    assert shown("#show=rest&order=asc") == ["10.0", "20.0"]
+    assert shown("#order=desc") == ["95.0", "70.0", "50.0", "20.0", "10.0"]
+    assert shown("#name=a%2Ft") == ["95.0", "10.0"]
+    assert shown("#show=accepted&name=FOUR") == ["70.0"]
+    assert shown("#order=nonsense&show=nonsense&min=15") == ["95.0", "70.0", "50.0", "20.0"]
+
+    seen, _ = browse(page, "#name=five")
+    heads = [values for _, values in seen.tags if values.get("class", "").startswith("group")]
+    assert ["hidden" in values for values in heads] == [True, True, False]

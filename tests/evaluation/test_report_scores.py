@@ -46,11 +46,18 @@ def test_above_the_limit_the_page_shows_a_sample_and_counts_all(tmp_path: Path) 
     order = np.argsort(-scores)
     assert len(page.faces) == len(asked) == len(named) == 100
     assert asked[0] == order[0] and asked[-1] == order[-1]
-    assert "shows 100 of the 100,000 scored faces: an even sample across the scores" in page.words
-    data = json.loads(page.blocks["script"][0])
+    assert "Shown: 100 of 100,000 scored faces, an even sample from the highest" in page.words
+    data = json.loads(page.blocks["script"][1])
     assert data["sampled"] and sum(data["counts"]) == 100_000
     assert sum(bar_counts(page)) == 100_000
-    assert page.blocks["dd"][1] == f"{scores.mean():.1f}"
+    assert page.blocks["dd"][-6:] == [
+        f"{value:.1f}"
+        for value in (
+            *np.quantile(scores, [0, 0.05, 0.5]),
+            scores.mean(),
+            *np.quantile(scores, [0.95, 1]),
+        )
+    ]
 
 
 @given(
