@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,12 +49,6 @@ class Forward:
         self._pool = None
         if on_cpu:  # torch itself uses one thread inside each of these
             self._pool = ThreadPoolExecutor(own_cores(), "forward", torch.set_num_threads, (1,))
-
-    def with_precision(self, compute: Compute) -> Forward:
-        """The same network, on the same device, in another precision."""
-        other = copy.copy(self)
-        other.compute = compute
-        return other
 
     def begin(self, faces: Faces) -> Callable[[], Outputs]:
         """(B, 112, 112, 3) uint8 RGB -> a function that waits for the (B, ...) float32 outputs."""

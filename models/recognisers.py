@@ -127,7 +127,7 @@ def _in_torch(
     # embeddings are short, then fell from .997 to .983 against float32.
     forward = Forward(network, compute, fold=compute.name == "fp32")
     if probe is not None and compute.name != "fp32" and len(probe):
-        full = forward.with_precision(choose_compute(str(compute.device), "fp32"))
+        full = Forward(network, choose_compute(str(compute.device), "fp32"), fold=False)
         if not _close(forward.begin(probe)(), full.begin(probe)()):
             note(
                 f"{about['weights']}: {compute.name} changes its embeddings too much; uses float32"

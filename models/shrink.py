@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from common.cli import EXIT_DONE, run_script
-from models.checkpoints import load_network
+from models.checkpoints import load_network, save_network
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import replacing, sha256_of, write_json
+from sdd_fiqa.files import sha256_of
 
 
 def main(*, model: Path, out: Path) -> int:
@@ -33,15 +33,10 @@ def main(*, model: Path, out: Path) -> int:
     name, network, about = load_network(model, recognition=False)
     if not about:
         raise UserError(f"{model}: has no .json next to it; take a checkpoint of train.py")
-    state = {}
-    for key, value in network.state_dict().items():
-        half = value.half() if value.is_floating_point() else value
-        if not torch.isfinite(half).all():
+    for key, value in network.half().state_dict().items():
+        if not torch.isfinite(value).all():
             raise UserError(f"{model}: {key} does not fit float16; ship the checkpoint unchanged")
-        state[key] = half.contiguous()
-    with replacing(out, "wb") as file:
-        torch.save(state, file)
-    write_json(out.with_suffix(".json"), {**about, "sha256": sha256_of(out)})
+    save_network(out, network, about)
     print(f"{out}: {name}, {out.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(out)}")
     return EXIT_DONE
 

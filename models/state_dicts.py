@@ -70,7 +70,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
             names = _needs(path)
             if not names or not all(name.startswith(_IGNORED) for name in names):
                 raise
-            empty: list[Any] = [(_empty_class(), name) for name in names]
+            empty: list[Any] = [(_Ignored, name) for name in names]
             with torch.serialization.safe_globals(empty):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -91,23 +91,13 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not odd
 
 
-def _empty_class() -> type:
-    """A new class whose objects accept anything and hold nothing."""
+class _Ignored:
+    """Accepts anything and holds nothing."""
 
-    class Ignored:
-        def __new__(cls, *values: object) -> Ignored:
-            return super().__new__(cls)
+    def __init__(self, *values: object) -> None:
+        pass
 
-        def __init__(self, *values: object) -> None:
-            pass
-
-        def __setstate__(self, state: object) -> None:
-            pass
-
-        def __setitem__(self, key: object, value: object) -> None:
-            pass
-
-    return Ignored
+    __setstate__ = __setitem__ = __init__
 
 
 def _needs(path: str | os.PathLike[str]) -> list[str]:

@@ -15,16 +15,8 @@ from torch import Tensor, nn
 
 from common.device import in_float32
 from models.backbones import RGB, Pixels
-from models.backbones.layers import PReLU, convolve, head
+from models.backbones.layers import Convolution, PReLU, head
 from sdd_fiqa.errors import UserError
-
-
-class Convolution(nn.Conv2d):
-    """nn.Conv2d, in float32 where a CPU's bf16 is slow."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, H', W')."""
-        return convolve(super().forward, self, x)
 
 
 class Linear(nn.Linear):

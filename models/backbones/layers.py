@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,16 +50,19 @@ class _VectorPReLU(torch.autograd.Function):
         return torch.addcmul(above, below, slope), grad_weight
 
 
-def convolve(function: Callable[[Tensor], Tensor], conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Runs `function(x)`, the convolution `conv`; in float32 where a CPU's bf16 gradient is slow.
+class Convolution(nn.Conv2d):
+    """nn.Conv2d, in float32 where a CPU's bf16 gradient is slow.
 
     That gradient is the one of a depthwise convolution with stride 2. In bf16 it takes eleven times
     as long as in float32 (oneDNN, torch 2.15).
     """
-    strided = conv.groups > 1 and conv.stride[0] > 1
-    if strided and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.requires_grad:
-        return in_float32(function, x).to(x.dtype)
-    return function(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, H', W')."""
+        strided = self.groups > 1 and self.stride[0] > 1
+        if strided and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.requires_grad:
+            return in_float32(super().forward, x).to(x.dtype)
+        return super().forward(x)
 
 
 def head(outputs: int, dropout: float, values: int = MAP) -> nn.Sequential:

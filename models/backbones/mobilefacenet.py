@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from common.device import in_float32
-from models.backbones.layers import EMBEDDING_DIM, PReLU, convolve, head
+from models.backbones.layers import EMBEDDING_DIM, Convolution, PReLU, head
 
 
 class ConvBlock(nn.Module):
@@ -24,7 +24,7 @@ class ConvBlock(nn.Module):
         linear: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
+        self.conv = Convolution(
             channels_in, channels, kernel, stride, padding, groups=groups, bias=False
         )
         self.bn = nn.BatchNorm2d(channels)
@@ -32,7 +32,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H', W')."""
-        out: Tensor = self.prelu(self.bn(convolve(self.conv, self.conv, x)))
+        out: Tensor = self.prelu(self.bn(self.conv(x)))
         return out
 
 
