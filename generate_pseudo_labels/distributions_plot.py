@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.containers import split_member
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
@@ -28,27 +27,17 @@ _BINS = 80
 Pair = tuple[Float32, Float32]  # similarities of an image to its identity, and to others
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Random outsiders, with which images are compared, and the images' own identities."""
-
-    embedded: EmbeddedSet
-    others: Indices
-    other_rows: Float32
-
-    def of(self, position: int) -> Pair:
-        """Similarities of one image: to (some of) its identity, to others."""
-        starts = self.embedded.groups.starts
-        owner = int(np.searchsorted(starts, position, side="right")) - 1
-        start, stop = int(starts[owner]), int(starts[owner + 1])
-        face = self.embedded.span(position, position + 1)[0]
-        step = -(-(stop - start) // _MATES)
-        mates = np.arange(start, stop, step)
-        mates = mates[mates != position]
-        if len(mates) == 0:  # of a pair, the step may leave only the image itself
-            mates = np.array([start if position != start else start + 1])
-        outside = (self.others < start) | (self.others >= stop)
-        return self.embedded.at(mates) @ face, self.other_rows[outside] @ face
+def _similarities(
+    embedded: EmbeddedSet, others: Indices, other_rows: Float32, position: int
+) -> Pair:
+    """Similarities of one image: to (some of) its identity, to those of `others` outside it."""
+    starts = embedded.groups.starts
+    owner = int(np.searchsorted(starts, position, side="right")) - 1
+    start, stop = int(starts[owner]), int(starts[owner + 1])
+    face = embedded.span(position, position + 1)[0]
+    mates = np.delete(np.arange(start, stop), position - start)[:: -(-(stop - start) // _MATES)]
+    outside = (others < start) | (others >= stop)
+    return embedded.at(mates) @ face, other_rows[outside] @ face
 
 
 def draw_picture(
@@ -65,11 +54,11 @@ def draw_picture(
     rng = np.random.default_rng(seed)
     embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
     others = np.sort(rng.choice(len(groups), min(_OTHERS, len(groups)), replace=False))
-    sample = _Sample(embedded, others, embedded.at(others))
+    of = partial(_similarities, embedded, others, embedded.at(others))
     labels = labelling.labels if groups.rows is None else labelling.labels[groups.rows]
     labelled = np.flatnonzero(~np.isnan(labels))
     some = labelled[np.linspace(0, len(labelled) - 1, min(_IMAGES, len(labelled))).astype(int)]
-    pairs = [sample.of(int(position)) for position in some]
+    pairs = [of(int(position)) for position in some]
     positives = np.concatenate([own for own, _ in pairs])
     negatives = np.concatenate([outside[:: 1 + len(outside) // 200] for _, outside in pairs])
     low = float(min(positives.min(initial=0.0), negatives.min(initial=0.0)))
@@ -96,7 +85,7 @@ def draw_picture(
         position = int(by_label[round(share * (len(by_label) - 1))])
         row = int(groups.rows_of(np.array([position]))[0])
         w1 = float(labelling.distances.w1[row, 0])
-        _two_histograms(axes, sample.of(position), edges[::2])
+        _two_histograms(axes, of(position), edges[::2])
         axes.set_title(f"{title}: label {labels[position]:.1f}, W1 {w1:.3f}", loc="left")
         face = _face(inputs.images.path(row))
         if face is not None:
@@ -132,9 +121,6 @@ def _two_histograms(axes: Any, pair: Pair, edges: npt.NDArray[np.float64]) -> No
 
 def _face(path: str) -> npt.NDArray[np.uint8] | None:
     """The face, or None: labels need embeddings only, the images may be elsewhere."""
-    inside = split_member(path)
-    if not Path(inside[0] if inside else path).is_file():
-        return None  # without importing what decodes images
     from dataset.images import read_face
     from sdd_fiqa.errors import UnreadableImage
 

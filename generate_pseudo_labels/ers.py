@@ -212,10 +212,8 @@ def _embed(source: UnrecognisableSource, out_dir: Path, faces: Iterator[Image]) 
 
     recogniser = load_recogniser(source.weights, source.backbone, source.device)
     about = (out_dir / EMBEDDINGS).with_suffix(".json")
-    described = read_json(about) if about.exists() else {}
-    made_by = described.get("weights") if isinstance(described, dict) else {}
-    if not isinstance(made_by, dict):
-        made_by = {}
+    made_by = read_json(about).get("weights") if about.exists() else {}  # checked with the rows
+    made_by = made_by if isinstance(made_by, dict) else {}
     theirs, ours = made_by.get("sha256"), recogniser.about.get("sha256")
     if theirs and ours and theirs != ours:
         raise UserError(

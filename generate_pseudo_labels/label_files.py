@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,12 @@ class LabelInput:
 
     def counts(self) -> dict[str, int]:
         """Reason -> how many images have it, the most frequent first; rare ones together."""
-        numbers = np.bincount(self.reasons, minlength=len(self.texts))[1:]
-        order = np.argsort(-numbers, kind="stable")
-        order = order[numbers[order] > 0]
-        texts = list(self.texts)
-        shown = {texts[1 + at]: int(numbers[at]) for at in order[:_REASONS].tolist()}
-        if len(order) > _REASONS:
-            shown["for other reasons"] = int(numbers[order[_REASONS:]].sum())
+        numbers = np.bincount(self.reasons, minlength=len(self.texts)).tolist()
+        pairs = zip(self.texts, numbers, strict=True)
+        counts = Counter({text: number for text, number in pairs if text and number})
+        shown = dict(counts.most_common(_REASONS))
+        if len(counts) > _REASONS:
+            shown["for other reasons"] = counts.total() - sum(shown.values())
         return shown
 
     def unusable(self, error: UnusableRow) -> UserError:

@@ -261,7 +261,8 @@ def _read_one(file: Path) -> npt.NDArray[np.float64] | str:
     try:
         content = BytesIO(file.read_bytes())
         shape, _, dtype = read_header(content)  # first: memory is set aside for what it states
-        if dtype.kind not in "fiu" or not 0 < math.prod(shape) * dtype.itemsize <= _left(content):
+        left = len(content.getbuffer()) - content.tell()
+        if dtype.kind not in "fiu" or not 0 < math.prod(shape) * dtype.itemsize <= left:
             return DAMAGED
         content.seek(0)
         found = np.load(content, allow_pickle=False)
@@ -271,8 +272,3 @@ def _read_one(file: Path) -> npt.NDArray[np.float64] | str:
         return DAMAGED
     flat: npt.NDArray[np.float64] = found.astype(np.float64).ravel()
     return flat
-
-
-def _left(content: BytesIO) -> int:
-    """The bytes not read yet."""
-    return len(content.getbuffer()) - content.tell()

@@ -90,7 +90,15 @@ def similarity_distances(
         UnusableRow: a row that is zero or not finite.
     """
     arrays, processes = arrays or NumpyArrays(), processes or ProcessGroup(0, 1)
-    _check_outsiders(groups, m if estimator == "sampled" else 1)
+    outsiders, needed = (
+        len(groups) - int(groups.sizes().max(initial=0)),
+        m if estimator == "sampled" else 1,
+    )
+    if outsiders < needed:
+        raise TooFewOutsiders(
+            f"the largest identity leaves {outsiders} images of others, fewer than the {needed} "
+            "negatives asked for; add identities"
+        )
     plan = plan_blocks(groups)
     embedded = EmbeddedSet(embeddings, groups, arrays)
     at_once = int(min(threads, arrays.most_batches))
@@ -104,12 +112,3 @@ def similarity_distances(
     distances = runner.collect(exact.distances, 1, 1 - _FIRST_PASS)
     overlapping, checked, squares = np.array(exact.errors or [(0, 0, 0.0)]).sum(axis=0)
     return DistanceResult(runner.begin, distances, int(overlapping), int(checked), float(squares))
-
-
-def _check_outsiders(groups: Groups, needed: int) -> None:
-    outsiders = len(groups) - int(groups.sizes().max(initial=0))
-    if outsiders < needed:
-        raise TooFewOutsiders(
-            f"the largest identity leaves {outsiders} images of others, fewer than the {needed} "
-            "negatives asked for; add identities"
-        )

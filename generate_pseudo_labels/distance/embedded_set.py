@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from generate_pseudo_labels.distance.array_backend import Array, Arrays, Indices
 from generate_pseudo_labels.distance.blocks import Block, Groups
 
-
-class Embeddings(Protocol):
-    """(N, D) rows: an array, a tensor on a GPU, or a file that reads what is asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, D)."""
-
-    def __getitem__(self, rows: Any) -> Any:
-        """A slice of rows, or rows by their numbers."""
+# (N, D) rows: an array, a tensor on a GPU, or a file that reads what is asked for.
+Embeddings = Any
 
 
 class UnusableRow(ValueError):

@@ -19,7 +19,6 @@ Progress = Callable[[float], object]
 # an identity are close together, at a random place among his Neg-Sims: below their mean as often as
 # above it. For normal Neg-Sims this bound finds him up to 1.1 standard deviations above the mean.
 EXCESS_BOUND = 0.05
-_GATHERED = 1 << 22  # numbers sent at a time
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,14 @@ class Distances:
         w1 = np.full((images, repeats), np.nan, np.float32)
         return Distances(w1, *(np.full(images, np.nan, np.float32) for _ in range(3)))
 
+    def columns(self) -> list[Float32]:
+        """K + 3 columns (n,), as views: the repeats of W1, and the others."""
+        return [*self.w1.T, self.pos, self.neg, self.excess]
+
     def put(self, start: int, part: Distances) -> None:
         """Copies the results of consecutive images in."""
-        stop = start + len(part.pos)
-        self.w1[start:stop] = part.w1
-        self.pos[start:stop], self.neg[start:stop] = part.pos, part.neg
-        self.excess[start:stop] = part.excess
+        for into, values in zip(self.columns(), part.columns(), strict=True):
+            into[start : start + len(values)] = values
 
     def mislabelled(self) -> Mask:
         """(n,) whether an image looks more like others than like its own identity."""
@@ -65,24 +66,13 @@ def gather(processes: ProcessGroup, begin: int, part: Distances, images: int) ->
     """
     if processes.size == 1:
         return part
-    repeats = part.w1.shape[1]
-    whole = Distances.empty(images, repeats) if processes.first else None
-    end = begin + len(part.pos)
-    step = max(1, _GATHERED // (repeats + 3))
-    for start in range(0, images, step):
-        stop = min(start + step, images)
-        piece = np.zeros((stop - start, repeats + 3), np.float32)
-        low, high = max(start, begin), min(stop, end)
-        if low < high:
-            mine, into = slice(low - begin, high - begin), slice(low - start, high - start)
-            piece[into, :repeats] = part.w1[mine]
-            for column, values in enumerate((part.pos, part.neg, part.excess)):
-                piece[into, repeats + column] = values[mine]
-        processes.add_up(piece, first_only=True)
-        if whole is not None:
-            columns = (piece[:, repeats + column] for column in range(3))
-            whole.put(start, Distances(piece[:, :repeats], *columns))
-    return whole
+    whole = Distances.empty(images if processes.first else 0, part.w1.shape[1])
+    for into, mine in zip(whole.columns(), part.columns(), strict=True):
+        values = np.zeros(images, np.float32)
+        values[begin : begin + len(mine)] = mine
+        processes.add_up(values, first_only=True)
+        into[:] = values[: len(into)]
+    return whole if processes.first else None
 
 
 @dataclass(frozen=True)

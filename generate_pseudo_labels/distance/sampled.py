@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from generate_pseudo_labels.distance.array_backend import Array, Arrays, Indices
+from generate_pseudo_labels.distance.array_backend import Array, Indices
 from generate_pseudo_labels.distance.blocks import Block, BlockBatch, BlockPlan
 from generate_pseudo_labels.distance.draws import NEGATIVE_GROUPS, draw_negatives, draw_positives
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, SameSize, by_size
@@ -68,10 +68,12 @@ class SampledEstimator:
                 self._all_positives(group, gram, work)
             else:
                 starts = group.starts + batch.begin
-                draws = self._positives(starts, group.size, self.m)
+                draws = draw_positives(arrays, starts, group.size, self.m, self.repeats, self.seed)
                 places = np.arange(group.size)
                 drawn = draws[:, arrays.device(places % NEGATIVE_GROUPS)]  # (g, s, K, m + 1)
-                similarities = _picked(arrays, gram, drawn)  # (g, s, K, m + 1)
+                identity = arrays.device(np.arange(len(gram))[:, None, None, None])
+                image = arrays.device(places[:, None, None])
+                similarities = gram[identity, image, drawn]  # (g, s, K, m + 1)
                 self._drawn_positives(group.rows, similarities, drawn, places, work)
         for block in batch.blocks:
             if not block.whole:
@@ -118,10 +120,6 @@ class SampledEstimator:
             negatives[at[0], at[1], row] = similarities
         return negatives
 
-    def _positives(self, starts: Indices, size: int, m: int) -> Array:
-        arrays = self.embedded.arrays
-        return draw_positives(arrays, starts, size, m, self.repeats, self.seed)
-
     def _all_positives(self, group: SameSize, gram: Array, work: _Work) -> None:
         """Identities of at most m + 1 images: every repeat takes all positives."""
         arrays = self.embedded.arrays
@@ -146,7 +144,7 @@ class SampledEstimator:
         start, size = int(block.starts[0]), int(block.starts[1] - block.starts[0])
         m = min(self.m, size - 1)  # all mates, where there are no more
         begin = work.batch.begin
-        drawn = self._positives(block.starts[:1], size, m)
+        drawn = draw_positives(arrays, block.starts[:1], size, m, self.repeats, self.seed)
         places = arrays.host(drawn)
         for group in range(NEGATIVE_GROUPS):
             first = block.start + (group - (block.start - start)) % NEGATIVE_GROUPS
@@ -196,10 +194,3 @@ class SampledEstimator:
         row = rows[identity, image]
         n = arrays.sort(work.negatives[k, :, row])
         work.excess[k, row] = negative_excess(arrays, arrays.sort(p[identity, image, k]), n)
-
-
-def _picked(arrays: Arrays, gram: Array, drawn: Array) -> Array:
-    """(g, s, s) similarities and (g, s, K, m + 1) members -> (g, s, K, m + 1)."""
-    identity = arrays.device(np.arange(gram.shape[0])[:, None, None, None])
-    image = arrays.device(np.arange(gram.shape[1])[None, :, None, None])
-    return gram[identity, image, drawn]
