@@ -189,12 +189,10 @@ def load(settings: Settings, scratch: Path, notes: gather.Notes) -> gather.Input
     """
     images, identities = read_labelpath(settings.image_list)
     refuse_repeats(images)
-    feats = gather.open_folders(settings.feats, images, scratch)
-    features = gather.load_features(feats, images, notes)
+    features = gather.load_features(settings.feats, images, scratch, notes)
     form = ScoreForm(settings.score_column, settings.path_column, settings.lower_is_better)
     given = gather.load_scores(settings.scores, images, form, notes)
-    files = dict(zip(features, feats, strict=True))
-    made = reference_scores(settings.reference, images, identities, files, settings.seed)
+    made = reference_scores(settings.reference, images, identities, features, settings.seed)
     if clash := given.keys() & made.keys():
         raise UserError(f"--scores and --reference both give {min(clash)}: rename the file")
     scores = given | made
@@ -212,23 +210,11 @@ def load(settings: Settings, scratch: Path, notes: gather.Notes) -> gather.Input
     pairs = None
     if settings.pairs is not None:
         pairs, chosen = gather.select_pairs(settings.pairs, images, usable, excluded, notes)
-    else:
+    usable &= ~excluded
+    if pairs is None:
         limits = (settings.max_images_per_id, settings.min_images_per_id, settings.seed)
-        chosen = gather.select_images(
-            settings.image_list, identities, usable & ~excluded, *limits, notes
-        )
-    of_chosen = {name: values[chosen] for name, values in scores.items()}
-    return gather.Inputs(
-        images,
-        identities,
-        features,
-        chosen,
-        of_chosen,
-        list(given),
-        pairs,
-        usable & ~excluded,
-        scores,
-    )
+        chosen = gather.select_images(settings.image_list, identities, usable, *limits, notes)
+    return gather.Inputs(images, identities, features, chosen, list(given), pairs, usable, scores)
 
 
 def compute(
@@ -273,7 +259,7 @@ def compute(
         draws = settings.bootstrap, settings.seed
         found = compare_groups(first, inputs.scores[scorer], whole, groups, *draws)
         report.sections.append(group_section(whole, found, sign))
-        report.more.setdefault("groups", []).extend(one.as_json() for one in found)
+        report.more.setdefault("groups", []).extend(vars(one) for one in found)
     return report
 
 
@@ -293,7 +279,7 @@ def add_templates(
         except ValueError as error:
             raise UserError(f"{settings.templates}: {error}") from error
         report.sections.append(template_section(templates, found))
-        report.more.setdefault("templates", []).extend(one.as_json() for one in found)
+        report.more.setdefault("templates", []).extend(vars(one) for one in found)
 
 
 def choose_fmrs(

@@ -42,9 +42,9 @@ def main(*, feats: Path, image_list: Path) -> int:
 
     table, identities = read_labelpath(image_list)
     refuse_repeats(table)
-    w1 = own_labels(feats, table, identities)
-    usable = np.isfinite(w1)
     features, _ = open_embeddings(feats, table)
+    w1 = own_labels(features, identities)
+    usable = np.isfinite(w1)
     try:
         falls = leave_one_out(features.take(np.flatnonzero(usable)), identities[usable])
     except ValueError as error:

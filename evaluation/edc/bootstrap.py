@@ -37,13 +37,7 @@ def resampled(source: PairSource, curve: Curve, replicates: int, seed: int = 0) 
     identities = int(source.identities.max()) + 1
     errors = _errors_by_identity(source, curve, identities)
     genuine = _genuine_by_identity(source, curve, identities)
-    drawn = np.empty((replicates, len(curve.cuts)))
-    for start in range(0, replicates, _REPLICATES):
-        stop = min(start + _REPLICATES, replicates)
-        weights = draws(identities, start, stop, seed)
-        left = weights @ genuine
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drawn[start:stop] = np.where(left > 0, (weights @ errors) / left, np.nan)
+    drawn = _ratios(errors, genuine, replicates, seed)
     for point in range(1, drawn.shape[1]):
         empty = np.isnan(drawn[:, point])
         drawn[empty, point] = drawn[empty, point - 1]
@@ -56,13 +50,18 @@ def ratio_interval(part: Ints, whole: Ints, replicates: int, seed: int = 0) -> t
 
     (NaN, NaN) without replicates, or if too few of them have a value (see `interval`).
     """
-    ratios = np.full(replicates, np.nan)
+    return interval(_ratios(part[:, None], whole[:, None], replicates, seed)[:, 0])
+
+
+def _ratios(part: Ints | Values, whole: Ints | Values, replicates: int, seed: int) -> Values:
+    """(replicates, S) weighted sums of (C, S) `part` over those of `whole`; NaN for 0 / 0."""
+    ratios = np.empty((replicates, part.shape[1]))
     for start in range(0, replicates, _REPLICATES):
         stop = min(start + _REPLICATES, replicates)
         weights = draws(len(part), start, stop, seed)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios[start:stop] = (weights @ part) / (weights @ whole)
-    return interval(ratios)
+    return ratios
 
 
 def draws(identities: int, start: int, stop: int, seed: int) -> Values:

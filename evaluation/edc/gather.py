@@ -55,7 +55,6 @@ class Inputs:
         identities: (N,) who is on each image.
         features: by recogniser, (N, D) embeddings, open on disk.
         chosen: (N,) the images that take part.
-        scores: by scorer, (n,) the scores of these.
         given: the scorers that the user named; the others are references.
         pairs: the pairs to compare, in rows of the list; None for all pairs.
         usable: (N,) images with an embedding and every score, with or without a mate.
@@ -66,11 +65,15 @@ class Inputs:
     identities: Identities
     features: dict[str, EmbeddingsFile]
     chosen: Mask
-    scores: dict[str, Values]
     given: list[str]
     pairs: PairList | None
     usable: Mask
     all_scores: dict[str, Values]
+
+    @property
+    def scores(self) -> dict[str, Values]:
+        """By scorer, (n,) the scores of the images that take part."""
+        return {name: values[self.chosen] for name, values in self.all_scores.items()}
 
     def open_pairs(
         self, recogniser: str, impostor_pairs: int, seed: int, watch: Callable[[int], object]
@@ -97,26 +100,21 @@ class Inputs:
         return all_pairs(rows, own, watch)
 
 
-def open_folders(paths: Sequence[Path], images: ImageList, scratch: Path) -> list[Path]:
-    """The files of embeddings; a folder of one .npy per image is gathered into a file in `scratch`.
+def load_features(
+    paths: Sequence[Path], images: ImageList, scratch: Path, notes: Notes
+) -> dict[str, EmbeddingsFile]:
+    """By recogniser, the embeddings, open on disk.
 
-    Raises:
-        UserError: as npy_folder.gather_features.
+    A folder of one .npy per image is gathered into a file in `scratch`.
     """
-    return [
+    files = [
         gather_features(path, images, scratch / str(number) / path.resolve().name, usable_cores())
         if path.is_dir()
         else path
         for number, path in enumerate(paths)
     ]
-
-
-def load_features(
-    paths: Sequence[Path], images: ImageList, notes: Notes
-) -> dict[str, EmbeddingsFile]:
-    """By recogniser, the embeddings, open on disk."""
     features: dict[str, EmbeddingsFile] = {}
-    for name, path in zip(unique_names(paths, recogniser_name), paths, strict=True):
+    for name, path in zip(unique_names(files, recogniser_name), files, strict=True):
         features[name], origin = open_embeddings(path, images)
         if origin.note:
             notes.append(origin.note)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -52,10 +51,6 @@ class GroupResult:
     discarded: float
     aoc: float
     intervals: dict[str, tuple[float, float]]
-
-    def as_json(self) -> dict[str, Any]:
-        """By name, as in results.json."""
-        return vars(self)
 
 
 def read_groups(

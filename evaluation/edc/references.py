@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dataset.embeddings import open_embeddings, read_norms
+from dataset.embeddings import EmbeddingsFile, read_norms
 from dataset.lists import Identities, ImageList
 from dataset.loader import batches
 from dataset.score_files import read_scores
@@ -24,7 +24,7 @@ def reference_scores(
     references: Sequence[Reference],
     images: ImageList,
     identities: Identities,
-    feats: Mapping[str, Path],
+    features: Mapping[str, EmbeddingsFile],
     seed: int,
 ) -> dict[str, Values]:
     """By name, (N,) scores of the references, NaN where an image has none.
@@ -35,7 +35,7 @@ def reference_scores(
         references: which.
         images: the list.
         identities: (N,) who is on each image.
-        feats: by recogniser, the file of its embeddings.
+        features: by recogniser, its embeddings.
         seed: of `random`.
 
     Raises:
@@ -53,12 +53,12 @@ def reference_scores(
                 raise UserError(f"{path}: is missing; make it with gen_ers_scores.py")
             found[name] = read_scores(path, images).values
         else:
-            for recogniser, path in feats.items():
-                full = name if len(feats) == 1 else f"{name} ({recogniser})"
+            for recogniser, file in features.items():
+                full = name if len(features) == 1 else f"{name} ({recogniser})"
                 if name == "norm":
-                    found[full] = read_norms(path, images)
+                    found[full] = read_norms(file.path, images)
                 else:
-                    found[full] = own_labels(path, images, identities)
+                    found[full] = own_labels(file, identities)
     return found
 
 
@@ -90,35 +90,29 @@ def laplacian_variance(faces: npt.NDArray[np.uint8]) -> Values:
     repeated.
     """
     grey = faces @ np.array([_RED, _GREEN, _BLUE])
-    padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="reflect")
-    neighbours = (
-        padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
-    )
-    return np.asarray((neighbours - 4 * grey).var(axis=(1, 2)))
+    return np.array([cv2.Laplacian(face, cv2.CV_64F).var() for face in grey])
 
 
-def own_labels(path: Path, images: ImageList, identities: Identities) -> Values:
+def own_labels(features: EmbeddingsFile, identities: Identities) -> Values:
     """(N,) exact W1(P_i, N_i), from which labels are made: an oracle, because it sees identities.
 
     NaN for images without a mate and for images without an embedding.
 
     Args:
-        path: embeddings, row i = line i of the list.
-        images: the list.
+        features: the embeddings of a list.
         identities: its (N,) identities.
 
     Raises:
-        UserError: embeddings of another list, or of only one identity.
+        UserError: embeddings of only one identity.
     """
     from generate_pseudo_labels.distance.blocks import group_by_identity
     from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 
-    features, _ = open_embeddings(path, images)
     groups = group_by_identity(identities, features.usable_rows())
     try:
         found = similarity_distances(features, groups, estimator="exact").distances
     except TooFewOutsiders as error:
-        raise UserError(f"{path}: gives no labels: {error}") from error
-    labels = np.full(len(images), np.nan)
+        raise UserError(f"{features.path}: gives no labels: {error}") from error
+    labels = np.full(len(identities), np.nan)
     labels[groups.all_rows()] = found.w1[:, 0]
     return labels

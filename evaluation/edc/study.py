@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +16,11 @@ from evaluation.edc.bootstrap import interval, resampled
 from evaluation.edc.curves import Curve, DiscardRule, Rules, ThresholdRule, evaluate
 from evaluation.edc.pairs import AnyFloats, PairSource, Values, all_pairs
 
-
-class EdcProtocol(NamedTuple):
-    """What a group of papers has in common, and the area by which they compare."""
-
-    threshold: ThresholdRule
-    discard: DiscardRule
-    area: str
-
-
-PROTOCOLS: dict[str, EdcProtocol] = {
-    "sdd-fiqa": EdcProtocol("recomputed", "images", "aoc"),
-    "iso": EdcProtocol("fixed", "pairs", "stepwise_0.3"),  # ISO/IEC 29794-1 and Schlett et al.
-    "cr-fiqa": EdcProtocol("recomputed", "pairs", "auc"),
-    "fraunhofer": EdcProtocol("recomputed", "pairs", "pauc_raw_0.3"),  # CR-FIQA's authors, 2025 on
+PROTOCOLS: dict[str, tuple[ThresholdRule, DiscardRule, str]] = {
+    "sdd-fiqa": ("recomputed", "images", "aoc"),
+    "iso": ("fixed", "pairs", "stepwise_0.3"),  # ISO/IEC 29794-1 and Schlett et al.
+    "cr-fiqa": ("recomputed", "pairs", "auc"),
+    "fraunhofer": ("recomputed", "pairs", "pauc_raw_0.3"),  # CR-FIQA's authors, 2025 on
 }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -82,10 +81,6 @@ class TemplateResult:
     gain_ends: Interval
     errors: int
     genuine: int
-
-    def as_json(self) -> dict[str, Any]:
-        """By name, as in results.json."""
-        return vars(self)
 
 
 def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) -> Templates:
