@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.array_backend import Arrays, Float32
@@ -44,14 +43,17 @@ def find_distances(
     if doubt := doubt_identities(inputs.images, groups.sizes(), settings):
         raise UserError(f"{inputs.images.file}: {doubt}")
     try:
-        with progress_bar(len(groups) // processes.size, not processes.first) as bar:
+        images, silent = len(groups) // processes.size, not processes.first
+        with tqdm(
+            total=images, unit=" images", unit_scale=True, smoothing=0.05, disable=silent
+        ) as bar:
             part = settings.distances(
                 inputs.embeddings,
                 groups,
                 arrays=arrays,
                 processes=processes,
                 threads=threads,
-                progress=bar,
+                progress=lambda count: bar.update(min(count, images - bar.n)),
             )
     except UnusableRow as error:
         raise inputs.unusable(error) from error
@@ -60,22 +62,6 @@ def find_distances(
     if whole is None:
         return None
     return groups, DistanceResult(0, whole, int(errors[0]), int(errors[1]), float(errors[2]))
-
-
-@contextmanager
-def progress_bar(images: int, silent: bool) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr that counts whole images; parts of an image's work are added up."""
-    from tqdm import tqdm
-
-    with tqdm(total=images, unit=" images", unit_scale=True, smoothing=0.05, disable=silent) as bar:
-        done = 0.0
-
-        def add(count: float) -> None:
-            nonlocal done
-            done += count
-            bar.update(min(round(done), images) - bar.n)
-
-        yield add
 
 
 def label(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,23 +119,13 @@ class BlockRunner:
 
     def run(self, work: Callable[[range], None], weight: float = 1.0) -> None:
         """Calls `work` for every batch of blocks; the first exception ends it."""
+        batches = list(self.plan.batches(self.blocks, self.batch_rows))
         with ThreadPoolExecutor(self.threads) as pool:
-            running: dict[Future[None], float] = {}  # with the images of each
-
-            def finish(some: set[Future[None]]) -> None:
-                for future in some:
-                    future.result()  # raises what the batch raised
-                    images = running.pop(future)
-                    if self.progress is not None:
-                        self.progress(images)
-
             try:
-                for batch in self.plan.batches(self.blocks, self.batch_rows):
+                for batch, _ in zip(batches, pool.map(work, batches), strict=True):
                     images = int(self.plan.bounds[batch.stop] - self.plan.bounds[batch.start])
-                    running[pool.submit(work, batch)] = images * weight
-                    if len(running) > self.threads:  # one for each thread, and one that waits
-                        finish(wait(running, return_when=FIRST_COMPLETED).done)
-                finish(set(running))
+                    if self.progress is not None:
+                        self.progress(images * weight)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
