@@ -62,13 +62,13 @@ def grid_areas(curve: Curve, fnmr: Values, limits: Sequence[float] = LIMITS) -> 
     return found
 
 
-def refusal(curve: Curve, limit: float = FULL_LIMIT) -> str | None:
-    """Why an area up to `limit` is not computed, in words; None if it is."""
+def refusal(curve: Curve) -> str | None:
+    """Why an area up to FULL_LIMIT is not computed, in words; None if it is."""
     refused = np.flatnonzero(np.isnan(curve.fnmr))
-    if len(refused) == 0 or curve.shares[refused[0]] > limit:
+    if len(refused) == 0:
         return None
-    at, pairs = int(refused[0]), curve.impostors
-    remaining = int(pairs[0] if at == 0 else pairs[curve.shares <= limit][-1])
+    at = int(refused[0])
+    remaining = int(curve.impostors[0 if at == 0 else -1])
     remedy = use_fmr(remaining)
     if at == 0:
         return f"too few impostor pairs ({remaining:,}) for FMR {curve.fmr:g}; {remedy}"

@@ -80,7 +80,6 @@ def test_a_target_out_of_reach_is_refused_by_name() -> None:
     for refused, rules in ((never, FOUR[2]), (late, FOUR[0])):  # the suggested value works
         fmr = float(str(refusal(refused)).rpartition(" ")[2])
         assert refusal(evaluate(source, {"q": quality}, [fmr], [rules])["q", fmr, rules]) is None
-    assert refusal(late, 0.3) is None
     assert refusal(found["q", 0.01, FOUR[2]]) is None
 
 
