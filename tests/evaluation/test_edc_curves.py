@@ -137,7 +137,7 @@ def test_no_share_discarded_is_the_whole_set(rules: Rules) -> None:
         assert curve.cuts[0] == 0
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     images=st.integers(6, 40),
     identities=st.integers(2, 8),
