@@ -144,7 +144,8 @@ def main(
         if copy_to is not None and not interrupted:
             gone = copy_best(copy_to, shots, top, faces, all_faces)
         if report is not None:
-            write_page(report, faces, images, scores, network, meaning)
+            groups = shots if per else None
+            write_page(report, faces, images, scores, network, meaning, model, groups, per)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_SKIPPED if scores.reasons or skipped.problems or gone else EXIT_DONE

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 from common.cli import note, printable
 from dataset.containers import split_member
-from dataset.faces import Faces
+from dataset.faces import Faces, PhotoFaces
 from dataset.scores import Scores, write_scores
+from evaluation.best_shot import BestShots
 from models import QualityModel
+from models.pretrained import PRETRAINED
 from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
@@ -82,9 +86,25 @@ def write_page(
     scores: Scores,
     network: QualityModel,
     meaning: ScoreInterpretation,
+    model: str,
+    groups: BestShots | None,
+    per: str | None,
 ) -> None:
-    """Writes the report page and prints where it is."""
+    """Writes the report page and prints where it is.
+
+    Args:
+        page: the file to write.
+        faces: scored.
+        images: how many images they are of.
+        scores: of the faces.
+        network: what scored them.
+        meaning: of the scores.
+        model: as --model names it.
+        groups: of the faces, or None.
+        per: what they are grouped by, as --per says it.
+    """
     from evaluation.report.page import write_report
+    from evaluation.report.photos import FacePlaces
 
     def file_of(row: int) -> str | None:
         path = faces.photo_path(row)
@@ -96,17 +116,32 @@ def write_page(
         except UnreadableImage:
             return None  # it has gone since it was scored
 
-    sentence = meaning.sentence(scores.values)
+    places = None
+    if isinstance(faces, PhotoFaces):
+        seen = np.where(faces.stills(), faces.seen.values, np.nan).astype(np.float32)
+        boxes = faces.place.values[:, :4]
+        places = FacePlaces(faces.photo.values, seen, boxes, faces.photo_path, faces.reread)
+    names = None
+    if groups is not None:
+        names = [groups.names[group] if group >= 0 else "" for group in groups.group.tolist()]
+    shipped = model in PRETRAINED
     write_report(
         page,
         path_of=faces.path,
         scores=scores.values.astype(np.float64),
         statuses=[scores.status(row) for row in range(len(faces))],
-        model_name=network.name,
+        model_name=model if shipped else network.name,
+        model_about="the model that comes with SDD-FIQA" if shipped else "",
         thumbnail=picture,
         link_path=file_of,
         kind="face" if len(faces) != images else "image",
         calibration=meaning.calibration,
-        notes=[sentence] if sentence else [],
+        threshold=meaning.threshold,
+        accept=meaning.accept,
+        groups=names,
+        group_word=per if per in ("folder", "track") else "group",
+        places=places,
+        command=shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        made=datetime.now().astimezone(),
     )
     note(f"report: {page}")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sdd_fiqa.calibration import DECIMALS
+
 Rows = npt.NDArray[np.intp]
 
 
@@ -32,14 +34,15 @@ class Groups:
         """Orders the groups.
 
         Args:
-            groups: (N,) the name of each row's group.
+            groups: (N,) the name of each row's group; empty for rows that are in none.
             word: what a group is, in the singular.
             scores: (N,) not finite where there is none.
             accepted: (N,) or None.
         """
         numbers: dict[str, int] = {}
         ids = np.array([numbers.setdefault(name, len(numbers)) for name in groups], np.intp)
-        self._scores = np.where(np.isfinite(scores), scores, -np.inf)
+        # Scores compare as scores.csv shows them, so that its column `rank` agrees.
+        self._scores = np.where(np.isfinite(scores), np.round(scores, DECIMALS), -np.inf)
         best = np.full(len(numbers), -np.inf)
         np.maximum.at(best, ids, self._scores)
         order = np.argsort(-best, kind="stable")
@@ -72,4 +75,8 @@ class Groups:
     def lacking(self) -> list[int]:
         """The places of the groups without an accepted face; with no threshold, without a score."""
         good = self.scored if self.accepted is None else self.accepted
-        return [int(place) for place in np.flatnonzero(good == 0)]
+        return [int(place) for place in np.flatnonzero(good == 0) if self.names[place]]
+
+    def title(self, place: int) -> str:
+        """What the page calls a group."""
+        return self.names[place] or f"no {self.word}"

@@ -86,7 +86,8 @@ def write_report(
             `faces` (optional): how many faces it was made on; `fmr` (optional): the FMR of `fnmr`.
         threshold: the lowest score of an accepted face. The page opens with the accepted faces.
         accept: the share of calibration faces, in 0..1, that reach `threshold`.
-        groups: (N,) the name of each row's group. The group with the best face is first.
+        groups: (N,) the name of each row's group, empty for a row that is in none. The group with
+            the best face is first.
         group_word: what a group is, in the singular: "folder", "track".
         places: where the faces are in their photos; photos with several faces are shown with boxes.
         model_about: a few words about the model, such as "the model that comes with SDD-FIQA".

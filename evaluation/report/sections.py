@@ -115,7 +115,7 @@ def answer(result: Result) -> str:
         common += '. <a href="#unscored">List</a>'
         cells.append(("no", "Not scored", f"{unscored:,}", common))
     if result.groups is not None:
-        groups, without = len(result.groups.names), len(result.groups.lacking())
+        groups, without = sum(map(bool, result.groups.names)), len(result.groups.lacking())
         words = f"with {'a score' if result.accepted is None else 'an accepted face'}"
         if without:
             words += f'; {without:,} without. <a href="#lacking">List</a>'
@@ -295,7 +295,7 @@ def group_heading(result: Result, group: int) -> str:
         count = int(groups.accepted[group])
         words += f", {count:,} accepted" if count else ", none accepted"
         look = "" if count else " below"
-    name = html_text(groups.names[group] or ".")
+    name = html_text(groups.title(group))
     return f'<li class="group{look}"><h3><bdi>{name}</bdi></h3><span>{words}</span></li>\n'
 
 
@@ -362,7 +362,7 @@ def lacking_section(result: Result) -> str:
     for place in places[:MAX_UNSCORED]:
         best = float(groups.best[place])
         why = f"best {number_text(best, result.decimals)}" if groups.scored[place] else "no score"
-        items.append(f'{html_text(groups.names[place] or ".")} <span class="soft">{why}</span>')
+        items.append(f'{html_text(groups.title(place))} <span class="soft">{why}</span>')
     summary = f"{count_of(len(places), html_text(groups.word))} without {good}"
     return _folded("lacking", summary, "", items, len(places))
 

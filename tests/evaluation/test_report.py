@@ -299,9 +299,9 @@ def test_groups_stand_by_their_best_face_and_those_without_one_are_named(tmp_pat
     for words in (
         "anna best 95.0, 2 faces, 1 accepted",
         "<b> best 70.0, 2 faces, 2 accepted",
-        ". best 60.0, 1 face, 1 accepted",
+        "no folder best 60.0, 1 face, 1 accepted",
         "low best 20.0, 1 face, none accepted",
-        "Folders 3 with an accepted face; 2 without. List",
+        "Folders 2 with an accepted face; 2 without. List",
         "2 folders without an accepted face low best 20.0 empty no score",
     ):
         assert words in page.words

@@ -108,7 +108,8 @@ def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any) -> None:
     assert [row["percentile"] for row in rows] == ["0.0", "12.5", "37.5", "50.2", "100.0", ""]
     assert [row["accept"] for row in rows] == ["0", "0", "1", "1", "1", ""]
     page = (tmp_path / "page.html").read_text()
-    assert "accept 0.75: threshold 30; 3 of 5" in page and "1,000 faces" in page
+    assert "score 30 or higher, as 75 % of the calibration faces" in page
+    assert "<dd>3</dd>" in page and "1,000 faces" in page
     done = run("faces/102.png", "--model", calibrated, *asked[:3], cwd=tmp_path)
     assert done.stdout == "40.00\tpercentile 37.5\taccept 1\n"
     assert done.stderr == "accept 0.75: threshold 30; 1 of 1 scored faces reach it\n"
@@ -230,7 +231,7 @@ def test_all_faces_of_photos(album: Any, model: Any, capsys: Any, batch_size: An
     assert printed.out.startswith("scored 3 faces in 4 images: ")
     assert "top\t100.00\tp/a.png#2" in printed.out and "p/c.png: no face" in printed.err
     page = (album / "page.html").read_text()
-    assert page.count('href="p/a.png"') == 2 and "%231" not in page
+    assert page.count('href="p/a.png"') == 3 and "%231" not in page  # two faces and the photo
 
 
 def test_align_takes_the_largest_face(album: Any, model: Any) -> None:
