@@ -162,11 +162,17 @@ class TarImages(Container):
             elif member.name.rpartition(".")[2].lower() in IMAGE_KINDS:
                 yield member.name
             else:
-                start = self.file.read(member.offset, min(START, member.size))
+                start = self._start(member, START)
                 reason = why_left_out(start, member.name)
                 path = f"{self.path}#{member.name}"
                 if reason is not None and skipped.picture_or_video(path, reason):
                     yield member.name
+
+    def _start(self, member: Member, most: int) -> bytes:
+        """The first bytes of a file, or of the file that a link leads to."""
+        if member.target is None:
+            return self.file.read(member.offset, min(member.size, most))
+        return self.read(member.name)[:most]
 
     def _shown(self, skipped: Skipped) -> Iterator[Member | str]:
         """As `members`, without what is hidden or leads nowhere."""
@@ -295,10 +301,7 @@ def samples(tar: TarImages, skipped: Skipped) -> Iterator[Sample | str]:
             if kind in IMAGE_KINDS:
                 yield {"fname": member.name, "data": member.name, "__url__": tar.path}
             elif kind in ("cls", "json"):
-                if member.target is None:
-                    content = tar.file.read(member.offset, min(member.size, _MOST_META))
-                else:
-                    content = tar.read(member.name)[:_MOST_META]
+                content = tar._start(member, _MOST_META)
                 yield {"fname": member.name, "data": content, "__url__": tar.path}
 
     for sample in group_by_keys(parts(), handler=refuse):
