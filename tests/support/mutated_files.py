@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -215,13 +216,13 @@ FORMATS: dict[str, Callable[[], tuple[str, bytes, Callable[[Path], object]]]] = 
     "scores.csv": scores,
     "npy": npy,
     "json": beside,
-    "journal": lambda: journal("Features.npy.0.journal"),
-    "part": lambda: journal("Norms.npy.part"),
-    **{kind: (lambda kind=kind: container(kind)) for kind in ("rec", "idx", "bin", "tar")},
-    **{kind: (lambda kind=kind: checkpoint(kind)) for kind in ("pth", "ckpt")},
+    "journal": partial(journal, "Features.npy.0.journal"),
+    "part": partial(journal, "Norms.npy.part"),
+    **{kind: partial(container, kind) for kind in ("rec", "idx", "bin", "tar")},
+    **{kind: partial(checkpoint, kind) for kind in ("pth", "ckpt")},
     "onnx": onnx,
     **{
-        kind: (lambda kind=kind: image(kind))
+        kind: partial(image, kind)
         for kind in ("jpg", "png", "webp", "bmp", "ppm", "tiff", "gif", "avif", "jp2")
     },
 }
