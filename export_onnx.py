@@ -2,6 +2,7 @@
 
     python export_onnx.py --model checkpoints/sdd_fiqa/best.pth --out sdd_fiqa.onnx
     python export_onnx.py --model checkpoints/sdd_fiqa/best.pth --out small.onnx --int8-faces faces/
+    python export_onnx.py --model small --out sdd_fiqa/small.onnx --half
     python eval.py faces/ --model sdd_fiqa.onnx
 
 docs/onnx.md shows how to use the file with onnxruntime and with OpenCV.
@@ -22,7 +23,7 @@ from dataset.left_out import Skipped
 from evaluation.held_out import held_out_measures
 from models.backbones import Backbone
 from models.checkpoints import load_network
-from models.onnx_export import onnx_bytes, quantised
+from models.onnx_export import onnx_bytes, quantised, with_half_weights
 from models.pretrained import find_model
 from models.quality import load_quality_model
 from sdd_fiqa.errors import UnreadableImage, UserError
@@ -30,6 +31,7 @@ from sdd_fiqa.files import replacing, scratch_folder, sha256_of
 from sdd_fiqa.onnx_runner import is_onnx
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
+MAX_HALF_DIFFERENCE = 0.05  # of float16 weights
 MIN_SPEARMAN = 0.999  # of int8, against float32
 FEWEST_FACES, MOST_FACES = 100, 1000  # for int8
 
@@ -39,6 +41,7 @@ def main(
     model: str,
     out: Path,
     backbone: Backbone | None = None,
+    half: bool = False,
     int8_faces: str | None = None,
 ) -> int:
     """Writes a quality model as ONNX, with its normalisation, calibration and origin inside.
@@ -47,12 +50,15 @@ def main(
         model: a checkpoint of train.py or in the published format, or the name of a shipped model.
         out: the .onnx file to write.
         backbone: its architecture; found from the file when not given.
+        half: store the weights in float16, for half the size; they are computed in float32.
         int8_faces: write the convolutions in int8, with the help of these aligned faces (a folder,
             pattern or list of some hundreds, not those you test on): half set the ranges, half
             check that faces keep their order.
     """
     if not is_onnx(out):
         raise UserError(f"--out {out}: must end in .onnx")
+    if half and int8_faces is not None:
+        raise UserError("--half and --int8-faces exclude each other; choose one of them")
     path = find_model(model)
     name, network, about = load_network(path, recognition=False, backbone=backbone)
     properties = {
@@ -64,7 +70,10 @@ def main(
         "calibration": about.get("calibration"),
     }
     content = onnx_bytes(network, properties)
-    difference = compare(path, content, backbone)
+    limit = MAX_DIFFERENCE
+    if half:
+        content, limit = with_half_weights(content), MAX_HALF_DIFFERENCE
+    difference = compare(path, content, backbone, limit)
     checked = f"largest difference to torch {difference:.2g} points"
     if int8_faces is not None:
         content, checked = in_int8(content, int8_faces)
@@ -74,11 +83,11 @@ def main(
     return EXIT_DONE
 
 
-def compare(model: Path, content: bytes, backbone: str | None) -> float:
+def compare(model: Path, content: bytes, backbone: str | None, limit: float) -> float:
     """The largest difference between the scores of a checkpoint and of its export, on noise.
 
     Raises:
-        UserError: they differ by more than MAX_DIFFERENCE (of a score of 100).
+        UserError: they differ by more than `limit` (of a score of 100).
     """
     rng = np.random.default_rng(0)
     contrast = np.linspace(0.05, 1, 8)[:, None, None, None]
@@ -86,7 +95,7 @@ def compare(model: Path, content: bytes, backbone: str | None) -> float:
     by_torch = load_quality_model(model, backbone, "cpu", "fp32")(faces)
     by_onnx = scores_of(content, faces)
     difference = float(np.abs(by_torch - by_onnx).max())
-    if not difference <= MAX_DIFFERENCE * max(1.0, float(np.abs(by_torch).max()) / 100):
+    if not difference <= limit * max(1.0, float(np.abs(by_torch).max()) / 100):
         raise UserError(
             f"{model}: the scores of its export differ by {difference:.3g} points, so it was not "
             "written; report this with the versions of torch and onnxruntime"

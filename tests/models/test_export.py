@@ -25,7 +25,8 @@ from dataset.images import read_image
 from evaluation.scoring import score
 from models import load_quality_model
 from models.networks import FaceModel, build_network
-from models.onnx_export import OPSET, onnx_bytes, quantised
+from models.onnx_export import OPSET, onnx_bytes, quantised, with_half_weights
+from models.pretrained import PRETRAINED
 from models.state_dicts import read_state
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import sha256_of
@@ -165,17 +166,52 @@ def test_export_refuses_another_suffix_and_another_head(made: Any, tmp_path: Any
 
 def test_export_that_scores_differently_is_refused(made: Any) -> None:
     content = onnx_bytes(lively("MFN"), {"model": "MFN"})
-    assert export_onnx.compare(made / "mfn.pth", content, None) < 0.01
+    assert export_onnx.compare(made / "mfn.pth", content, None, 0.01) < 0.01
     other = lively("MFN")
     other.quality[3].bias.data += 1
     with pytest.raises(UserError, match="the scores of its export differ by 1 points"):
-        export_onnx.compare(made / "mfn.pth", onnx_bytes(other, {"model": "MFN"}), None)
+        export_onnx.compare(made / "mfn.pth", onnx_bytes(other, {"model": "MFN"}), None, 0.01)
 
 
 def test_export_names_the_package_it_needs(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match="pip install onnx"):
         onnx_bytes(build_network("MFN"), {})
+
+
+def test_half_weights_halve_the_file_and_keep_scores_and_metadata() -> None:
+    content = onnx_bytes(lively("MFN"), {"model": "MFN", "calibration": CALIBRATION})
+    half = with_half_weights(content)
+    assert len(half) < 0.6 * len(content)
+    model = onnx.load_from_string(half)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    assert about["precision"] == "float16 weights, computed in float32"
+    assert json.loads(about["calibration"]) == CALIBRATION
+    faces = patterns(12, seed=6)
+    exact, rounded = (export_onnx.scores_of(file, faces) for file in (content, half))
+    assert 0 < np.abs(exact - rounded).max() < 0.2  # random weights amplify more than trained ones
+
+
+def test_half_weights_that_do_not_fit_are_refused() -> None:
+    network = lively("MFN")
+    network.quality[3].weight.data[0, 0] = 1e6
+    with pytest.raises(UserError, match="do not fit float16; leave out --half"):
+        with_half_weights(onnx_bytes(network, {}))
+
+
+def test_half_and_int8_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--half and --int8-faces exclude each other"):
+        export_onnx.main(model="small", out=tmp_path / "a.onnx", half=True, int8_faces="faces")
+
+
+def test_shipped_onnx_file_scores_as_the_checkpoint_does() -> None:
+    shipped = ROOT / "sdd_fiqa" / "small.onnx"
+    assert shipped.stat().st_size < 8e6
+    faces = patterns(8, seed=7)
+    by_torch = load_quality_model(PRETRAINED["small"], device="cpu", precision="fp32")
+    by_onnx = load_quality_model(shipped, device="cpu")
+    np.testing.assert_allclose(by_onnx(faces), by_torch(faces), atol=0.05)
+    assert by_onnx.calibration == by_torch.calibration
 
 
 def test_int8_follows_and_keeps_the_metadata() -> None:
