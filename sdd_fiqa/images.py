@@ -276,11 +276,24 @@ def _by_opencv(content: bytes) -> npt.NDArray[Any]:
 
 def _by_pillow(opener: Callable[[io.BytesIO], Any], content: bytes) -> Image:
     """The first frame by one of Pillow's readers, turned as it says."""
+    with opener(io.BytesIO(content)) as opened:
+        return image_of_pillow(opened)
+
+
+def image_of_pillow(opened: Any) -> Image:
+    """From an image of Pillow to (H, W, 3) uint8, RGB, upright, over black.
+
+    Raises:
+        UnreadableImage: larger than MAX_PIXELS, or of a mode without 8 or 16 bits a colour.
+    """
     from PIL import ImageOps
 
-    with opener(io.BytesIO(content)) as opened:
-        _check_size(*opened.size)
-        turned = ImageOps.exif_transpose(opened)
+    _check_size(*opened.size)
+    turned = ImageOps.exif_transpose(opened)
+    if turned.mode in ("F", "I"):
+        raise UnreadableImage(f"is of Pillow's mode {turned.mode}: convert it to RGB")
+    if turned.mode.startswith("I;16"):
+        return _over_black(np.asarray(turned).astype(np.uint16)[:, :, None])
     if "A" in turned.getbands() or "a" in turned.getbands() or "transparency" in turned.info:
         return _over_black(np.asarray(turned.convert("RGBA"))[:, :, [2, 1, 0, 3]])
     return np.asarray(turned.convert("RGB"), np.uint8)

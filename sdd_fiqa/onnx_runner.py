@@ -36,6 +36,7 @@ class OnnxRunner:
     Args:
         path: the file.
         device: auto (CUDA if there is a GPU and this onnxruntime supports it), cpu, cuda or cuda:i.
+        threads: how many runs go side by side on a CPU; None: one a core.
 
     Attributes:
         session: onnxruntime's.
@@ -46,7 +47,9 @@ class OnnxRunner:
         UserError: not an ONNX network, no such device, or onnxruntime is missing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], device: str, threads: int | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -75,7 +78,7 @@ class OnnxRunner:
         self.input: Any = self.session.get_inputs()[0]
         # If CUDA's libraries are missing, onnxruntime silently takes the CPU.
         self.on_gpu = self.session.get_providers()[0] == _CUDA
-        self._pool = ThreadPoolExecutor(1 if self.on_gpu else own_cores(), "onnx")
+        self._pool = ThreadPoolExecutor(1 if self.on_gpu else threads or own_cores(), "onnx")
         if gpu is not None and not self.on_gpu:
             lack = "has no CUDA, or not the CUDA and cuDNN libraries that it needs"
             fix = "install onnxruntime-gpu in place of onnxruntime"

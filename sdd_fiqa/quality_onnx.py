@@ -83,19 +83,22 @@ class QualityModel:
         return lambda: np.concatenate([scores() for scores in waiting])
 
 
-def load_onnx_model(path: Path, device: str = "auto", backbone: str | None = None) -> QualityModel:
+def load_onnx_model(
+    path: Path, device: str = "auto", backbone: str | None = None, threads: int | None = None
+) -> QualityModel:
     """Loads an .onnx file of export_onnx.py; it runs in the precision it was made in.
 
     Args:
         path: the file.
         device: auto, cpu, cuda or cuda:i.
         backbone: the architecture that it must have; None allows any.
+        threads: at most so many cores of a CPU; None: all.
 
     Raises:
         UserError: not a quality model, another architecture, no such device, or onnxruntime is
             missing.
     """
-    runner = OnnxRunner(path, device)
+    runner = OnnxRunner(path, device, threads)
     takes, gives = runner.input, runner.session.get_outputs()[0].shape
     if takes.type != "tensor(uint8)" or takes.shape[1:] != [112, 112, 3] or len(gives) != 1:
         raise UserError(
@@ -124,6 +127,6 @@ def load_onnx_model(path: Path, device: str = "auto", backbone: str | None = Non
     return QualityModel(
         name=f"{path.name} ({name})",
         calibration=calibration,
-        batch_size=size if runner.on_gpu else size * own_cores(),
+        batch_size=size if runner.on_gpu else size * (threads or own_cores()),
         run=lambda faces: runner.begin(faces, size, run),
     )
