@@ -151,10 +151,5 @@ def main(
     return EXIT_SKIPPED if scores.reasons or skipped.problems or gone else EXIT_DONE
 
 
-def command() -> None:
-    """The command `sdd-fiqa`."""
-    run_script(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_script(main)

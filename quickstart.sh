@@ -3,6 +3,7 @@
 #
 #   bash quickstart.sh                everything, into quickstart/
 #   bash quickstart.sh --setup-only   only .venv, with requirements.txt installed
+#   bash quickstart.sh --cpu          torch without CUDA, from the index in TORCH_INDEX_URL
 #
 # Run again, it does no finished work twice.
 set -euo pipefail
@@ -13,34 +14,52 @@ fail() {
     exit 1
 }
 
+# apt_hint PACKAGE...: what to type on Debian and Ubuntu; nothing elsewhere.
+apt_hint() {
+    if command -v apt-get >/dev/null; then echo " (apt-get install $*)"; fi
+}
+
+sha256() { # macOS has shasum
+    if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi
+}
+
 # --- Set up -------------------------------------------------------------------------------------
 setup() {
     local python="${PYTHON:-python3}" stamp=.venv/requirements.sha256 wanted
     command -v "$python" >/dev/null ||
-        fail "python3 is missing: apt-get install python3 python3-venv"
+        fail "python3 is missing: install Python 3.10 or later$(apt_hint python3 python3-venv)"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$("$python" --version) is too old: 3.10 or later is needed; set PYTHON=/path/to/python3"
-    # What Debian calls the parts that Python's packages need from it.
+    # Debian packages these parts apart from Python; OpenCV needs the libraries on Linux.
     local missing
     missing=$("$python" - <<'EOF'
-import ctypes, importlib.util
+import ctypes, importlib.util, sys
 if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
     print("python3-venv")
-for library, package in (("libGL.so.1", "libgl1"), ("libgthread-2.0.so.0", "libglib2.0-0")):
+libraries = (("libGL.so.1", "libgl1"), ("libgthread-2.0.so.0", "libglib2.0-0"))
+for library, package in libraries if sys.platform == "linux" else ():
     try:
         ctypes.CDLL(library)
     except OSError:
         print(package)
 EOF
     )
-    [ -z "$missing" ] || fail "Debian packages are missing: apt-get install" $missing
-    wanted=$(cat requirements.txt pyproject.toml | sha256sum)
+    # shellcheck disable=SC2086,SC2116
+    [ -z "$missing" ] || fail "missing:" $missing"$(apt_hint $missing)"
+    wanted=$(cat requirements.txt pyproject.toml | sha256)
     if [ ! -x .venv/bin/python ]; then
         echo "== making .venv"
         "$python" -m venv .venv
     fi
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        echo "== installing requirements.txt into .venv (about 6 GB with torch's CUDA libraries)"
+        local size="about 6 GB with torch's CUDA libraries on Linux; see --cpu"
+        if [ -n "$cpu" ]; then
+            size="torch without CUDA"
+            grep '^torch' requirements.txt >.venv/torch.txt
+            .venv/bin/python -m pip install --disable-pip-version-check --progress-bar on \
+                --index-url "$TORCH_INDEX_URL" -r .venv/torch.txt
+        fi
+        echo "== installing requirements.txt into .venv ($size)"
         .venv/bin/python -m pip install --disable-pip-version-check --progress-bar on \
             -r requirements.txt
         echo "$wanted" >"$stamp"
@@ -84,8 +103,18 @@ chain() {
     echo "Faces in order of their scores: $PWD/$q/report.html"
 }
 
+cpu='' setup_only=''
+for argument in "$@"; do
+    case $argument in
+        --cpu) cpu=1 ;;
+        --setup-only) setup_only=1 ;;
+        *) fail "$argument: unknown; the flags are --cpu and --setup-only" ;;
+    esac
+done
+[ -z "$cpu" ] || [ -n "${TORCH_INDEX_URL:-}" ] ||
+    fail "--cpu: set TORCH_INDEX_URL to the CPU index that PyTorch's install page names"
 setup
-[ "${1:-}" = --setup-only ] && exit
+[ -z "$setup_only" ] || exit 0
 # shellcheck source=/dev/null
 source .venv/bin/activate
 chain

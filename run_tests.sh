@@ -10,7 +10,7 @@ bash quickstart.sh --setup-only
 # shellcheck source=/dev/null
 source .venv/bin/activate
 stamp=.venv/dev.sha256
-wanted=$(sha256sum <pyproject.toml)
+wanted=$(python -c 'import hashlib; print(hashlib.sha256(open("pyproject.toml", "rb").read()).hexdigest())')
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "== installing ruff, mypy and pytest into .venv"
     python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
