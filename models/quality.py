@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from common.device import Precision, check_precision
 from models.pretrained import find_model
+from sdd_fiqa.cores import nvidia_driver
+from sdd_fiqa.device_name import parse_device
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.onnx_runner import Faces, Outputs, is_onnx
-from sdd_fiqa.quality_onnx import QualityModel, load_onnx_model
+from sdd_fiqa.quality_onnx import SHIPPED, QualityModel, load_onnx_model
 
 
 def load_quality_model(
@@ -21,9 +23,10 @@ def load_quality_model(
     """Loads a quality model.
 
     Args:
-        model: a name in models.pretrained.PRETRAINED; a checkpoint of this project or in the
-            published format; or an .onnx file of export_onnx.py (run by onnxruntime: torch is not
-            imported).
+        model: a name in models.pretrained.PRETRAINED (on a CPU, and where torch is missing, this is
+            the library's ONNX file, unless bf16 is asked for); a checkpoint of this project or in
+            the published format; or an .onnx file of export_onnx.py (run by onnxruntime: torch is
+            not imported).
         backbone: a name in models.networks.BACKBONES; None finds it from the file.
         device: auto, cpu, cuda or cuda:i.
         precision: auto (bf16 where the device is fast at it), fp32 or bf16; an .onnx file runs in
@@ -38,6 +41,8 @@ def load_quality_model(
     """
     check_precision(precision)
     path = find_model(model)
+    if precision != "bf16" and not _gpu_and_torch(device):
+        path = SHIPPED.get(os.fspath(model), path)
     if is_onnx(path):
         if precision == "bf16":
             raise UserError(
@@ -46,6 +51,13 @@ def load_quality_model(
             )
         return load_onnx_model(path, device, backbone)
 
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{path}: a checkpoint needs torch ({error}): pip install -r requirements.txt, or "
+            "score with an .onnx file of export_onnx.py"
+        ) from error
     from common.device import choose_compute
     from models.checkpoints import load_network
     from models.inference import Forward
@@ -64,3 +76,15 @@ def load_quality_model(
         batch_size=forward.batch_size,
         run=run,
     )
+
+
+def _gpu_and_torch(device: str) -> bool:
+    """Whether `--device` means a GPU that torch can use; without a GPU torch is not imported."""
+    kind, _ = parse_device(device)
+    if kind == "cpu" or (kind == "auto" and not nvidia_driver()):
+        return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    return kind == "cuda" or torch.cuda.is_available()

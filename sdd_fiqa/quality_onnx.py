@@ -15,6 +15,7 @@ from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import parse_json
 from sdd_fiqa.onnx_runner import GPU_FACES, Faces, OnnxRunner, Outputs
 
+SHIPPED = {"small": Path(__file__).with_name("small.onnx")}  # the library's models, by name
 _FORMS = "uint8 RGB faces of shape (N, 112, 112, 3) or (N, 3, 112, 112)"
 _CPU_FACES = 8  # a run
 

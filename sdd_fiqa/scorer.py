@@ -25,7 +25,7 @@ from sdd_fiqa.calibration import (
 from sdd_fiqa.cores import own_cores
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import Image, decode_image, image_of_pillow
-from sdd_fiqa.quality_onnx import QualityModel, load_onnx_model
+from sdd_fiqa.quality_onnx import SHIPPED, QualityModel, load_onnx_model
 from sdd_fiqa.storage import read_file
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     Photo = str | os.PathLike[str] | bytes | PillowImage | npt.NDArray[np.uint8]
 
-SHIPPED = {"small": Path(__file__).with_name("small.onnx")}
 _AHEAD = 3  # photos that are begun before the first is taken, for each thread
 
 

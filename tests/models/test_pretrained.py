@@ -124,6 +124,14 @@ def test_eval_takes_it_without_being_told(run_script: Run, tmp_path: Path) -> No
     assert scores == pytest.approx([good, bad], abs=0.5)  # eval.py may have used bf16
 
 
+def test_on_a_cpu_its_onnx_file_is_used_but_not_for_bf16() -> None:
+    for device in ("cpu", "auto"):
+        if device == "cpu" or not torch.cuda.is_available():
+            assert load_quality_model("small", device=device).name == "small.onnx (onnx:sface)"
+    half = load_quality_model("small", device="cpu", precision="bf16")
+    assert half.name == "small.pth (onnx:sface)"
+
+
 def test_shrinking_halves_and_keeps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         shrink(model=tmp_path / "none.pth", out=tmp_path / "x.pth")
@@ -138,7 +146,7 @@ def test_shrinking_halves_and_keeps(tmp_path: Path) -> None:
         shrink(model=PRETRAINED[DEFAULT_MODEL], out=PRETRAINED[DEFAULT_MODEL])
     assert shrink(model=PRETRAINED[DEFAULT_MODEL], out=tmp_path / "again.pth") == 0
     faces = np.stack([drawn_face(seed=seed) for seed in range(3)])
-    one = load_quality_model(DEFAULT_MODEL, precision="fp32")(faces)
+    one = load_quality_model(PRETRAINED[DEFAULT_MODEL], precision="fp32")(faces)
     other = load_quality_model(tmp_path / "again.pth", precision="fp32")(faces)
     assert np.array_equal(one, other)
     big = read_json(PRETRAINED[DEFAULT_MODEL].with_suffix(".json"))
@@ -150,7 +158,7 @@ def test_a_training_starts_from_it_as_it_is() -> None:
     started = FaceModel(start_network("small").network).eval()
     with torch.no_grad():
         scores = started(torch.from_numpy(faces))[:, 0].numpy()
-    whole = load_quality_model("small", device="cpu", precision="fp32")(faces)
+    whole = load_quality_model(PRETRAINED["small"], device="cpu", precision="fp32")(faces)
     assert scores == pytest.approx(whole, abs=1e-3)
 
 

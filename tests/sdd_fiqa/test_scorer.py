@@ -20,7 +20,8 @@ import sdd_fiqa
 from sdd_fiqa import alignment
 from sdd_fiqa.assets import fetch
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.scorer import SHIPPED, Face, Scorer
+from sdd_fiqa.quality_onnx import SHIPPED
+from sdd_fiqa.scorer import Face, Scorer
 
 ROOT = Path(__file__).resolve().parents[2]
 
