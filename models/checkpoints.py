@@ -44,12 +44,11 @@ def load_network(
     about = read_about(path) if graph or not recognition else {}
     found = (str(about.get("architecture")), "quality") if graph else identify(state)
     if found is None:
-
-        def differences_to(name: str) -> str:
-            return differences(skeleton(name, recognition), state)
-
         part = f"{{}} with a {wanted} head"
-        raise UserError(f"{path}: {explain_mismatch(state, backbone, part, differences_to)}")
+        reason = explain_mismatch(
+            state, backbone, part, lambda name: differences(skeleton(name, recognition), state)
+        )
+        raise UserError(f"{path}: {reason}")
     if found[1] != wanted:
         raise UserError(
             f"{path}: is a {found[0]} network with a {found[1]} head; a {wanted} head is needed"

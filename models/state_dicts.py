@@ -57,26 +57,20 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 
 def _load(path: str | os.PathLike[str]) -> Any:
+    needs = _needs(path)
+    ignored = all(name.startswith(_IGNORED) for name in needs)
+    empty: list[Any] = [(_Ignored, name) for name in needs if ignored]
     try:
         if zipfile.is_zipfile(path):  # torch itself does not check the CRCs
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(damaged)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about pickles; the errors below are clearer
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            names = _needs(path)
-            if not names or not all(name.startswith(_IGNORED) for name in names):
-                raise
-            empty: list[Any] = [(_Ignored, name) for name in names]
-            with torch.serialization.safe_globals(empty):
-                return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(empty):
+            warnings.simplefilter("ignore")  # about pickles; the errors below are clearer
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
-        needs = _needs(path)
         wanted = f" (it asks for {', '.join(needs[:3])})" if needs else ""
         raise UserError(
             f"{path}: is no checkpoint of plain tensors, and nothing else is loaded from a file"
