@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -163,14 +162,11 @@ def quantised(content: bytes, faces: Faces) -> bytes:
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            starts = range(0, len(faces), _INT8_BATCH)
-            self._batches: Iterator[dict[str, Any]] = iter(
-                {INPUT: faces[start : start + _INT8_BATCH]} for start in starts
-            )
+        starts = iter(range(0, len(faces), _INT8_BATCH))
 
         def get_next(self) -> dict[str, Any] | None:
-            return next(self._batches, None)
+            start = next(self.starts, None)
+            return None if start is None else {INPUT: faces[start : start + _INT8_BATCH]}
 
     model = onnx.load_from_string(content)
     properties = {entry.key: entry.value for entry in model.metadata_props}
