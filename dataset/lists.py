@@ -367,6 +367,14 @@ def _join_keys(
     return rows
 
 
+def place_in_group(groups: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """(N,) numbers -> (N,) for each, how many equal ones come before it."""
+    order = np.argsort(groups, kind="stable")
+    places = np.empty(len(groups), np.int64)
+    places[order] = np.arange(len(groups)) - np.searchsorted(groups[order], groups[order])
+    return places
+
+
 def _keys(raw_paths: Iterable[bytes], count: int) -> npt.NDArray[np.int64]:
     """64-bit hashes of paths; they hold within one process only."""
     plain = map(methodcaller("removeprefix", b"./"), raw_paths)

@@ -16,7 +16,15 @@ from common.device import Compute
 from common.distributed import ProcessGroup
 from dataset.columns import write_columns
 from dataset.embeddings import open_embeddings
-from dataset.lists import LABELPATH, ImageList, identities_in, join, read_labelpath, read_table
+from dataset.lists import (
+    LABELPATH,
+    ImageList,
+    identities_in,
+    join,
+    place_in_group,
+    read_labelpath,
+    read_table,
+)
 from dataset.loader import Batch
 from sdd_fiqa.errors import UserError
 from train_config import TrainConfig
@@ -114,7 +122,7 @@ def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = Fals
     rng = np.random.default_rng([seed, _ORDER, epoch])
     rows = rng.permutation(data.train)
     if data.max_per_identity:
-        rows = rows[_place_in_group(data.identities[rows]) < data.max_per_identity]
+        rows = rows[place_in_group(data.identities[rows]) < data.max_per_identity]
     if not balanced:
         return rows
     bins = np.minimum(data.table.values[rows] // (100 / LABEL_BINS), LABEL_BINS - 1)
@@ -144,16 +152,6 @@ def to_device(
     faces, mirrored = compute.put(batch.faces[batch.readable]), compute.put(flips[rows])
     labels = compute.put(data.table.values[rows].astype(np.float32))
     return torch.where(mirrored[:, None, None, None], faces.flip(2), faces), labels
-
-
-def _place_in_group(groups: Rows) -> Rows:
-    """For each element: how many equal elements come before it."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[:1]] - 1))
-    sizes = np.diff(np.append(starts, len(groups)))
-    places = np.empty(len(groups), np.int64)
-    places[order] = np.arange(len(groups)) - np.repeat(starts, sizes)
-    return places
 
 
 def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.float32], str]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.embeddings import EmbeddingsFile, open_embeddings
-from dataset.lists import Identities, ImageList
+from dataset.lists import Identities, ImageList, place_in_group
 from dataset.score_files import ScoreForm, read_scores
 from evaluation.edc.pairs import (
     Mask,
@@ -220,10 +220,7 @@ def choose_images(
     if max_per_id is not None:
         order = np.random.default_rng(seed).permutation(len(dense))
         order = order[chosen[order]]
-        by_identity = order[np.argsort(dense[order], kind="stable")]
-        counts = np.bincount(dense[order], minlength=int(dense.max()) + 1)
-        starts = np.repeat(np.cumsum(counts) - counts, counts)
-        chosen[by_identity[np.arange(len(order)) - starts >= max_per_id]] = False
+        chosen[order[place_in_group(dense[order]) >= max_per_id]] = False
     counts = np.bincount(dense[chosen], minlength=int(dense.max(initial=0)) + 1)
     return np.asarray(chosen & (counts[dense] >= min_per_id))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataset.lists import place_in_group
 from generate_pseudo_labels.distance.array_backend import (
     Array,
     Arrays,
@@ -105,10 +106,7 @@ def _replacements(
     owner = np.searchsorted(batch.starts, shared[at, k, slot], side="right") - 1
     # Of one repeat's draws of one identity, the j-th takes the j-th spare draw of other identities.
     case = (at * shared.shape[1] + k) * len(batch.starts) + owner
-    by_case = np.argsort(case, kind="stable")
-    firsts = np.searchsorted(case[by_case], case[by_case])
-    j = np.empty(len(case), np.int64)
-    j[by_case] = np.arange(len(case)) - firsts
+    j = place_in_group(case)
     own_start, own_stop = batch.starts[owner], batch.stops[owner]
     others = order[at, k]  # (p, slots)
     allowed = spare[at, k] & ((others < own_start[:, None]) | (others >= own_stop[:, None]))
