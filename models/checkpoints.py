@@ -92,6 +92,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 RESUME, PREVIOUS = "last.ckpt", "previous.ckpt"
+_PARTS = {"network", "optimiser", "schedule", "scaler", "state"}
 _OUTLINE = "outline"  # of a save: what it must hold to be resumed
 
 
@@ -128,8 +129,10 @@ def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
                 if archive.testzip() is not None:
                     raise ValueError
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            key_of_save, outline = content.pop("key"), content.pop(_OUTLINE)
-            if not isinstance(key_of_save, dict) or _outline(content) != outline:
+            key_of_save, outline = content.pop("key"), content.pop(_OUTLINE, None)
+            if outline is None and content.keys() >= _PARTS:  # of version 0.1.0
+                outline = _outline(content)
+            if outline != _outline(content) or not isinstance(key_of_save, dict):
                 raise ValueError
         except Exception:  # as in read_state
             note(f"{path}: is damaged; skipped")
