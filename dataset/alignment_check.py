@@ -17,6 +17,7 @@ from sdd_fiqa.images import FACE_SIZE, Image, cv2
 
 _SAMPLE = 50
 _SECONDS = 2.0
+_LAST_IMAGE = 10.0  # more seconds for the image that is being looked at then
 # Mean distance of five landmarks from the template, in pixels of a 112x112 crop. Medians of aligned
 # sets were 3.4 to 4.3; of photos cut to about the face, 9.8 to 14.6 (LFW).
 _FARTHEST = 7.0
@@ -38,10 +39,10 @@ def doubt_alignment(table: ImageList) -> str:
     """
     rows = np.random.default_rng(0).choice(len(table), min(_SAMPLE, len(table)), replace=False)
     sample = _Sample(list(table.paths_at(rows)), time.monotonic() + _SECONDS)
-    # A thread that nobody waits for at the end: storage may hang.
+    # In a thread, as storage may hang. Python must not end while OpenCV works in it: that aborts.
     thread = threading.Thread(target=sample.look, daemon=True)
     thread.start()
-    thread.join(_SECONDS)
+    thread.join(_SECONDS + _LAST_IMAGE)
     remedy = (
         "unaligned faces give wrong labels and scores; align photos with: python -m "
         "dataset.aligned_copies --data-root PHOTOS --out-dir FACES"

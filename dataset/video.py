@@ -28,6 +28,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 STALL_SECONDS = 60.0
 _SLICES = 10
+_END_SECONDS = 5.0  # for the frame that is being read when nobody wants more
 _MOST_FAILURES = 60  # in a row: the end of the video, or of what can be read of it
 _ROUNDING = 1e-4  # seconds
 # How the files begin: MP4 and MOV (not HEIC, AVIF and CR3, which begin alike), AVI, Matroska and
@@ -74,7 +75,8 @@ def frames(path: str, per_second: float) -> Iterator[tuple[float, Image]]:
         UnreadableImage: no video; or, after the frames that could be read, what could not be.
     """
     reading = _Reading(path, per_second, queue.Queue(2))
-    threading.Thread(target=reading.run, name="video", daemon=True).start()
+    thread = threading.Thread(target=reading.run, name="video", daemon=True)
+    thread.start()
     try:
         idle, known = 0, 0
         while True:
@@ -98,6 +100,7 @@ def frames(path: str, per_second: float) -> Iterator[tuple[float, Image]]:
                 return
     finally:
         reading.stopped = True
+        thread.join(_END_SECONDS)  # Python must not end while OpenCV works in it: that aborts
 
 
 def frame_at(path: str, seconds: float) -> Image:

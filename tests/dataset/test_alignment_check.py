@@ -111,6 +111,7 @@ def test_storage_that_hangs_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(alignment_check, "cached", lambda name: None)
     monkeypatch.setattr(alignment_check, "_SECONDS", 0.05)
+    monkeypatch.setattr(alignment_check, "_LAST_IMAGE", 0.05)
     monkeypatch.setattr(alignment_check, "read_image", lambda path: time.sleep(600))
     assert listed((300, 400)) == ""
 
