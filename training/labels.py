@@ -107,8 +107,10 @@ def _check_paths(table: ImageList) -> None:
 
 
 def _exists(path: str | Path) -> bool:
-    """Whether the image exists, or the container (.rec, .tar, ...) that its path leads into."""
-    return any(os.path.isfile(part) for part in (path, *Path(path).parents))
+    """Whether the image exists, or the container that it is a member of (train.rec#17)."""
+    name = os.fspath(path)
+    ends = [len(name), *(place for place, letter in enumerate(name) if letter == "#")]
+    return any(os.path.isfile(name[:end]) for end in ends)
 
 
 def _note_odd_labels(table: ImageList, low: float, high: float) -> None:
