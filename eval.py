@@ -34,7 +34,7 @@ from dataset.left_out import Skipped
 from dataset.scores import calibrated_columns
 from evaluation.best_shot import best_shots, check_copies, copy_best, key_of, print_best
 from evaluation.outputs import check_targets, write_csv, write_page
-from evaluation.scoring import open_faces, score, score_turned
+from evaluation.scoring import open_faces, open_journal, score, score_turned
 from evaluation.summary import note_unaligned, summarise
 from models import load_quality_model
 from models.backbones import Backbone
@@ -121,6 +121,8 @@ def main(
         meaning = ScoreInterpretation.of(network.calibration, network.name, percentile, accept)
         size = batch_size or network.batch_size
         faces = open_faces(table, unread, size, num_workers, align, all_faces, frames_per_second)
+        if out is not None and not alone and not videos:
+            faces.journal = open_journal(out, network, model, align, all_faces, precision)
         scores, interrupted = score(faces, len(table), network)
         if isinstance(faces, PhotoFaces) and not interrupted:
             scores, interrupted = score_turned(faces, scores, network, meaning)
@@ -146,6 +148,8 @@ def main(
         if report is not None:
             groups = shots if per else None
             write_page(report, faces, images, scores, network, meaning, model, groups, per)
+        if faces.journal is not None:
+            faces.journal.close(done=not interrupted)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_SKIPPED if scores.reasons or skipped.problems or gone else EXIT_DONE

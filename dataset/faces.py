@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from dataset.alignment_check import like_photos
 from dataset.containers import read_run
 from dataset.images import read_image
+from dataset.journal import Block, Forms, Journal, Key
 from dataset.lists import ImageList
 from dataset.loader import Batch, batches, read_ahead
 from dataset.scores import NumberColumn
@@ -46,7 +48,13 @@ class Faces(ABC):
     Attributes:
         like_photos: listed images so far that cannot be aligned crops, but were taken as such.
         unread: {path: why} of listed files that are not read; set it before iterating.
+        journal: what is scored goes there, and what it holds is not read again; or None.
+        section: of the journal.
+        forms: what the journal keeps of each row, beside its score.
     """
+
+    section = ""
+    forms: ClassVar[Forms] = {}
 
     def __init__(self, table: ImageList, batch_size: int, num_workers: int | None = None) -> None:
         """Nothing is read yet; arguments as for `dataset.loader.batches`."""
@@ -54,6 +62,8 @@ class Faces(ABC):
         self._batch_size, self._workers = batch_size, num_workers
         self.like_photos = 0
         self.unread: Mapping[str, str] = {}
+        self.journal: Journal | None = None
+        self._unkept: dict[int, tuple[Batch, Values]] = {}  # by first row
 
     @abstractmethod
     def __len__(self) -> int:
@@ -84,6 +94,50 @@ class Faces(ABC):
     def crop(self, row: int) -> Image:
         """The face of a row again, uint8 RGB; raises UnreadableImage."""
 
+    @abstractmethod
+    def listed(self, rows: Rows) -> Rows:
+        """The row of the list of each of some rows."""
+
+    def kept(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of `forms`, of some rows."""
+        return {}
+
+    def runs(self, photos: Rows) -> Iterator[tuple[int, int, Block | None]]:
+        """`Journal.runs` of these rows of the list; without a journal, one run of all."""
+        if self.journal is None:
+            return iter([(0, len(photos), None)])
+        return self.journal.runs(self.section, self._table, photos, self.forms)
+
+    def keep(self, batch: Batch, scores: Values) -> None:
+        """Notes (B,) scores of a batch in the journal; those of one image at once."""
+        if self.journal is None or batch.scores is not None:
+            return
+        self._unkept[int(batch.rows[0])] = batch, scores  # after Ctrl-C one may come again
+        if not batch.last:
+            return
+        parts, self._unkept = list(self._unkept.values()), {}
+        rows = np.concatenate([part.rows for part, _ in parts])
+        values = np.concatenate([some for _, some in parts])
+        keys = [key for part, _ in parts for key in part.keys]
+        failures = [part.failures.get(i) for part, _ in parts for i in range(len(part.rows))]
+        photos = self.listed(rows)
+        image = np.cumsum(np.diff(photos, prepend=photos[0]) != 0)
+        firsts = np.unique(image, return_index=True)[1]
+        if any(key is None and why is None for key, why in zip(keys, failures, strict=True)):
+            return  # a file that came while it was read
+        paths = self._table.paths_at(photos[firsts])
+        block = Block(
+            images=[(path, keys[i]) for path, i in zip(paths, firsts.tolist(), strict=True)],
+            reasons={i: why for i, why in enumerate(failures) if why is not None},
+            like_photos=sum(int(like_photos(part.sizes).sum()) for part, _ in parts),
+            arrays={
+                "score": values.astype("<f4"),
+                "image": image.astype("<i4"),
+                **self.kept(rows),
+            },
+        )
+        self.journal.write(self.section, block)
+
     def path(self, row: int) -> str:
         """What a row is called."""
         return next(self.paths_at([row]))
@@ -108,15 +162,27 @@ class ListedFaces(Faces):
     def __iter__(self) -> Iterator[Batch]:
         rows = np.arange(len(self._table))
         contents = self._contents if self.unread else read_run
-        for batch in batches(self._table, rows, self._batch_size, self._workers, contents):
-            self._done += len(batch.rows)
-            self.like_photos += int(like_photos(batch.sizes).sum())
-            yield batch
+        key = None if self.journal is None else self.journal.key
+        for start, stop, block in self.runs(rows):
+            some = rows[start:stop]
+            if block is not None:
+                self._done += len(some)
+                self.like_photos += block.like_photos
+                yield _scored(some, block)
+                continue
+            for batch in batches(self._table, some, self._batch_size, self._workers, contents, key):
+                self._done += len(batch.rows)
+                self.like_photos += int(like_photos(batch.sizes).sum())
+                yield batch
 
     def _contents(self, paths: Sequence[str]) -> Iterator[Content | UnreadableImage | None]:
         for path, content in zip(paths, read_run(paths), strict=False):
             why = self.unread.get(path)
             yield content if why is None else UnreadableImage(why)
+
+    def listed(self, rows: Rows) -> Rows:
+        """The same rows."""
+        return rows
 
     def searched(self) -> int:
         """How many images are decoded."""
@@ -139,6 +205,14 @@ class ListedFaces(Faces):
         return read_image(self._table.path(row))
 
 
+def _scored(rows: Rows, block: Block) -> Batch:
+    """The batch of a block."""
+    none = np.zeros((0, FACE_SIZE, FACE_SIZE, 3), np.uint8)
+    sizes = np.zeros((len(rows), 2), np.int32)
+    scores = block.arrays["score"]
+    return Batch(rows, none, sizes, dict(block.reasons), scores=scores[np.isfinite(scores)])
+
+
 @dataclass
 class Photo:
     """What was found in one photo, or in one frame of a video.
@@ -150,6 +224,7 @@ class Photo:
         seen: how many faces it shows; NaN where it could not be read.
         time: of the frame, in seconds; NaN for a photo.
         tracks: of the faces found in a frame.
+        key: of the photo's file, before it was read; None without a journal.
     """
 
     row: int
@@ -158,6 +233,7 @@ class Photo:
     seen: float = np.nan
     time: float = np.nan
     tracks: list[int] = field(default_factory=list)
+    key: Key = None
 
 
 class PhotoFaces(Faces):
@@ -169,6 +245,12 @@ class PhotoFaces(Faces):
         seen: how many faces the photo shows; NaN where it cannot be read.
         place: (rows, 16): box, landmarks, the detector's score, by how much the photo was turned.
     """
+
+    forms: ClassVar[Forms] = {
+        "number": ("<i4", ()),
+        "seen": ("<f4", ()),
+        "place": ("<f4", (len(_PLACE),)),
+    }
 
     def __init__(
         self,
@@ -197,6 +279,7 @@ class PhotoFaces(Faces):
     def restart(self, photos: Rows) -> None:
         """Forgets all rows; the photos of these rows of the list, rising, are to be searched."""
         self._photos = photos  # rows of the list, rising
+        self._unkept = {}  # not those of the faces that this is a copy of
         self.photo = Growing((), np.int64)
         self.number = Growing((), np.int32)
         self.seen = Growing((), np.float32)
@@ -212,14 +295,43 @@ class PhotoFaces(Faces):
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[Photo] = []
         rows = 0
-        for photos in read_ahead(self.tasks(), self._table, _CHUNK, self._workers):
-            for photo in photos:
-                waiting.append(photo)
-                rows += max(1, len(photo.found))
-                if rows >= self._batch_size:
-                    yield from self.batches(waiting)
-                    waiting, rows = [], 0
+        for start, stop, block in self.runs(self._photos):
+            if block is not None:
+                yield from self.batches(waiting)
+                waiting, rows = [], 0
+                yield self._restore(self._photos[start:stop], block)
+                continue
+            for photos in read_ahead(self.tasks(start, stop), self._table, _CHUNK, self._workers):
+                for photo, following in pairwise([*photos, None]):
+                    assert photo is not None
+                    waiting.append(photo)
+                    rows += max(1, len(photo.found))
+                    more = following is not None and following.row == photo.row  # turned
+                    if rows >= self._batch_size and not more:
+                        yield from self.batches(waiting)
+                        waiting, rows = [], 0
         yield from self.batches(waiting)
+
+    def listed(self, rows: Rows) -> Rows:
+        """The photos of some rows."""
+        photos: Rows = self.photo.values[rows]
+        return photos
+
+    def kept(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        """Where the faces of some rows are."""
+        return {
+            name: getattr(self, name).values[rows].astype(kind)
+            for name, (kind, _) in self.forms.items()
+        }
+
+    def _restore(self, photos: Rows, block: Block) -> Batch:
+        """Adds the rows of a block."""
+        first = len(self)
+        for row, image in enumerate(block.arrays["image"].tolist()):
+            self.photo.add(photos[image])
+            for name in self.forms:
+                getattr(self, name).add(block.arrays[name][row])
+        return _scored(np.arange(first, len(self)), block)
 
     def searched(self) -> int:
         """How many photos the rows so far are of."""
@@ -297,16 +409,23 @@ class PhotoFaces(Faces):
             mine.values = np.concatenate([mine.values, theirs.values])[source]
         return source
 
-    def tasks(self) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
-        """The row of the list that each task begins with, and what searches it."""
-        for start in range(0, len(self._photos), _CHUNK):
-            rows = self._photos[start : start + _CHUNK]
+    def tasks(self, start: int, stop: int) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+        """The row of the list that each task begins with, and what searches it.
+
+        Args:
+            start: the first of the photos, counted in those to be searched.
+            stop: the one after the last.
+        """
+        for at in range(start, stop, _CHUNK):
+            rows = self._photos[at : min(at + _CHUNK, stop)]
             yield int(rows[0]), partial(self.search, rows, list(self._table.paths_at(rows)))
 
     def search(self, rows: Rows, paths: list[str]) -> list[Photo]:
         """Finds the faces of some photos: rows of the list, and their paths."""
-        photos = []
+        photos: list[Photo] = []
         for row, path in zip(rows.tolist(), paths, strict=True):
+            key = None if self.journal is None else self.journal.key(path)
+            before = len(photos)
             try:
                 if path in self.unread:
                     raise UnreadableImage(self.unread[path])
@@ -317,6 +436,8 @@ class PhotoFaces(Faces):
                 raise
             except ValueError as error:  # unreadable; or five landmarks in one point
                 photos.append(Photo(row, str(error)))
+            for photo in photos[before:]:
+                photo.key = key
         return photos
 
     def note(self, photo: Photo, number: int) -> None:
@@ -344,7 +465,9 @@ class PhotoFaces(Faces):
         first = len(self)
         crops: list[Image | None] = []
         failures: dict[int, str] = {}
+        keys: list[Key] = []
         for photo in photos:
+            keys += [photo.key] * max(1, len(photo.found))
             if not photo.found:
                 failures[len(crops)] = photo.reason
                 crops.append(None)
@@ -363,6 +486,8 @@ class PhotoFaces(Faces):
                 failures={
                     i: failures[start + i] for i in range(len(some)) if start + i in failures
                 },
+                keys=keys[start : start + len(some)],
+                last=start + len(some) == len(crops),
             )
 
 

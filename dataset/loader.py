@@ -42,12 +42,18 @@ class Batch:
         faces: (B, 112, 112, 3) uint8, RGB; zero where a record could not be read.
         sizes: (B, 2) int32, height and width before resizing; zero where not read.
         failures: {position in the batch: reason}.
+        keys: of each record's image, before it was read; empty unless a `Journal` is kept.
+        last: whether the next batch begins with another image.
+        scores: of a journal; the faces are left out. None: the records are to be scored.
     """
 
     rows: npt.NDArray[np.int64]
     faces: npt.NDArray[np.uint8]
     sizes: npt.NDArray[np.int32]
     failures: dict[int, str] = field(default_factory=dict)
+    keys: list[list[int] | None] = field(default_factory=list)
+    last: bool = True
+    scores: npt.NDArray[np.float32] | None = None
 
     @property
     def readable(self) -> npt.NDArray[np.bool_]:
@@ -68,6 +74,7 @@ def batches(
     batch_size: int,
     num_workers: int | None = None,
     contents: Contents = read_run,
+    key: Callable[[str], list[int] | None] | None = None,
 ) -> Generator[Batch, None, None]:
     """Decodes the images of some records of a list, batch by batch, in the order given.
 
@@ -78,6 +85,7 @@ def batches(
         num_workers: decoding threads; None takes `default_workers()`.
         contents: from some paths to the bytes of each image, or why there are none; None: its path
             is read on its own.
+        key: gives the `keys` of a batch, from paths.
 
     Raises:
         Stalled: a read has not come back for STALL_SECONDS.
@@ -91,9 +99,11 @@ def batches(
             some = order[start : start + batch_size]
             faces = np.zeros((len(some), FACE_SIZE, FACE_SIZE, 3), np.uint8)
             batch = Batch(some, faces, np.zeros((len(some), 2), np.int32))
+            if key is not None:
+                batch.keys = [None] * len(some)
             paths = list(table.paths_at(some))
             for at in range(0, len(some), _CHUNK):
-                yield int(some[at]), partial(_read_chunk, batch, paths, at, contents)
+                yield int(some[at]), partial(_read_chunk, batch, paths, at, contents, key)
 
     for batch in read_ahead(tasks(), table, _CHUNK, num_workers, _AHEAD * chunks):
         if batch is not None:
@@ -174,9 +184,17 @@ def _result_or_stall(task: tuple[int, Future[_Result]], table: ImageList, images
     return future.result()
 
 
-def _read_chunk(batch: Batch, paths: list[str], start: int, contents: Contents) -> Batch | None:
+def _read_chunk(
+    batch: Batch,
+    paths: list[str],
+    start: int,
+    contents: Contents,
+    key: Callable[[str], list[int] | None] | None,
+) -> Batch | None:
     """Decodes some images of a batch; returns the batch with its last images."""
     chunk = paths[start : start + _CHUNK]
+    if key is not None:
+        batch.keys[start : start + _CHUNK] = map(key, chunk)
     for position, path, content in zip(count(start), chunk, contents(chunk), strict=False):
         try:
             if isinstance(content, UnreadableImage):

@@ -74,6 +74,7 @@ class _TurnedLooks(PhotoFaces):
         self.restart(photos)
         self._turns = None if turns is None else dict(zip(photos.tolist(), turns, strict=True))
         self.all_faces = faces.all_faces and turns is not None
+        self.section = "looks" if turns is None else "turned"
 
     def looks(self, photo: int, image: Image) -> list[list[DetectedFace]]:
         if self._turns is None:

@@ -60,11 +60,11 @@ class VideoFaces(PhotoFaces):
         self.time = Growing((), np.float64)
         self.track = Growing((), np.int32)
 
-    def tasks(self) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+    def tasks(self, start: int, stop: int) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
         """As of photos; a task a frame, which is read here, in order."""
         rows: list[int] = []
         paths: list[str] = []
-        for row, path in enumerate(self._table.paths()):
+        for row, path in enumerate(self._table.paths(start, stop), start):
             video = is_video(path)
             if rows and (video or len(rows) == _CHUNK):
                 yield rows[0], partial(self.search, np.array(rows), paths)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +13,16 @@ from tqdm import tqdm
 
 from common.cli import note
 from dataset.faces import Faces, ListedFaces, PhotoFaces
+from dataset.journal import Journal
 from dataset.lists import ImageList
 from dataset.loader import Batch, one_behind
 from dataset.scores import Scores
 from dataset.turned import turn_photos
 from dataset.video_faces import VideoFaces
 from models import QualityModel
+from models.pretrained import find_model
 from sdd_fiqa.calibration import ScoreInterpretation
+from sdd_fiqa.files import sha256_of
 
 Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
 
@@ -47,6 +53,25 @@ def open_faces(
     return faces
 
 
+def open_journal(
+    out: str, network: QualityModel, model: str, align: bool, all_faces: bool, precision: str
+) -> Journal | None:
+    """The journal beside a table of scores; None where the table is no ordinary file.
+
+    Raises:
+        UserError: a file of another kind has its name.
+    """
+    if out == "-" or (os.path.exists(out) and not os.path.isfile(out)):
+        return None
+    about = {
+        "model": f"{network.name} {sha256_of(find_model(model))}",
+        "--align": align or all_faces,
+        "--all-faces": all_faces,
+        "--precision": precision,
+    }
+    return Journal(Path(f"{out}.journal"), about)
+
+
 def score(
     faces: Faces, images: int, network: QualityModel, doing: str = "score"
 ) -> tuple[Scores, bool]:
@@ -69,10 +94,14 @@ def score(
         for position, reason in batch.failures.items():
             reasons[int(batch.rows[position])] = reason
         found[int(batch.rows[0])] = values
+        faces.keep(batch, values)
         bar.update(searched - bar.n)
 
     def begin() -> Iterator[Begun]:
         for batch in faces:
+            if batch.scores is not None:
+                yield batch, faces.searched(), partial(np.asarray, batch.scores)
+                continue
             good = batch.readable
             scored = network.begin(batch.faces if good.all() else batch.faces[good])
             yield batch, faces.searched(), scored

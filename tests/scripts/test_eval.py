@@ -443,6 +443,8 @@ def test_interrupted_it_writes_what_it_has(
     assert {row["status"] for row in rows[len(done) :]} == {"not scored: interrupted"}
     assert out.startswith(f"scored {len(done)} of 11 images: ")
     assert (here / "page.html").exists()
+    lines = (here / "scores.csv.journal").read_bytes().split(b"\n")
+    assert len(lines) == 2 + len(done)  # two lines before the blocks, of one image each
 
 
 def test_nothing_that_is_read_is_written_over(here: Path) -> None:

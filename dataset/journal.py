@@ -1,0 +1,274 @@
+"""The journal of a scoring run: a killed run loses only the batches that were being scored.
+
+Each block holds the rows of some images of the list that follow each other: their scores, and
+where their faces are. A block is used again if all its images are still in the list, in the same
+order, with the same size and time of change. Else all of them are scored anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.cli import note
+from dataset.containers import split_member
+from dataset.lists import ImageList
+from sdd_fiqa import __version__
+from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import parse_json
+
+Key = list[int] | None  # size and time of change of one file or more; None: a file is missing
+Forms = Mapping[str, tuple[str, tuple[int, ...]]]  # of arrays by row: type, shape of one row
+
+_START = b"sdd-fiqa journal of scores 1"
+_SYNC_SECONDS = 10.0
+_DECODERS = ("opencv-python-headless", "opencv-python", "simplejpeg", "pillow", "pillow-heif")
+
+
+@dataclass
+class Block:
+    """The rows of some images.
+
+    Attributes:
+        images: paths and keys.
+        reasons: {row in the block: why it has no score}.
+        like_photos: see `dataset.faces.Faces`.
+        arrays: by row: `score` (float32; NaN: none), `image` (its place in `images`), and others.
+    """
+
+    images: list[tuple[str, Key]]
+    reasons: dict[int, str]
+    like_photos: int
+    arrays: dict[str, npt.NDArray[Any]]
+
+
+class Journal:
+    """The journal of one table of scores; an unfinished run's is continued.
+
+    The file is a first line, then a line a block: the CRC-32 of its JSON, in hexadecimal, and the
+    JSON. The first block is `about`. Lines that are torn or damaged are left out.
+    """
+
+    def __init__(self, file: Path, about: Mapping[str, Any]) -> None:
+        """Opens the journal, or begins it.
+
+        Args:
+            file: the journal.
+            about: what must be equal for a block to be used again, by name. It is one level of
+                JSON. The versions of what decodes the images are added.
+
+        Raises:
+            UserError: the file is something else.
+        """
+        self._file = file
+        self._places: dict[tuple[str, str], list[tuple[int, int]]] = {}  # offset and size of lines
+        self._containers: dict[str, Key] = {}
+        self._synced = time.monotonic()
+        self._handle: int | None = None
+        about = {**about, "the decoder's version": decoder_version()}
+        try:
+            fresh = not self._continues(about)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | (os.O_EXCL if fresh else 0)
+            if fresh:
+                file.unlink(missing_ok=True)
+            self._handle = os.open(file, flags, 0o666)
+            if fresh:
+                os.write(self._handle, _START)
+                self._append(about)
+        except OSError as error:
+            self._give_up(error)
+
+    def key(self, path: str) -> Key:
+        """The key of an image; its path, size and time of change tell it from others.
+
+        For the member of a container, that of the container and its index, at first sight.
+        """
+        parts = split_member(path)
+        if parts is None:
+            return _stat(path)
+        container = parts[0]
+        if container not in self._containers:
+            index = _stat(os.path.splitext(container)[0] + ".idx") or []
+            whole = _stat(container)
+            self._containers[container] = None if whole is None else whole + index
+        return self._containers[container]
+
+    def runs(
+        self, section: str, table: ImageList, rows: npt.NDArray[np.int64], forms: Forms
+    ) -> Iterator[tuple[int, int, Block | None]]:
+        """Divides some records of a list into those of blocks and those to be scored.
+
+        Args:
+            section: whose blocks.
+            table: the list.
+            rows: which records.
+            forms: what a block must hold beside scores.
+
+        Yields:
+            start, stop: a part of `rows`, in order; and its block, or None.
+        """
+        start = at = 0
+        while at < len(rows) and self._places:
+            block = self._block_at(section, table, rows[at:], forms)
+            if block is None:
+                at += 1
+                continue
+            if start < at:
+                yield start, at, None
+            start, at = at, at + len(block.images)
+            yield start, at, block
+            start = at
+        if start < len(rows):
+            yield start, len(rows), None
+
+    def write(self, section: str, block: Block) -> None:
+        """Adds a block. Where it cannot be written, a note says so and no more are."""
+        if self._handle is None:
+            return
+        arrays = {name: base64.b64encode(a.tobytes()).decode() for name, a in block.arrays.items()}
+        try:
+            self._append({"section": section, **vars(block), "arrays": arrays})
+            if time.monotonic() - self._synced >= _SYNC_SECONDS:
+                os.fsync(self._handle)
+                self._synced = time.monotonic()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self, done: bool) -> None:
+        """Closes the file; removes it if the work is done."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+            if done:
+                with suppress(OSError):
+                    self._file.unlink(missing_ok=True)
+
+    def _continues(self, about: Mapping[str, Any]) -> bool:
+        """Finds the blocks of an unfinished run of the same kind; says whether there is one."""
+        if not self._file.exists():
+            return False
+        with self._file.open("rb") as file:
+            first = file.readline(100).rstrip(b"\n")
+            if not _START.startswith(first):
+                raise UserError(
+                    f"{self._file}: is no journal of scores; name another --out, or move it away"
+                )
+            line = file.readline()
+            head = _read(line)
+            if head is None:
+                note(f"{self._file}: is damaged; all is scored anew")
+                return False
+            other = [name for name, value in about.items() if head.get(name) != value]
+            if other:
+                note(f"{self._file}: is of a run with another {' and '.join(other)}; starts anew")
+                return False
+            place = file.tell()
+            for line in file:
+                content = _read(line)
+                with suppress(ValueError, TypeError, LookupError):
+                    if content is not None:
+                        name = str(content["section"]), str(content["images"][0][0])
+                        self._places.setdefault(name, []).append((place, len(line)))
+                place += len(line)
+        if self._places:
+            note(f"{self._file}: what an unfinished run has scored is not scored again")
+        return True
+
+    def _block_at(
+        self, section: str, table: ImageList, rows: npt.NDArray[np.int64], forms: Forms
+    ) -> Block | None:
+        """The block that begins with the first of some records of the list."""
+        places = self._places.get((section, table.path(int(rows[0]))), ())
+        for place, size in reversed(places):  # the last one written is the newest
+            assert self._handle is not None
+            content = _read(os.pread(self._handle, size, place))
+            block = None if content is None else _parse(content, forms)
+            if block is None or len(block.images) > len(rows):
+                continue
+            paths = table.paths_at(islice(rows.tolist(), len(block.images)))
+            if all(
+                path == listed and key == self.key(path)
+                for (path, key), listed in zip(block.images, paths, strict=True)
+            ):
+                return block
+        return None
+
+    def _append(self, content: Mapping[str, Any]) -> None:
+        """Adds a line; it begins with the line break, because the one before may be torn."""
+        assert self._handle is not None
+        text = json.dumps(content).encode()
+        line = memoryview(b"\n%08x %s" % (zlib.crc32(text), text))
+        while line:
+            line = line[os.write(self._handle, line) :]
+
+    def _give_up(self, error: OSError) -> None:
+        note(f"{self._file}: cannot be written ({error.strerror}); this run cannot be resumed")
+        self._places.clear()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def decoder_version() -> str:
+    """The versions of what makes pixels and crops of an image's bytes, in one line."""
+    versions = [f"sdd-fiqa {__version__}"]
+    for name in _DECODERS:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return ", ".join(versions)
+
+
+def _stat(path: str) -> Key:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    """The content of a line; None if it is not as it was written."""
+    match = re.fullmatch(rb"([0-9a-f]{8}) (\{.*\})\n?", line)
+    if match is None or int(match[1], 16) != zlib.crc32(match[2]):
+        return None
+    try:
+        content: dict[str, Any] = parse_json(match[2].decode())
+    except (ValueError, RecursionError):
+        return None
+    return content
+
+
+def _parse(content: dict[str, Any], forms: Forms) -> Block | None:
+    """The block of a line; None if what it says does not fit together."""
+    try:
+        images = [(str(path), key) for path, key in content["images"]]
+        reasons = {int(row): str(why) for row, why in content["reasons"].items()}
+        arrays = {}
+        count = len(base64.b64decode(content["arrays"]["score"])) // 4
+        for name, (kind, shape) in {"score": ("<f4", ()), "image": ("<i4", ()), **forms}.items():
+            raw = base64.b64decode(content["arrays"][name])
+            arrays[name] = np.frombuffer(raw, kind).reshape(count, *shape)
+        like_photos = int(content["like_photos"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+    image = arrays["image"]
+    whole = count >= len(images) > 0 and image[0] == 0 and image[-1] == len(images) - 1
+    whole = whole and set(np.diff(image).tolist()) <= {0, 1}
+    whole = whole and (bool(forms) or count == len(images))
+    unscored = set(np.flatnonzero(~np.isfinite(arrays["score"])).tolist())
+    whole = whole and unscored == set(reasons)
+    return Block(images, reasons, like_photos, arrays) if whole else None
