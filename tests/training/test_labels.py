@@ -83,7 +83,7 @@ def test_odd_labels_are_noted(
 def test_an_image_in_a_container_exists(tmp_path: Path) -> None:
     (tmp_path / "x.rec").touch()
     path = tmp_path / "labels.txt"
-    path.write_text(f"{tmp_path}/x.rec/1\t5\n{tmp_path}/x.rec/2\t50\n")
+    path.write_text(f"{tmp_path}/x.rec#1\t5\n{tmp_path}/x.rec#2\t50\n")
     data = read_training_list(TrainConfig(img_list=path, val_identities=0))
     check_labels(data, -2)
     (tmp_path / "x.rec").unlink()
