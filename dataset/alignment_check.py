@@ -40,7 +40,7 @@ def doubt_alignment(table: ImageList) -> str:
     rows = np.random.default_rng(0).choice(len(table), min(_SAMPLE, len(table)), replace=False)
     sample = _Sample(list(table.paths_at(rows)), time.monotonic() + _SECONDS)
     # In a thread, as storage may hang. Python must not end while OpenCV works in it: that aborts.
-    thread = threading.Thread(target=sample.look, daemon=True)
+    thread = threading.Thread(target=sample.look, name="alignment", daemon=True)
     thread.start()
     thread.join(_SECONDS + _LAST_IMAGE)
     remedy = (

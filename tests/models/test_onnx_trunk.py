@@ -76,7 +76,12 @@ def test_every_layer_is_onnxruntimes(tmp_path: Path) -> None:
     ("name", "value", "shape", "said"),
     [
         ("sface", "bn1", [1024, 7, 7], "84 layers up to a map of 1024 x 7 x 7)"),
-        ("w600k_mbf", "513", [64, 7, 7], "64 x 7 x 7, BatchNorm folded away: trains without)"),
+        (
+            "w600k_mbf",
+            "513",
+            [64, 7, 7],
+            "64 x 7 x 7, BatchNorm is folded in, so it trains without)",
+        ),
     ],
 )
 def test_known_recognisers_are_onnxruntimes(
