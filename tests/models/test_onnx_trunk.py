@@ -285,7 +285,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is damaged or not an ONNX file"):
         start_network(str(tmp_path / "junk.onnx"))
     path, _ = every_layer(tmp_path / "made.onnx")
-    with pytest.raises(UserError, match="is a onnx:made network, not MFN; leave --backbone out"):
+    with pytest.raises(UserError, match="is a onnx:made network, not MFN; remove --backbone"):
         start_network(str(path), "MFN")
 
 
