@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,15 @@ def test_storage_that_hangs_is_not_waited_for(
     monkeypatch.setattr(alignment_check, "cached", lambda name: None)
     monkeypatch.setattr(alignment_check, "_SECONDS", 0.05)
     monkeypatch.setattr(alignment_check, "_LAST_IMAGE", 0.05)
-    monkeypatch.setattr(alignment_check, "read_image", lambda path: time.sleep(600))
+    answers = threading.Event()
+
+    def hanging(path: str) -> Image:
+        answers.wait()
+        raise ValueError("gone")
+
+    monkeypatch.setattr(alignment_check, "read_image", hanging)
     assert listed((300, 400)) == ""
+    answers.set()  # the thread ends: none outlives its test
 
 
 def test_unreadable_images_are_left_to_others(tmp_path: Path) -> None:

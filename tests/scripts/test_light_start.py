@@ -50,7 +50,7 @@ def test_eval_scores_and_reports_without_torch(
 
     done = evaluate("faces", "--report", "report.html", "--accept", "0.95", "--percentile")
     assert done.returncode == 0, done.stderr
-    assert "small.onnx" in (tmp_path / "report.html").read_text()
+    assert "Scored by <strong>small</strong>" in (tmp_path / "report.html").read_text()
     lines = (tmp_path / "scores.csv").read_text().splitlines()[1:]
     scores = {line.split(",")[0]: float(line.split(",")[1]) for line in lines}
     face = make_face(2, 1)  # a PNG
