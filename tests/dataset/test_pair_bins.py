@@ -99,7 +99,7 @@ class Calls:
 @pytest.mark.parametrize(
     "function",
     [os.mkdir, eval, getattr, np.load, np.frombuffer, type(np.arange(0).flat), io.open, map],
-    ids=str,
+    ids=lambda function: function.__name__,
 )
 def test_nothing_that_a_pickle_names_is_run(tmp_path: Path, function: Any, protocol: int) -> None:
     target = tmp_path / "made"
