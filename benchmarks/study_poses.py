@@ -85,8 +85,8 @@ def turn_of(path: str, aligner: FaceAligner) -> float:
     except UnreadableImage:
         return np.nan
     sides = (_MARGIN, _MARGIN)
-    faces = aligner.detect(np.pad(face, (sides, sides, (0, 0))), most=1)
-    return turn(faces[0].landmarks) if faces else np.nan
+    faces = aligner.align(np.pad(face, (sides, sides, (0, 0))), most=1)
+    return turn(faces[0][0].landmarks) if faces else np.nan
 
 
 def turn(landmarks: Points) -> float:

@@ -8,11 +8,9 @@ import numpy as np
 
 from dataset.faces import PhotoFaces, Rows, Values
 from dataset.scores import Scores
-from sdd_fiqa.alignment import DetectedFace, rolls
+from sdd_fiqa.alignment import DetectedFace
 from sdd_fiqa.images import Image
-
-_ROLL = 60.0  # degrees: a face that is turned farther may be of a photo that lies on its side
-_LEAD = 10.0  # points by which a face must score higher in the turned photo
+from sdd_fiqa.turned import doubtful, leads
 
 Score = Callable[[PhotoFaces, int], tuple[Scores, bool]]
 
@@ -22,13 +20,13 @@ def turn_photos(
 ) -> tuple[Scores, bool]:
     """Looks at doubtful photos again, turned; the rows of those that score higher are replaced.
 
-    Doubtful are photos without a face, and those whose largest face has a roll above 60 degrees or
-    a score below `lowest`. All others cost nothing.
+    Doubtful are photos without a face, and those that `sdd_fiqa.turned` names. All others cost
+    nothing.
 
     Args:
         faces: of the photos as they are, scored; their rows are changed.
         scores: of the rows.
-        lowest: a score that hardly any upright face is below; -inf: no score is doubtful.
+        lowest: a score that hardly any upright face is below.
         score: of the rows of some faces in a number of photos: scores, and whether Ctrl-C cut them
             short.
 
@@ -84,8 +82,7 @@ class _TurnedLooks(PhotoFaces):
 
 def _doubtful(faces: PhotoFaces, scores: Values, lowest: float) -> Rows:
     """The rows of the list whose photos may lie on their side or upside down, rising."""
-    roll = rolls(faces.place.values[:, 4:14].reshape(-1, 5, 2))
-    odd = (np.abs(roll) > _ROLL) | (scores < lowest)
+    odd = doubtful(faces.place.values[:, 4:14].reshape(-1, 5, 2), scores, lowest)
     odd &= (faces.number.values == 1) & ~np.isnan(scores)
     odd |= faces.seen.values == 0
     photos: Rows = faces.photo.values[odd & faces.stills()]  # not frames of videos
@@ -93,14 +90,11 @@ def _doubtful(faces: PhotoFaces, scores: Values, lowest: float) -> Rows:
 
 
 def _better(looks: PhotoFaces, scores: Values, faces: PhotoFaces, upright: Values) -> Rows:
-    """For each photo that scores higher turned, the row of the turn that scores highest.
-
-    A photo that shows no face as it is counts as 0: the worst of the training faces.
-    """
+    """For each photo that scores higher turned, the row of the turn that scores highest."""
     photo = looks.photo.values
     first = np.flatnonzero(faces.number.values <= 1)  # the row of each photo's largest face
     first = first[np.searchsorted(faces.photo.values[first], photo)]
     before = np.where(faces.number.values[first] == 1, upright[first], 0)
-    leads = np.flatnonzero(scores >= before + _LEAD)
-    leads = leads[np.lexsort((-scores[leads], photo[leads]))]
-    return leads[np.unique(photo[leads], return_index=True)[1]]
+    ahead = np.flatnonzero(leads(scores, before))
+    ahead = ahead[np.lexsort((-scores[ahead], photo[ahead]))]
+    return ahead[np.unique(photo[ahead], return_index=True)[1]]

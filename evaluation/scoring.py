@@ -23,6 +23,7 @@ from models import QualityModel
 from models.pretrained import find_model
 from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.files import sha256_of
+from sdd_fiqa.turned import lowest_upright
 
 Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
 
@@ -142,8 +143,7 @@ def score_turned(
     Returns:
         As `score`.
     """
-    table = meaning.calibration
-    lowest = -np.inf if table is None else table["percentiles"][1]
+    lowest = lowest_upright(meaning.calibration)
 
     def again(looks: Faces, photos: int) -> tuple[Scores, bool]:
         return score(looks, photos, network, "turned")

@@ -108,19 +108,22 @@ class FaceAligner:
         # Sent to another process without the detector, which belongs to its thread.
         return FaceAligner, (self._model, self._score_threshold)
 
-    def detect(self, image: Image, most: int | None = None) -> list[DetectedFace]:
-        """The faces of a photo, the largest first, with exact landmarks.
+    def align(
+        self, image: Image, most: int | None = None, turn: int = 0
+    ) -> list[tuple[DetectedFace, Image]]:
+        """The faces of a photo, the largest first, each with its crop.
 
         Args:
             image: (H, W, 3) uint8, RGB.
             most: return at most this many of the largest faces; None: all, the small ones too.
+            turn: see `search`.
         """
-        faces = self.search(image, every=most is None)[:most]
-        return [self.look_closer(image, face) for face in faces]
+        return self.crops(image, self.search(image, most is None, turn)[:most])
 
-    def align(self, image: Image, most: int | None = None) -> list[tuple[DetectedFace, Image]]:
-        """As `detect`, each face with its (112, 112, 3) uint8 RGB crop."""
-        return [(face, align(image, face.landmarks)) for face in self.detect(image, most)]
+    def crops(self, image: Image, faces: list[DetectedFace]) -> list[tuple[DetectedFace, Image]]:
+        """Faces that a search found, with exact landmarks and (112, 112, 3) uint8 RGB crops."""
+        exact = [self.look_closer(image, face) for face in faces]
+        return [(face, align(image, face.landmarks)) for face in exact]
 
     def search(self, image: Image, every: bool = False, turn: int = 0) -> list[DetectedFace]:
         """The faces of a photo, the largest first; `look_closer` makes their landmarks exact.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdd_fiqa.alignment import FaceAligner
+from sdd_fiqa.alignment import DetectedFace, FaceAligner
 from sdd_fiqa.calibration import (
     Calibration,
     percentiles_of,
@@ -27,12 +27,14 @@ from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import Image, decode_image, image_of_pillow
 from sdd_fiqa.quality_onnx import SHIPPED, QualityModel, load_onnx_model
 from sdd_fiqa.storage import read_file
+from sdd_fiqa.turned import doubtful, leads, lowest_upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-    Photo = str | os.PathLike[str] | bytes | PillowImage | npt.NDArray[np.uint8]
+    Photo = str | os.PathLike[str] | bytes | PillowImage | npt.NDArray[Any]
 
+Found = list[tuple[DetectedFace, Image]]  # faces with their crops
 _AHEAD = 3  # photos that are begun before the first is taken, for each thread
 
 
@@ -49,6 +51,9 @@ class Face:
         landmarks: (5, 2) float64, x and y: left eye, right eye, nose, left and right mouth corner
             as seen in the picture.
         detector_score: how sure the detector is that this is a face, 0 to 1.
+        turned: by how many degrees clockwise the photo was turned to see the face upright: 0, or
+            90, 180 or 270 for a photo that lies on its side or upside down. Box and landmarks are
+            in the photo as it is.
         crop: (112, 112, 3) uint8 RGB, the aligned face that was scored.
     """
 
@@ -57,6 +62,7 @@ class Face:
     box: tuple[float, float, float, float]
     landmarks: npt.NDArray[np.float64] = field(repr=False)
     detector_score: float
+    turned: int
     crop: Image = field(repr=False)
     _model: QualityModel = field(repr=False)
 
@@ -120,30 +126,46 @@ class Scorer:
             self._table: Calibration | None = usable(model.calibration, model.name)
         except UserError:
             self._table = None
+        self._lowest = lowest_upright(self._table)
 
-    def __call__(self, photo: Photo) -> list[Face]:
+    def __call__(self, photo: Photo, most: int | None = None) -> list[Face]:
         """Finds and scores the faces of one photo, the largest first; an empty list: no face.
+
+        A photo that lies on its side or upside down is turned, as eval.py does.
 
         Args:
             photo: a path; the bytes of an image file (JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, ...;
                 HEIC with pillow-heif); an image of Pillow; or an (H, W, 3) uint8 RGB array, upright
                 (OpenCV reads BGR: pass `bgr[..., ::-1]`). EXIF rotation is applied to the first
                 three.
+            most: at most so many of the largest faces, found faster since no small ones are looked
+                for: 1 is what `eval.py --align` scores. None: all, as `eval.py --all-faces`.
 
         Raises:
             UnreadableImage: missing, damaged, or too large; the message is the reason.
             TypeError, ValueError: a photo of another type, or an array of another type or shape.
             UserError: the detector is missing and cannot be fetched.
         """
-        found = self._detector().align(_pixels(photo))
-        crops = [crop for _, crop in found]
-        scores = self.score(np.stack(crops)) if crops else np.empty(0, np.float32)
+        image, aligner = _pixels(photo), self._detector()
+        found = aligner.align(image, most)
+        scores = self._scores(found)
+        if not found or doubtful(found[0][0].landmarks[None], scores[:1], self._lowest)[0]:
+            upright = float(scores[0]) if found else 0.0
+            found = self._turned(image, aligner, most, upright) or found
+            scores = self._scores(found)
         percentiles: list[float | None] = [None] * len(found)
         if self._table is not None:
             percentiles = list(percentiles_of(scores, self._table).tolist())
         return [
             Face(
-                score, percentile, face.box, face.landmarks, face.detector_score, crop, self._model
+                score=score,
+                percentile=percentile,
+                box=face.box,
+                landmarks=face.landmarks,
+                detector_score=face.detector_score,
+                turned=face.turned,
+                crop=crop,
+                _model=self._model,
             )
             for (face, crop), score, percentile in zip(
                 found, scores.tolist(), percentiles, strict=True
@@ -187,6 +209,21 @@ class Scorer:
             ValueError: another shape; one face is `crop[None]`.
         """
         return self._model(crops)
+
+    def _turned(
+        self, image: Image, aligner: FaceAligner, most: int | None, upright: float
+    ) -> Found:
+        """The faces as the best turn shows them; none if no turn leads the `upright` score."""
+        looks = [face for faces in aligner.search_turned(image) for face in faces[:1]]
+        largest = aligner.crops(image, looks)
+        scores = self._scores(largest)
+        if not leads(scores, upright).any():
+            return []
+        best = int(scores.argmax())
+        return [largest[best]] if most == 1 else aligner.align(image, most, looks[best].turned)
+
+    def _scores(self, found: Found) -> npt.NDArray[np.float32]:
+        return self.score(np.stack([crop for _, crop in found])) if found else np.empty(0, "f4")
 
     def _faces_or_error(self, photo: Photo) -> list[Face] | UnreadableImage:
         try:

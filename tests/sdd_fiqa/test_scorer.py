@@ -17,10 +17,14 @@ import pytest
 from PIL import Image
 
 import sdd_fiqa
+from dataset.faces import PhotoFaces
+from dataset.find import table_of
+from evaluation.scoring import score, score_turned
 from sdd_fiqa import alignment
 from sdd_fiqa.assets import fetch
+from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.quality_onnx import SHIPPED
+from sdd_fiqa.quality_onnx import SHIPPED, load_onnx_model
 from sdd_fiqa.scorer import Face, Scorer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +78,30 @@ def test_every_form_of_a_photo_gives_the_same_faces(
     for form in (png(sideways, exif=turned), Image.open(io.BytesIO(png(sideways, exif=turned)))):
         assert values(scorer(form)) == values(faces)
     assert len(scorer(Image.fromarray(photo).convert("LA"))) == 2
+
+
+@pytest.mark.parametrize("most", [None, 1])
+def test_photos_that_lie_are_turned_as_eval_does(
+    scorer: Scorer, photos: list[Any], most: int | None, tmp_path: Path
+) -> None:
+    upright = scorer(photos[3], most)
+    assert [face.turned for face in upright] == [0] * len(upright) and upright
+    for lies in (90, 180, 270):
+        lying = np.ascontiguousarray(np.rot90(photos[3], lies // 90))
+        (tmp_path / f"{lies}.png").write_bytes(png(lying))
+        found = scorer(lying, most)
+        assert [face.turned for face in found] == [lies] * len(upright)
+        for face, other in zip(found, upright, strict=True):
+            assert face.score == pytest.approx(other.score, abs=5)
+    table = table_of(iter(sorted(map(str, tmp_path.glob("*.png")))), tmp_path / "list.txt")
+    faces = PhotoFaces(table, all_faces=most is None, batch_size=8)
+    network = load_onnx_model(SHIPPED["small"], "cpu")
+    meaning = ScoreInterpretation.of(network.calibration, "small", False, None)
+    rows = score_turned(faces, score(faces, len(table), network)[0], network, meaning)[0].values
+    found = [face for path in table.paths() for face in scorer(path, most)]
+    assert [face.score for face in found] == pytest.approx(rows.tolist(), abs=0.01)
+    boxes = faces.place.values[:, :4]
+    np.testing.assert_allclose([face.box for face in found], boxes, atol=0.01)
 
 
 def test_a_face_holds_its_crop_score_and_percentile(scorer: Scorer, photos: list[Any]) -> None:
