@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.networks import FaceModel
 from sdd_fiqa.errors import UserError
@@ -40,8 +41,8 @@ class _Scorer(nn.Module):
         super().__init__()
         network = copy.deepcopy(network)
         for name, module in list(network.named_modules()):
-            if isinstance(module, nn.PReLU) and float(module.weight.max()) <= 1:
-                network.set_submodule(name, _MaxPReLU(module.weight.detach()))
+            if isinstance(module, nn.PReLU):
+                network.set_submodule(name, _ScaledPReLU(module.weight.detach()))
         self.model = FaceModel(network)
 
     def forward(self, faces: Tensor) -> Tensor:
@@ -49,20 +50,30 @@ class _Scorer(nn.Module):
         return out
 
 
-class _MaxPReLU(nn.Module):
-    """PReLU with slopes a <= 1, as max(x, a x): that is x where x > 0, else a x.
+class _ScaledPReLU(nn.Module):
+    """PReLU with slopes a, as (1 - a) relu(x) + a x.
 
-    onnxruntime's PRelu branches on every element, and takes two thirds of a MobileFaceNet's time on
-    a CPU. Mul and Max are vector operations.
+    onnxruntime's PRelu is slow on a CPU: it branches on every element, and needs the map in another
+    memory layout than the convolutions. Relu, Add and BatchNormalization work in theirs, so the
+    scales are BatchNormalizations.
     """
 
     def __init__(self, slopes: Tensor) -> None:
         super().__init__()
-        self.slopes = nn.Buffer(slopes)
+        # One number where all are equal: it holds for every channel, and is smaller in the file.
+        self.slopes = nn.Buffer(slopes if slopes.unique().numel() > 1 else slopes[:1])
+        self.zeros = nn.Buffer(torch.zeros_like(slopes))
+        self.ones = nn.Buffer(torch.ones_like(slopes))
 
     def forward(self, x: Tensor) -> Tensor:
-        slopes = self.slopes.view(-1, *[1] * (x.dim() - 2))  # against (B, C, ...)
-        return torch.maximum(x, slopes * x)
+        if x.dim() == 2:  # the head's, on a flat map
+            return functional.relu(x) * (1 - self.slopes) + x * self.slopes
+        return self._scaled(functional.relu(x), 1 - self.slopes) + self._scaled(x, self.slopes)
+
+    def _scaled(self, x: Tensor, scales: Tensor) -> Tensor:
+        if len(scales) == 1:
+            return x * scales
+        return functional.batch_norm(x, self.zeros, self.ones, scales, self.zeros, eps=0.0)
 
 
 def onnx_bytes(network: nn.Module, properties: dict[str, Any]) -> bytes:
