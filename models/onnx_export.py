@@ -61,7 +61,7 @@ class _ScaledPReLU(nn.Module):
     def __init__(self, slopes: Tensor) -> None:
         super().__init__()
         # One number where all are equal: it holds for every channel, and is smaller in the file.
-        self.slopes = nn.Buffer(slopes if slopes.unique().numel() > 1 else slopes[:1])
+        self.slopes = nn.Buffer(slopes[:1] if (slopes == slopes[0]).all() else slopes)
         self.zeros = nn.Buffer(torch.zeros_like(slopes))
         self.ones = nn.Buffer(torch.ones_like(slopes))
 

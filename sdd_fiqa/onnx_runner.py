@@ -37,6 +37,7 @@ class OnnxRunner:
         path: the file.
         device: auto (CUDA if there is a GPU and this onnxruntime supports it), cpu, cuda or cuda:i.
         threads: how many runs go side by side on a CPU; None: one a core.
+        content: what to run instead of the file's own bytes; messages still name the file.
 
     Attributes:
         session: onnxruntime's.
@@ -48,7 +49,11 @@ class OnnxRunner:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], device: str, threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        device: str,
+        threads: int | None = None,
+        content: bytes | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -68,7 +73,7 @@ class OnnxRunner:
             # It prints to stdout if CUDA fails to start, and stdout may be a table of scores.
             with redirect_stdout(sys.stderr):
                 self.session: Any = onnxruntime.InferenceSession(
-                    os.fspath(path), options, providers=providers
+                    content or os.fspath(path), options, providers=providers
                 )
         except Exception as error:  # onnxruntime's errors have no common base class
             raise UserError(

@@ -13,7 +13,7 @@ import pytest
 from common import device as compute_device
 from common.device import Precision
 from models import recognisers
-from models.recognisers import MIN_COSINE, load_recogniser
+from models.recognisers import MIN_COSINE, load_recogniser, without_prelu
 from onnx_graphs import Maker
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.onnx_runner import OnnxRunner
@@ -218,6 +218,27 @@ def embedder(path: Path, side: int = 112) -> Path:
     x = make.add("Flatten", make.add("Dropout", make.conv(x, 8, 4, strides=[4, 4])))
     x = make.add("Gemm", x, make.random(16, 4 * (side // 16) ** 2), make.random(16), transB=1)
     return make.write(path, make.norm(x, 16))
+
+
+@pytest.mark.parametrize("slopes", [(8, 1, 1), (1, 1, 1), (28, 28), (1,)])
+def test_prelu_runs_as_scales_of_channels(tmp_path: Path, batch: Any, slopes: Any) -> None:
+    make = Maker()
+    x = make.conv("faces", 3, 8, strides=[4, 4])
+    x = make.add("PRelu", make.add("PRelu", x, 3 * make.random(*slopes)), 3 * make.random(8, 1, 1))
+    file = make.write(tmp_path / "made.onnx", make.add("Flatten", x))
+    content = without_prelu(file)
+    assert content is not None
+    kinds = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert kinds.count("PRelu") == (slopes != (8, 1, 1))  # others are left as they are
+    faces = batch.transpose(0, 3, 1, 2).astype(np.float32)
+    plain, scaled = OnnxRunner(file, "cpu"), OnnxRunner(file, "cpu", content=content)
+    np.testing.assert_allclose(scaled.run(faces), plain.run(faces), rtol=1e-5, atol=1e-4)
+
+
+def test_a_file_without_prelu_runs_as_it_is(tmp_path: Path) -> None:
+    assert without_prelu(network(tmp_path / "tiny.onnx")) is None
+    (tmp_path / "damaged.onnx").write_bytes(b"no graph")
+    assert without_prelu(tmp_path / "damaged.onnx") is None
 
 
 @pytest.mark.parametrize("bias", [(16,), (1, 16), (1,), None])
