@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import Stalled, UserError
 from sdd_fiqa.files import scratch_name
+from sdd_fiqa.number import plain_number, whole_number
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 1
@@ -63,7 +64,7 @@ def run_script(main: Callable[..., int]) -> None:
             print(f"sdd-fiqa {__version__}")
             code = EXIT_DONE
         else:
-            code = tyro.cli(main, prog=prog)
+            code = tyro.cli(main, prog=prog, registry=_flag_types())
         sys.stdout.flush()
     except Stalled as error:
         code = fail(str(error))
@@ -93,6 +94,28 @@ def run_script(main: Callable[..., int]) -> None:
         code = fail("interrupted", EXIT_INTERRUPTED)
     _signals.end = code
     sys.exit(code)
+
+
+def _flag_types() -> Any:
+    """Reads numbers of flags as those of files; tyro would take 1_000."""
+    from tyro import constructors
+
+    registry = constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(flag: Any) -> Any:
+        if flag.type not in (int, float):
+            return None
+        read = whole_number if flag.type is int else plain_number
+        return constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=flag.type.__name__.upper(),
+            instance_from_str=lambda texts: read(texts[0]),
+            is_instance=lambda value: isinstance(value, (int, flag.type)),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _open_streams() -> None:

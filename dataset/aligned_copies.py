@@ -31,6 +31,7 @@ from sdd_fiqa.alignment import DetectedFace, FaceAligner, Points, align
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import lock_folder, parse_json, replacing, sha256_of
 from sdd_fiqa.images import Image
+from sdd_fiqa.number import plain_number
 from sdd_fiqa.storage import read_file
 
 JOURNAL = "aligned_copies.jsonl"  # in the out folder
@@ -358,7 +359,7 @@ def read_landmarks(path: Path) -> dict[str, list[Points]]:
                 if not any(texts):
                     continue
                 try:
-                    points = np.array(texts).astype(np.float64).reshape(5, 2)
+                    points = np.array([*map(plain_number, texts)]).reshape(5, 2)
                 except ValueError:
                     points = np.full((5, 2), np.nan)
                 if not np.isfinite(points).all():

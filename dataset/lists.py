@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import OpenFile
+from sdd_fiqa.number import plain_number
 
 LABELPATH = "DATA.labelpath"
 LABEL = "DATA.label"
@@ -298,7 +299,7 @@ def _numbers(
 
 def _is_number(text: bytes) -> bool:
     try:
-        float(text.rstrip(b"\0"))
+        plain_number(text.rstrip(b"\0").decode())
     except ValueError:
         return False
     return True

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dataset.lists import ImageList, join, read_table, repeated_rows
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import scratch_folder
+from sdd_fiqa.number import plain_number
 
 _LEAST_NUMBERS = 16  # after a path: as many are an embedding, fewer are columns
 
@@ -330,6 +331,6 @@ def _without_repeats(scored: ImageList) -> ImageList:
 
 def _is_finite(text: str) -> bool:
     try:
-        return "_" not in text and math.isfinite(float(text))
+        return math.isfinite(plain_number(text))
     except ValueError:
         return False

@@ -25,6 +25,7 @@ from sdd_fiqa.calibration import DECIMALS, reaches
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
 from sdd_fiqa.images import FACE_SIZE, Image, cv2
+from sdd_fiqa.number import whole_number
 from sdd_fiqa.storage import read_file
 
 Key = Literal["folder", "track"] | int
@@ -80,7 +81,7 @@ def key_of(per: str, table: ImageList, videos: bool = False) -> Key:
             raise UserError("--per track: is for videos; add --frames-per-second 2")
         return "track"
     try:
-        key = int(per)
+        key = whole_number(per)
     except ValueError:
         raise UserError(
             f"--per {per}: must be folder, track or the number of a part of the path (-2 is the "

@@ -14,6 +14,7 @@ import sys
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import cv2
+from sdd_fiqa.number import whole_number
 from sdd_fiqa.scorer import fetch_detector, load
 
 _HEADER = ("path", "score", "status", "percentile", "box_x", "box_y", "box_width", "box_height")
@@ -35,7 +36,7 @@ def command(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--detector", help="a YuNet .onnx file; by default that of the cache")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
-    parser.add_argument("--threads", type=int, help="cores to use; by default all")
+    parser.add_argument("--threads", type=whole_number, help="cores to use; by default all")
     parser.add_argument(
         "--fetch", action="store_true", help="fetch the detector into the cache, for later runs"
     )

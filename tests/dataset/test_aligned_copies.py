@@ -229,6 +229,7 @@ def test_own_landmarks_need_no_detector(album: Path, monkeypatch: pytest.MonkeyP
         ("path,left_eye_x\n", "1: the header lacks left_eye_y, right_eye_x"),
         (f"{HEADER}\na.jpg,1,2,3\n", "2: expected a path and ten finite numbers"),
         (f"{HEADER}\n{line('a.jpg', TEMPLATE)[:-3]}x\n", "2: expected a path and ten"),
+        (f"{HEADER}\n{line('a.jpg', TEMPLATE)[:-3]}1_0\n", "2: expected a path and ten"),
         (f"{HEADER}\n{line('a.jpg', TEMPLATE[[1, 0, 2, 4, 3]])}\n", "left and right are swapped"),
         (f'{HEADER}\n"a.jpg,1', "is not CSV"),
         ("\xff", "is not UTF-8"),

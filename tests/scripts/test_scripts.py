@@ -138,6 +138,8 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
         ("eval.py", ["x", "--precision", "fp8"], EXIT_USAGE, "--precision"),
         ("eval.py", [], EXIT_USAGE, ""),
         ("train.py", ["--epochs", "many"], EXIT_USAGE, "--epochs"),
+        ("train.py", ["--epochs", "1_0"], EXIT_USAGE, "--epochs: '1_0' is not a number"),
+        ("eval.py", ["x", "--accept", "0_0.5"], EXIT_USAGE, "'0_0.5' is not a number"),
         (
             "generate_pseudo_labels/gen_datalist.py",
             ["--data-root", "no  where"],
