@@ -46,6 +46,7 @@ from sdd_fiqa.images import Content
 MAX_IDENTITIES = 1 << 24  # labels are float32, which counts to here
 _LOOKED_AT = 16  # records, to see that an index belongs to its file
 _MOST_KEY = 10**18 - 1  # that a list can name
+_FIRST_PLACE = 10**12  # rebuilt keys that are places begin here, beyond those of any lost index
 _RUN = 1 << 20  # bytes read in one go: stays in a core's cache while they are decoded
 
 
@@ -64,8 +65,8 @@ class RecordFile(Container):
         """Opens it with its .idx; where that is missing, it is rebuilt by one scan.
 
         Keys are then the ids in the records; where two are equal, the keys are the places in the
-        file, which only lists made from now on can name. The rebuilt one is kept if the scan found
-        no damage.
+        file from 10**12 on, which no list that was made before names. The rebuilt one is kept if
+        the scan found no damage.
 
         Raises:
             UserError: the .idx is not one, or of another file, or there is no record in the file.
@@ -73,7 +74,6 @@ class RecordFile(Container):
         """
         super().__init__(path)
         self.damage = ""
-        self._unnamed: Path | None = None  # a rebuilt .idx, until a list is made with it
         self._end = self.file.size  # of what is readable
         index = index_path(path)
         if index.exists():
@@ -98,7 +98,6 @@ class RecordFile(Container):
         Raises:
             UnreadableImage: no such record, damaged, or without an image.
         """
-        self._check_named()
         row = self._row(_key_of(member))
         begin, end = self._bounds[row], self._bounds[row + 1]
         if 0 < end - begin <= MAX_PART:
@@ -116,8 +115,6 @@ class RecordFile(Container):
         None for an image that is not in an ordinary record: `read` gives it, or its damage.
         """
         nothing = repeat(None, len(members))
-        if self._unnamed is not None:
-            return nothing
         joined = "".join(members)
         if not (joined.isascii() and joined.isdigit()) or len(joined) > 18 * len(members):
             return nothing
@@ -169,13 +166,11 @@ class RecordFile(Container):
 
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The keys of all images, damaged ones included."""
-        self._name()
         self._report_damage(skipped)
         return (str(key) for key, _ in self.image_records())
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images with their identities, which are their labels."""
-        self._name()
         self._report_damage(skipped)
         images = 0
         for key, record in self.image_records():
@@ -196,15 +191,7 @@ class RecordFile(Container):
 
     def identity(self, member: str) -> str:
         """The identity of one image, its label."""
-        self._check_named()
         return str(self.record(_key_of(member)).identity)
-
-    def _check_named(self) -> None:
-        if self._unnamed is not None:
-            raise UnreadableImage(
-                f"{self._unnamed} is missing, and the ids in the file are not unique: the image "
-                "cannot be told; get the .idx again, or make the list again"
-            )
 
     def _report_damage(self, skipped: Skipped) -> None:
         """What the scan for a missing index found damaged; the index does not name it."""
@@ -214,7 +201,7 @@ class RecordFile(Container):
     def announced_images(self) -> int | None:
         """How many images record 0 announces; None where it is an ordinary record, or damaged."""
         with suppress(UnreadableImage):
-            first = self.record(0)
+            first = self._at(0, self.file.read)
             if not first.image and len(first.labels) > 1:
                 return int(first.labels[0]) - 1
         return None
@@ -227,7 +214,9 @@ class RecordFile(Container):
             row = int(np.searchsorted(self.keys, key))
             known = row < len(self.keys) and self.keys[row] == key
         if not known:
-            raise UnreadableImage(f"the index has no record {key}")
+            fix = "; it is a rebuilt one: get the lost one, or make the list again"
+            rebuilt = self.keys[0] >= _FIRST_PLACE > key
+            raise UnreadableImage(f"the index has no record {key}{fix if rebuilt else ''}")
         return row
 
     def _at(self, row: int, read: Callable[[int, int], bytes]) -> Record:
@@ -268,30 +257,20 @@ class RecordFile(Container):
         keys = _own_keys(np.array(ids, np.int64), np.array(shows, bool))
         done = f"{index}: was missing; {len(offsets)} records found by one scan"
         if keys is None:
-            # They may differ from those of the lost index: no list of before may use them.
-            keys = np.arange(len(places), dtype=np.int64)
-            if not self.damage and os.access(index.parent, os.W_OK):  # else no list would fit
-                self._unnamed = index
-            done += ", whose ids are not unique: lists made before do not fit"
+            keys = _FIRST_PLACE + np.arange(len(places), dtype=np.int64)
+            done += ", whose ids are not unique: lists made before do not fit; make them again"
         else:
             order = np.argsort(keys)
             keys, places = keys[order], places[order]
         if self.damage:  # an index names records only: no later run would tell of the damage
             done += f"; not kept, as the file is damaged at {self.damage}"
-        elif self._unnamed is None:
+        else:
             try:
                 write_index(index, keys, places)
             except UserError:
                 done += " (the folder cannot be written: every process will scan)"
         note(done)
         return keys, places
-
-    def _name(self) -> None:
-        """Keeps a rebuilt .idx whose keys are places: from now on a list names them."""
-        index, self._unnamed = self._unnamed, None
-        if index is not None:
-            with suppress(UserError):  # the disk is full: the next run refuses the list
-                write_index(index, self.keys, self.offsets)
 
     def _check_index(self, index: Path) -> None:
         """Refuses a .idx of another file; one damaged record is no reason to."""

@@ -129,13 +129,18 @@ def test_without_ids_a_rebuilt_index_serves_new_lists_alone(
     index_path(path).unlink()
     records = RecordFile(path)
     assert "whose ids are not unique: lists made before do not fit" in capsys.readouterr().err
-    with pytest.raises(UnreadableImage, match=r"a\.idx is missing, and the ids .* not unique"):
-        records.read("3")
-    assert run_of(records, 2, 3) == [None, None]
-    assert not index_path(path).exists()  # or the next run would take it for the lost one
-    assert list(records.images(Skipped())) == ["0", "1", "2", "3"]
-    assert records.read("3") == RecordFile(path).read("3") == images[3]
-    assert records.read("2") == images[9]
+    places = [str(10**12 + place) for place in range(4)]
+    for again in range(3):  # rebuilt, as it was kept, and where it cannot be kept
+        assert list(records.images(Skipped())) == places
+        assert [records.read(place) for place in places] == list(images.values())
+        assert run_of(records, *places) == list(images.values())
+        with pytest.raises(UnreadableImage, match="no record 3; it is a rebuilt one: get the lost"):
+            records.read("3")
+        assert run_of(records, 2, 3) == [None, None]
+        if again:
+            index_path(path).unlink()
+            index_path(path).symlink_to("nowhere/a.idx")
+        records = RecordFile(path)
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
