@@ -61,7 +61,7 @@ def main(
     counts = write_lists(identified, root, out_dir, min_images_per_id, skipped)
     print(f"{out_dir / LABELPATH}: {counts.sum()} images of {len(counts)} identities")
     table = read_table(out_dir / LABELPATH)
-    if not containers and (doubt := doubt_identities(table, counts)):
+    if doubt := doubt_identities(table, counts):
         note(f"note: {doubt}")
     if doubt := doubt_alignment(table):
         note(f"note: {doubt}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset.containers import split_member
 from dataset.lists import ImageList, explain_identities
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
@@ -143,6 +144,8 @@ def doubt_identities(
     settings = settings or LabelSettings()
     outsiders = int(counts.sum()) - int(counts.max(initial=0))
     doubt = explain_identities(images, counts)
+    if doubt and split_member(images.path(0)):
+        doubt = f"{doubt.partition(';')[0]}, as the container says; take one of more people"
     if doubt or outsiders >= settings.negatives:
         return doubt
     return (

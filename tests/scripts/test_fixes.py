@@ -1,0 +1,204 @@
+"""Errors and notes that tell a user what to do: each is caused, and what it says is typed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dataset.containers.rec import RecordWriter
+
+LIST = "generate_pseudo_labels/gen_datalist.py"
+LABEL = "generate_pseudo_labels/gen_pseudo_labels.py"
+PEOPLE, EACH = 8, 5
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of images that are not there, their list, scores, and a pair list."""
+    folder = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(PEOPLE), EACH)
+    paths = [f"faces/p{who}/{number}.jpg" for number, who in enumerate(people)]
+    noise = rng.uniform(0.3, 1.5, (len(people), 1))
+    features = rng.normal(size=(PEOPLE, 8))[people] + noise * rng.normal(size=(len(people), 8))
+    (folder / "annotations/feats_npy").mkdir(parents=True)
+    np.save(folder / "annotations/feats_npy/Embedding_Features.npy", features)
+    lines = [f"{path}\t{who}\n" for path, who in zip(paths, people, strict=True)]
+    (folder / "annotations/DATA.labelpath").write_text("".join(lines))
+    scores = [f"{path};{-one:.4f}\n" for path, one in zip(paths, noise[:, 0], strict=True)]
+    (folder / "theirs.csv").write_text("image;quality\n" + "".join(scores))
+    (folder / "scores.csv").write_text("path;score\n" + "".join(scores))
+    templates = [
+        f"{path}\tt{who}_{number % EACH // 2}\t{who}\n"
+        for number, (path, who) in enumerate(zip(paths, people, strict=True))
+    ]
+    (folder / "templates.txt").write_text("".join(templates))
+    return folder
+
+
+@pytest.fixture
+def edc(project: Path, run_script: Run) -> Run:
+    def run(*flags: object, scores: str = "scores.csv") -> subprocess.CompletedProcess[str]:
+        feats = "annotations/feats_npy/Embedding_Features.npy"
+        files = ("--feats", feats, "--image-list", "annotations/DATA.labelpath")
+        out = ("--scores", scores, "--out-dir", "edc")
+        return run_script("eval_edc.py", *files, *out, *flags, cwd=project)
+
+    return run
+
+
+def refused(done: subprocess.CompletedProcess[str], pattern: str) -> tuple[str, ...]:
+    """What the groups of a pattern find in the line of an error, the last one."""
+    line = done.stderr.splitlines()[-1]
+    found = re.search(pattern, line + "\n")
+    assert done.returncode == 1 and line.startswith("error: ") and found, done.stderr
+    return found.groups()
+
+
+def test_a_false_match_rate_that_is_out_of_reach(edc: Run) -> None:
+    flags = ("--templates", "templates.txt")
+    done = edc("--fmr", "1e-5", *flags)
+    (fmr,) = refused(done, r"--fmr 1e-05: 700 impostor pairs are too few; use (\S+)\n")
+    done = edc("--fmr", fmr, *flags)
+    (fmr,) = refused(done, r"impostor pairs of templates are too few; use (\S+)\n")
+    assert edc("--fmr", fmr, *flags).returncode == 0
+
+
+def test_columns_of_other_names(edc: Run) -> None:
+    done = edc("--fmr", "0.1", scores="theirs.csv")
+    *flags, columns = refused(
+        done, r"the columns path and score; it has: (.*) \((\S+) and (\S+) name others\)"
+    )[::-1]
+    image, quality = columns.split(", ")
+    done = edc("--fmr", "0.1", flags[1], image, flags[0], quality, scores="theirs.csv")
+    assert done.returncode == 0, done.stderr
+    assert "`;`-separated with the columns image and quality" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "line", "form"),
+    [
+        ("--templates", "faces/p0/0.jpg", "path template person"),
+        ("--group", "faces/p0/0.jpg", "path group"),
+        ("--pairs", "faces/p0/0.jpg faces/p0/1.jpg yes", "image image 0|1"),
+    ],
+)
+def test_lists_of_another_form(project: Path, edc: Run, flag: str, line: str, form: str) -> None:
+    (project / "list.txt").write_text(f"{line}\n" * 2)
+    assert (
+        form in refused(edc(flag, "list.txt", "--fmr", "0.1"), r"list\.txt:[12]: expected (.*)")[0]
+    )
+    values = {"image": "", "template": "t{0}", "person": "{1}", "group": "g{1}", "0|1": "{2}"}
+    lines = []
+    for row in range(0, PEOPLE * EACH, 2):
+        names = iter(f"faces/p{(row + i) // EACH}/{row + i}.jpg" for i in range(2))
+        same = int(row // EACH == (row + 1) // EACH)
+        words = [values.get(word, "") or next(names) for word in form.split()]
+        lines.append("\t".join(words).format(row, row // EACH, same))
+    (project / "list.txt").write_text("\n".join(lines) + "\n")
+    done = edc(flag, "list.txt", "--fmr", "0.5")
+    assert done.returncode in (0, 3), done.stderr
+
+
+def test_a_number_with_an_underscore(project: Path, run_script: Run, edc: Run) -> None:
+    lists = project / "annotations/DATA.labelpath"
+    whole = lists.read_text()
+    lists.write_text(whole.replace("7.jpg\t1\n", "7.jpg\t0_1\n"))
+    form = r"DATA\.labelpath:8: expected `<path> TAB <identity index>`, a number after the TAB"
+    refused(run_script(LABEL, cwd=project), form)
+    lists.write_text(whole)
+    assert run_script(LABEL, cwd=project).returncode == 0
+    assert "'0_1' is not a number" in run_script(LABEL, "--seed", "0_1", cwd=project).stderr
+
+
+def test_identities_by_another_part_of_the_path(project: Path, run_script: Run) -> None:
+    features = np.load(project / "annotations/feats_npy/Embedding_Features.npy")
+    paths = [line.split("\t")[0] for line in (project / "theirs.csv").read_text().split("\n")[1:-1]]
+    names = [path.partition(";")[0] for path in paths]
+    for name, row in zip(names, features, strict=True):
+        file = project / "mine" / Path(name).with_suffix(".npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, row)
+    (project / "names.txt").write_text("\n".join(names) + "\n")
+    flags = ("--feature-root", "mine", "--image-list-file", "names.txt", "--score-dst", "scores")
+    (fix,) = refused(run_script(LABEL, *flags, cwd=project), r"identity; try (--id-key-index -2) ")
+    done = run_script(LABEL, *flags, *fix.split(), cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "40 of 40 images of 8 identities" in done.stdout
+
+
+def test_constant_embeddings(project: Path, run_script: Run) -> None:
+    out = project / "flat"
+    (out / "feats_npy").mkdir(parents=True)
+    shutil.copy(project / "annotations/DATA.labelpath", out)
+    np.save(out / "feats_npy/Embedding_Features.npy", np.full((PEOPLE * EACH, 1), 2.0))
+    done = run_script(LABEL, "--out-dir", "flat", cwd=project)
+    refused(done, "all distances are equal up to rounding, so they cannot be put on a scale")
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Faces of two people, 12 and 10, in a .rec whose records all have the id 0; and in a tar."""
+    folder = tmp_path_factory.mktemp("album")
+    rng = np.random.default_rng(0)
+    with RecordWriter(folder / "album.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
+        for number in range(22):
+            pixels = cv2.resize(rng.integers(0, 255, (7, 7, 3), np.uint8), (112, 112))
+            person, image = float(number >= 12), folder / f"p{number >= 12}/{number}.png"
+            image.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(image), pixels)
+            records.add((person,), image.read_bytes(), 0)
+            tar.add(image, f"{person}/{number}.png")
+        records.keys[:] = type(records.keys)("q", range(22))
+    return folder
+
+
+def test_too_few_people_in_a_container_are_told_before_embeddings(
+    album: Path, run_script: Run
+) -> None:
+    done = run_script(LIST, "--data-root", "album.rec", cwd=album)
+    assert done.returncode == 0, done.stderr
+    advice = r"note: the largest identity leaves 10 images of others, .* use (--fix-num 10) in "
+    found = re.search(advice, done.stderr)
+    assert found, done.stderr
+    (album / "annotations/feats_npy").mkdir()
+    features = np.random.default_rng(0).normal(size=(22, 8))
+    np.save(album / "annotations/feats_npy/Embedding_Features.npy", features)
+    refused(run_script(LABEL, cwd=album), "leaves 10 images of others.* use --fix-num 10 in")
+    assert run_script(LABEL, *found[1].split(), cwd=album).returncode == 0
+
+
+def test_an_index_that_is_lost_or_of_another_file(album: Path, run_script: Run) -> None:
+    model = ("--model", "small", "--device", "cpu")
+    (album / "old.txt").write_text("".join(f"album.rec#{key}\n" for key in range(22)))
+    (album / "album.idx").unlink()
+    done = run_script("eval.py", "old.txt", *model, cwd=album)
+    assert done.returncode == 3, done.stderr
+    why = "the index has no record 0; it is a rebuilt one: get the lost one, or make the list again"
+    assert f"album.rec#0,,{why}" in (album / "scores.csv").read_text().replace('"', "")
+    assert run_script(LIST, "--data-root", "album.rec", cwd=album).returncode == 0
+    done = run_script("eval.py", "annotations/DATA.labelpath", *model, cwd=album)
+    assert done.returncode == 0, done.stderr
+    (album / "album.idx").write_text("".join(f"{key}\t{key + 8}\n" for key in range(22)))
+    done = run_script(LIST, "--data-root", "album.rec", cwd=album)
+    refused(done, r"album.idx: belongs to another file .* or delete it to have it rebuilt\n")
+    (album / "album.idx").unlink()
+    assert run_script(LIST, "--data-root", "album.rec", cwd=album).returncode == 0
+
+
+def test_a_compressed_tar(album: Path, run_script: Run) -> None:
+    subprocess.run(["gzip", "a.tar"], cwd=album, check=True)
+    refused(run_script(LIST, "--data-root", "a.tar.gz", cwd=album), "at random; unpack it first\n")
+    subprocess.run(["gzip", "-d", "a.tar.gz"], cwd=album, check=True)
+    done = run_script("eval.py", "a.tar", "--model", "small", "--device", "cpu", cwd=album)
+    assert done.returncode == 0, done.stderr
