@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import pickle  # nosec B403 # for the name of an error; torch loads weights only
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping

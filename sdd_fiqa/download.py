@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import subprocess  # nosec B404 # runs this Python's pip
 import sys
 import urllib.error
 import urllib.parse
@@ -44,7 +44,7 @@ def download_wheel(requirement: str, folder: Path, size: int) -> Path:
     with (
         _bar(requirement, size) as bar,
         open(log, "wb") as sink,
-        subprocess.Popen(
+        subprocess.Popen(  # nosec B603 # no shell, and a requirement named in assets.py
             command,
             stdin=subprocess.DEVNULL,
             stdout=sink,

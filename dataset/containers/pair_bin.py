@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
-import pickletools
+import pickle  # nosec B403 # the unpickler below allows bytes, numbers and arrays alone
+import pickletools  # nosec B403 # reads opcodes, runs nothing
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
