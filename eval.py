@@ -121,8 +121,9 @@ def main(
         meaning = ScoreInterpretation.of(network.calibration, network.name, percentile, accept)
         size = batch_size or network.batch_size
         faces = open_faces(table, unread, size, num_workers, align, all_faces, frames_per_second)
-        if out is not None and not alone and not videos:
-            faces.journal = open_journal(out, network, model, align, all_faces, precision)
+        if out is not None and not alone:
+            rate = frames_per_second
+            faces.journal = open_journal(out, network, model, align, all_faces, rate, precision)
         scores, interrupted = score(faces, len(table), network)
         if isinstance(faces, PhotoFaces) and not interrupted:
             scores, interrupted = score_turned(faces, scores, network, meaning)

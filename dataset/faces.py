@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dataset.alignment_check import like_photos
 from dataset.containers import read_run
 from dataset.images import read_image
-from dataset.journal import Block, Forms, Journal, Key
+from dataset.journal import BEGINNING, Block, Forms, Journal, Key
 from dataset.lists import ImageList
 from dataset.loader import Batch, batches, read_ahead
 from dataset.scores import NumberColumn
@@ -102,6 +102,10 @@ class Faces(ABC):
         """The arrays of `forms`, of some rows."""
         return {}
 
+    def frame_before(self, row: int) -> float:
+        """The time of the frame before a row, of the same video; else BEGINNING."""
+        return BEGINNING
+
     def runs(self, photos: Rows) -> Iterator[tuple[int, int, Block | None]]:
         """`Journal.runs` of these rows of the list; without a journal, one run of all."""
         if self.journal is None:
@@ -130,6 +134,7 @@ class Faces(ABC):
             images=[(path, keys[i]) for path, i in zip(paths, firsts.tolist(), strict=True)],
             reasons={i: why for i, why in enumerate(failures) if why is not None},
             like_photos=sum(int(like_photos(part.sizes).sum()) for part, _ in parts),
+            after=self.frame_before(int(rows[0])),
             arrays={
                 "score": values.astype("<f4"),
                 "image": image.astype("<i4"),

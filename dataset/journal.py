@@ -2,7 +2,8 @@
 
 Each block holds the rows of some images of the list that follow each other: their scores, and
 where their faces are. A block is used again if all its images are still in the list, in the same
-order, with the same size and time of change. Else all of them are scored anew.
+order, with the same size and time of change. Else all of them are scored anew. The last image of a
+block may be a video of which it holds some frames; the next block goes on after them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from sdd_fiqa.files import parse_json
 Key = list[int] | None  # size and time of change of one file or more; None: a file is missing
 Forms = Mapping[str, tuple[str, tuple[int, ...]]]  # of arrays by row: type, shape of one row
 
+BEGINNING = -1.0  # what comes before the first frame of a video
 _START = b"sdd-fiqa journal of scores 1"
 _SYNC_SECONDS = 10.0
 _DECODERS = ("opencv-python-headless", "opencv-python", "simplejpeg", "pillow", "pillow-heif")
@@ -47,12 +49,15 @@ class Block:
         images: paths and keys.
         reasons: {row in the block: why it has no score}.
         like_photos: see `dataset.faces.Faces`.
-        arrays: by row: `score` (float32; NaN: none), `image` (its place in `images`), and others.
+        after: the time of the frame before the first row, if that is one of the same video.
+        arrays: by row: `score` (float32; NaN: none), `image` (its place in `images`), and others;
+            of frames also `time`, in seconds.
     """
 
     images: list[tuple[str, Key]]
     reasons: dict[int, str]
     like_photos: int
+    after: float
     arrays: dict[str, npt.NDArray[Any]]
 
 
@@ -119,11 +124,14 @@ class Journal:
             forms: what a block must hold beside scores.
 
         Yields:
-            start, stop: a part of `rows`, in order; and its block, or None.
+            start, stop: a part of `rows`, in order; and its block, or None. Where a block ends with
+            a frame, the next part begins with the same video.
         """
         start = at = 0
+        after = BEGINNING
         while at < len(rows) and self._places:
-            block = self._block_at(section, table, rows[at:], forms)
+            block = self._block_at(section, table, rows[at:], forms, after)
+            before, after = after, BEGINNING
             if block is None:
                 at += 1
                 continue
@@ -131,6 +139,9 @@ class Journal:
                 yield start, at, None
             start, at = at, at + len(block.images)
             yield start, at, block
+            last = block.arrays["time"][-1] if "time" in forms else np.nan
+            if last > (before if len(block.images) == 1 else BEGINNING):
+                at, after = at - 1, float(last)
             start = at
         if start < len(rows):
             yield start, len(rows), None
@@ -189,15 +200,20 @@ class Journal:
         return True
 
     def _block_at(
-        self, section: str, table: ImageList, rows: npt.NDArray[np.int64], forms: Forms
+        self,
+        section: str,
+        table: ImageList,
+        rows: npt.NDArray[np.int64],
+        forms: Forms,
+        after: float,
     ) -> Block | None:
-        """The block that begins with the first of some records of the list."""
+        """The block that begins with the first of some records of the list, after a frame of it."""
         places = self._places.get((section, table.path(int(rows[0]))), ())
         for place, size in reversed(places):  # the last one written is the newest
             assert self._handle is not None
             content = _read(os.pread(self._handle, size, place))
             block = None if content is None else _parse(content, forms)
-            if block is None or len(block.images) > len(rows):
+            if block is None or block.after != after or len(block.images) > len(rows):
                 continue
             paths = table.paths_at(islice(rows.tolist(), len(block.images)))
             if all(
@@ -262,7 +278,7 @@ def _parse(content: dict[str, Any], forms: Forms) -> Block | None:
         for name, (kind, shape) in {"score": ("<f4", ()), "image": ("<i4", ()), **forms}.items():
             raw = base64.b64decode(content["arrays"][name])
             arrays[name] = np.frombuffer(raw, kind).reshape(count, *shape)
-        like_photos = int(content["like_photos"])
+        like_photos, after = int(content["like_photos"]), float(content["after"])
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
     image = arrays["image"]
@@ -271,4 +287,4 @@ def _parse(content: dict[str, Any], forms: Forms) -> Block | None:
     whole = whole and (bool(forms) or count == len(images))
     unscored = set(np.flatnonzero(~np.isfinite(arrays["score"])).tolist())
     whole = whole and unscored == set(reasons)
-    return Block(images, reasons, like_photos, arrays) if whole else None
+    return Block(images, reasons, like_photos, after, arrays) if whole else None

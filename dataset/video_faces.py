@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset.faces import Growing, Photo, PhotoFaces, Rows
+from dataset.journal import BEGINNING, Block, Forms
 from dataset.lists import ImageList
 from dataset.loader import Batch
 from dataset.scores import NumberColumn
@@ -37,6 +40,8 @@ class VideoFaces(PhotoFaces):
         time: of each row, of its frame in seconds; NaN for photos.
         track: of each row; 0 where there is none.
     """
+
+    forms: ClassVar[Forms] = {**PhotoFaces.forms, "time": ("<f8", ()), "track": ("<i4", ())}
 
     def __init__(
         self,
@@ -78,30 +83,59 @@ class VideoFaces(PhotoFaces):
             yield rows[0], partial(self.search, np.array(rows), paths)
 
     def _frame_tasks(self, row: int, path: str) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+        key = None if self.journal is None else self.journal.key(path)
+        done = self._frame_after(len(self) - 1, row)  # what the journal had
         try:
             for time, image in frames(path, self._rate):
-                yield row, partial(self._search_frame, row, time, image)
+                if time > done:
+                    some = Photo(row, time=time, key=key)
+                    yield row, partial(self._search_frame, some, image)
         except UnreadableImage as error:
-            rest = [Photo(row, str(error))]
+            rest = [Photo(row, str(error), key=key)]
             yield row, lambda: rest
 
-    def _search_frame(self, row: int, time: float, image: Image) -> list[Photo]:
+    def _search_frame(self, frame: Photo, image: Image) -> list[Photo]:
         try:
-            (faces,) = self.looks(row, image)
-            return [replace(self.cut_out(row, image, faces), time=time)]
+            (faces,) = self.looks(frame.row, image)
+            found = self.cut_out(frame.row, image, faces)
+            return [replace(found, time=frame.time, key=frame.key)]
         except ValueError as error:  # five landmarks in one point
-            return [Photo(row, str(error), time=time)]
+            return [replace(frame, reason=str(error))]
 
     def batches(self, photos: list[Photo]) -> Iterator[Batch]:
         """As of photos, and follows the faces of videos."""
         for photo in photos:
             if not np.isnan(photo.time):
-                if photo.row != self._tracked:
-                    self._tracked = photo.row
-                    self._tracks = Tracks(max(_GONE_SECONDS, _GONE_FRAMES / self._rate))
-                boxes = [face.box for face, _ in photo.found]
-                photo.tracks = self._tracks.follow(photo.time, boxes)
+                boxes = np.array([face.box for face, _ in photo.found], np.float32)
+                photo.tracks = self._follow(photo.row, photo.time, boxes)
         yield from super().batches(photos)
+
+    def _follow(self, photo: int, time: float, boxes: npt.NDArray[np.float32]) -> list[int]:
+        """The tracks of the faces of a video's next frame; boxes as they are kept, (F, 4)."""
+        if photo != self._tracked:
+            self._tracked = photo
+            self._tracks = Tracks(max(_GONE_SECONDS, _GONE_FRAMES / self._rate))
+        return self._tracks.follow(time, [(x, y, w, h) for x, y, w, h in boxes.tolist()])
+
+    def _restore(self, photos: Rows, block: Block) -> Batch:
+        batch = super()._restore(photos, block)
+        photo, time = self.photo.values, self.time.values
+        frames = groupby(batch.rows.tolist(), key=lambda row: (int(photo[row]), float(time[row])))
+        for frame, rows in frames:
+            if not np.isnan(frame[1]):
+                found = [row for row in rows if self.number.values[row]]
+                self._follow(*frame, self.place.values[found, :4])
+        return batch
+
+    def frame_before(self, row: int) -> float:
+        """As of photos."""
+        return self._frame_after(row - 1, int(self.photo.values[row]))
+
+    def _frame_after(self, row: int, photo: int) -> float:
+        """The time of a row if it is a frame of a photo's video, else BEGINNING."""
+        if row < 0 or self.photo.values[row] != photo or np.isnan(self.time.values[row]):
+            return BEGINNING
+        return float(self.time.values[row])
 
     def note(self, photo: Photo, number: int) -> None:
         """Adds a row, as of photos."""

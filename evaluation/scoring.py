@@ -55,7 +55,13 @@ def open_faces(
 
 
 def open_journal(
-    out: str, network: QualityModel, model: str, align: bool, all_faces: bool, precision: str
+    out: str,
+    network: QualityModel,
+    model: str,
+    align: bool,
+    all_faces: bool,
+    frames_per_second: float | None,
+    precision: str,
 ) -> Journal | None:
     """The journal beside a table of scores; None where the table is no ordinary file.
 
@@ -68,6 +74,7 @@ def open_journal(
         "model": f"{network.name} {sha256_of(find_model(model))}",
         "--align": align or all_faces,
         "--all-faces": all_faces,
+        "--frames-per-second": frames_per_second,
         "--precision": precision,
     }
     return Journal(Path(f"{out}.journal"), about)

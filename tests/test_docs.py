@@ -11,6 +11,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from sdd_fiqa.assets import ASSETS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 _LEFT_BEHIND = {"build", "dist"}  # by tools; so are hidden folders
@@ -106,3 +108,11 @@ def test_every_page_is_in_the_index() -> None:
     }
     pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     assert pages <= linked
+
+
+def test_every_fetched_file_is_in_the_table_with_its_hash_and_licence() -> None:
+    page = (ROOT / "docs/reliability.md").read_text()
+    shown = {line.split(" | ")[0].strip("| `"): line for line in page.splitlines() if "| `" in line}
+    for name, asset in ASSETS.items():
+        for value in (asset.file_name, asset.wheel, asset.sha256, asset.licence):
+            assert value in shown[name]

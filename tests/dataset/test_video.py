@@ -5,6 +5,7 @@ Videos are written here. Their brightness tells the time: frame i of 10 a second
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from dataset import faces as photos
 from dataset import video
 from dataset.find import find_images, table_of
+from dataset.journal import Journal
 from dataset.left_out import Skipped
 from dataset.turned import turn_photos
 from dataset.video import frame_at, frames, is_video
@@ -273,6 +275,50 @@ def test_only_photos_are_looked_at_turned(album: Callable[..., VideoFaces]) -> N
 
     turn_photos(faces, scores, 20.0, score)
     assert looks == [2]  # the two photos
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_a_killed_run_goes_on_inside_a_video(
+    album: Callable[..., VideoFaces], batch_size: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Each run adds one block and is killed; the last one equals one that was left alone."""
+    shutil.copy("b.avi", "c.png")  # a second video: what a file is called does not matter
+    searched: list[int] = []
+    search = Detector.search
+
+    def counted(self: Detector, *more: Any) -> list[DetectedFace]:
+        searched.append(1)
+        return search(self, *more)
+
+    monkeypatch.setattr(Detector, "search", counted)
+
+    def run(kept: bool, most: int = 99) -> dict[str, Any] | None:
+        faces, blocks = album(True, batch_size), 0
+        found: list[tuple[float, str | None]] = []
+        journal = faces.journal = Journal(tmp_path / "journal", {}) if kept else None
+        for batch in faces:
+            values = np.full(len(batch.rows), np.nan, np.float32)
+            scores = batch.faces.mean((1, 2, 3)) if batch.scores is None else batch.scores
+            values[batch.readable] = scores[batch.readable] if batch.scores is None else scores
+            found += zip(values.tolist(), map(batch.failures.get, range(len(values))), strict=True)
+            faces.keep(batch, values)
+            blocks += batch.scores is None and batch.last
+            if blocks == most:
+                return None
+        if journal is not None:
+            journal.close(done=False)
+        table = {name: list(values) for name, values in faces.columns()}
+        return {"paths": list(faces.paths()), "found": list(map(str, found)), **table}
+
+    whole = run(kept=False)
+    runs = 0
+    while (last := run(kept=True, most=1)) is None:
+        runs += 1
+    assert last == whole
+    assert runs >= 16 // max(batch_size, 3)
+    searched.clear()
+    assert run(kept=True) == whole
+    assert searched == []
 
 
 @given(
