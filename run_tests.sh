@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Command 2: sets up as quickstart.sh does, then lint, types and tests. CI runs this file.
 #
-#   bash run_tests.sh              all of it
+#   bash run_tests.sh              all of it, on at most four cores
 #   bash run_tests.sh -k labels    arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -22,4 +22,5 @@ ruff check .
 echo "== mypy"
 mypy .
 echo "== pytest"
+[ $# -gt 0 ] || set -- -n auto --maxprocesses 4 --dist loadfile # a process takes up to 2 GB
 python -m pytest "$@"

@@ -2,8 +2,8 @@
 
     python tests/support/mutated_files.py tar --count 200 --seed 0 --seconds 5 --gib 4
 
-Damage is seeded. The exit code is 1 after an exception that is no refusal, after an input that took
-too long or too much address space, or if a file outside the working folder has changed.
+Damage is seeded. The exit code is 1 after an exception that is no refusal, or if a file outside the
+working folder has changed. An input that takes too long or too much address space ends the process.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import resource
+import signal
 import sys
 import tarfile
 import tempfile
@@ -265,7 +266,7 @@ def main() -> int:
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=float, default=5, help="of CPU; 20 times that of waiting")
     parser.add_argument("--gib", type=float, default=4, help="beyond what the libraries take")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as outer:
@@ -279,11 +280,13 @@ def main() -> int:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit = taken + int(chosen.gib * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        faulthandler.register(signal.SIGPROF, chain=True)  # then it ends the process
         refused = failed = 0
         for number in range(chosen.count):
             damaged = mutated(content, np.random.default_rng([chosen.seed, number]))
             Path(name).write_bytes(damaged)
-            faulthandler.dump_traceback_later(chosen.seconds, exit=True)
+            signal.setitimer(signal.ITIMER_PROF, chosen.seconds)
+            faulthandler.dump_traceback_later(20 * chosen.seconds, exit=True)
             try:
                 read(Path(name))
             except (UserError, UnreadableImage) as error:
