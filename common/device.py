@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy.typing as npt
 
-from sdd_fiqa.device_name import parse_device
+from sdd_fiqa.cores import parse_device
 from sdd_fiqa.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,16 +100,22 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     import torch
 
     check_precision(precision)
-    chosen = _device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # else pinned memory opens the first GPU too
-    if precision == "fp32" or (precision == "auto" and not _half_is_fast(chosen)):
-        if chosen.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # torch's default for products, not for these
-        return Compute(chosen, torch.float32)
-    if chosen.type == "cuda" and _capability(chosen) < (8, 0):
-        return Compute(chosen, torch.float16)
-    return Compute(chosen, torch.bfloat16)
+    kind, index = parse_device(device)
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        # A CPU without AVX-512 BF16 or AMX emulates bf16, slower than float32.
+        fast = precision == "auto" and bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+        half = fast or precision == "bf16"
+        return Compute(torch.device("cpu"), torch.bfloat16 if half else torch.float32)
+    if index >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {device}: this machine shows {count} GPUs to torch; use cpu")
+    gpu = torch.device("cuda", index)
+    torch.cuda.set_device(gpu)  # else pinned memory opens the first GPU too
+    capability = torch.cuda.get_device_capability(gpu)
+    # A GPU without tensor cores multiplies fp16 at a fraction of float32's rate.
+    if precision == "fp32" or (precision == "auto" and capability < (7, 0)):
+        torch.backends.cudnn.allow_tf32 = False  # torch's default for products, not for these
+        return Compute(gpu, torch.float32)
+    return Compute(gpu, torch.float16 if capability < (8, 0) else torch.bfloat16)
 
 
 def check_precision(precision: str) -> None:
@@ -129,32 +135,6 @@ def in_float32(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return module(x)
     with torch.autocast(x.device.type, enabled=False):
         return module(x.float())
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    kind, index = parse_device(name)
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if index >= count:
-        raise UserError(f"--device {name}: this machine shows {count} GPUs to torch; use cpu")
-    return torch.device("cuda", index)
-
-
-def _half_is_fast(device: torch.device) -> bool:
-    # A CPU without AVX-512 BF16 or AMX emulates bf16, slower than float32. A GPU without tensor
-    # cores multiplies fp16 at a fraction of float32's rate.
-    if device.type == "cuda":
-        return _capability(device) >= (7, 0)
-    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
-
-
-def _capability(device: torch.device) -> tuple[int, int]:
-    import torch
-
-    return torch.cuda.get_device_capability(device)
 
 
 def _cpu_flags() -> set[str]:

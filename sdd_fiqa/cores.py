@@ -1,8 +1,11 @@
-"""How many CPU cores this process may use, and whether there may be a GPU."""
+"""The CPU cores and the GPU that this process may use, told without torch."""
 
 from __future__ import annotations
 
 import os
+import re
+
+from sdd_fiqa.errors import UserError
 
 
 def usable_cores() -> int:
@@ -21,3 +24,22 @@ def own_cores() -> int:
 def nvidia_driver() -> bool:
     """Whether there may be a GPU, without importing torch, which takes two seconds."""
     return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))
+
+
+def parse_device(name: str) -> tuple[str, int]:
+    """Splits `auto`, `cpu`, `cuda` or `cuda:i`.
+
+    Returns:
+        `auto`, `cpu` or `cuda`; and the GPU's index: the one given, else this process's number
+        among torchrun's on this machine (0 for a single process).
+
+    Raises:
+        UserError: any other name.
+
+    >>> parse_device("cuda:3")
+    ('cuda', 3)
+    """
+    match = re.fullmatch(r"(auto|cpu)|(cuda)(?::([0-9]{1,18}))?", name)
+    if match is None:
+        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<index>")
+    return match[1] or match[2], int(match[3] or os.environ.get("LOCAL_RANK", "0"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import json
@@ -10,13 +11,13 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from sdd_fiqa.errors import UserError
+from sdd_fiqa.errors import UnreadableImage, UserError
 
 
 @contextmanager
@@ -94,10 +95,7 @@ def _in_use(path: Path) -> Iterator[None]:
 
 
 def _beside(target: Path) -> Path:
-    """A temporary name in the same folder, no longer than file systems take.
-
-    It says which process writes the file, and where that runs.
-    """
+    """A temporary name in the same folder that says which process writes the file, and where."""
     name = os.fsdecode(os.fsencode(target.name)[:180])
     return target.with_name(f".{name}.{_host()}.{os.getpid()}.{threading.get_ident()}.tmp")
 
@@ -222,12 +220,33 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: missing, or not JSON.
     """
+    with reading(path):
+        content = Path(path).read_bytes()
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        return parse_json(content.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}); make it again") from error
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], fix: str = "") -> Iterator[None]:
+    """Makes a UserError that names the file of what goes wrong while a block reads it.
+
+    Args:
+        path: the file.
+        fix: what to do where it cannot be read.
+    """
+    fix = fix and f"; {fix}"
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}){fix}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: is not CSV ({error})") from error
+    except UnreadableImage as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def parse_json(text: str) -> Any:
@@ -238,17 +257,16 @@ def parse_json(text: str) -> Any:
         RecursionError: it is nested too deeply.
     """
 
-    def number(kind: type[int] | type[float]) -> Callable[[str], float]:
-        def parse(text: str) -> float:
-            value = kind(text)
-            if abs(value) >= 1 << 64:
-                raise ValueError(f"the number {text[:40]} is too large")
-            return value
-
-        return parse
+    def bounded(value: float) -> float:
+        if abs(value) >= 1 << 64:
+            raise ValueError("it holds a number that is too large")
+        return value
 
     return json.loads(
-        text, parse_int=number(int), parse_float=number(float), parse_constant=number(float)
+        text,
+        parse_int=lambda number: bounded(int(number)),
+        parse_float=lambda number: bounded(float(number)),
+        parse_constant=lambda number: bounded(float(number)),
     )
 
 

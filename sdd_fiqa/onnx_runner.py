@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdd_fiqa.cores import nvidia_driver, own_cores
-from sdd_fiqa.device_name import parse_device
+from sdd_fiqa.cores import nvidia_driver, own_cores, parse_device
 from sdd_fiqa.errors import UserError
 
 Faces = npt.NDArray[np.uint8]  # (N, 112, 112, 3) RGB

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from sdd_fiqa.errors import UnreadableImage, UserError
@@ -25,27 +26,13 @@ from sdd_fiqa.files import OpenFile
 # (no such file, no permission, a folder, ...) would fail again. EINTR is missing because Python
 # itself repeats an interrupted call.
 TRANSIENT = frozenset(
-    {
-        errno.EIO,
-        errno.ETIMEDOUT,
-        errno.ESTALE,
-        getattr(errno, "EREMOTEIO", errno.EIO),  # only Linux has it
-        errno.ECONNRESET,
-        errno.ECONNREFUSED,
-        errno.ECONNABORTED,
-        errno.ENOTCONN,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENETRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ENOBUFS,
-    }
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ETIMEDOUT", "ESTALE", "EREMOTEIO", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED"),
+        *("ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH"),
+        *("EAGAIN", "EBUSY", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"),
+    )
+    if hasattr(errno, name)  # only Linux has EREMOTEIO
 )
 PAUSES = (0.1, 0.3, 0.9, 1.7)  # seconds before the second, third, ... try; 3 s in total
 MAX_BYTES = 1 << 30  # a larger file is not an image
@@ -58,17 +45,12 @@ _given_up = 0  # in a row
 _open_files: OrderedDict[int, File] = OrderedDict()
 
 
-def retried(
-    action: Callable[[], _Result],
-    what: str | os.PathLike[str],
-    failure: OSError | None = None,
-) -> _Result:
+def retried(action: Callable[[], _Result], what: str | os.PathLike[str]) -> _Result:
     """Runs `action`, and repeats it after a pause if it fails for a temporary reason.
 
     Args:
         action: reads something.
         what: the file, for the message if the storage is gone.
-        failure: the error of the first try, if the caller has made that try.
 
     Raises:
         UnreadableImage: it failed for a permanent reason, or at every try.
@@ -77,11 +59,8 @@ def retried(
     global _given_up
     for pause in (*PAUSES, None):
         try:
-            if failure is not None:
-                raise failure
             result = action()
         except OSError as error:
-            failure = None
             reason = error.strerror or str(error)
             if error.errno not in TRANSIENT:
                 raise UnreadableImage(reason) from error
@@ -151,15 +130,12 @@ class File:
         """
         # This reference keeps the descriptor open during the read.
         handle = self._handle
-        failure = None
-        if handle is not None:
-            try:
+        if handle is not None and not _given_up:
+            with suppress(OSError):
                 content = os.pread(handle.number, size, offset)
-                if len(content) == size and not _given_up:  # nearly always
+                if len(content) == size:  # nearly always
                     return content
-            except OSError as error:
-                failure = error
-        return retried(lambda: self._read(offset, size), self.path, failure)
+        return retried(lambda: self._read(offset, size), self.path)
 
     def _read(self, offset: int, size: int) -> bytes:
         handle = self._handle or self._open()
@@ -205,9 +181,6 @@ class _Stream(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + (0, self._at, self._file.size)[whence]
-        return self._at
-
-    def tell(self) -> int:
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]

@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sdd_fiqa.cores import nvidia_driver
-from sdd_fiqa.device_name import parse_device
+from sdd_fiqa.cores import nvidia_driver, parse_device
 from sdd_fiqa.errors import UserError
 
 Array = Any  # a numpy array or a torch tensor

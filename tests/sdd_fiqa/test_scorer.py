@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 import sdd_fiqa
-from dataset.faces import PhotoFaces
 from dataset.find import table_of
+from dataset.photo_faces import PhotoFaces
 from evaluation.scoring import score, score_turned
 from sdd_fiqa import alignment
 from sdd_fiqa.assets import fetch

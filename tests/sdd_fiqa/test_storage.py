@@ -95,7 +95,7 @@ def test_a_file_is_read_through_failures(
     failing_reads(monkeypatch, "open", Failing(2, errno.ESTALE))
     assert read_file(tmp_path / "a") == b"content"
     file = File(tmp_path / "a")
-    failing = Failing(2, errno.ESTALE)
+    failing = Failing(3, errno.ESTALE)  # the first try is made without a pause after it
     failing_reads(monkeypatch, "pread", failing)
     assert file.read(2, 3) == b"nte"
     assert len(slept) == 4
