@@ -86,12 +86,10 @@ class ProcessGroup:
             dist.all_reduce(value)
         return float(value.item()) / self.size
 
-    def add_up(self, array: npt.NDArray[Any], first_only: bool = False) -> npt.NDArray[Any]:
-        """The sum of an array over the processes, in place; needs a group of `host_arrays`.
+    def add_up(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The sum of an array over the processes, in place, for the first process alone.
 
-        Args:
-            array: of the same shape and type in every process.
-            first_only: only the first process needs the sum.
+        Needs a group of `host_arrays`; the array has one shape and type in every process.
         """
         if self.size > 1:
             import torch
@@ -99,11 +97,7 @@ class ProcessGroup:
 
             flat = array.reshape(-1)
             for start in range(0, len(flat), _PIECE):
-                tensor = torch.from_numpy(flat[start : start + _PIECE])
-                if first_only:
-                    dist.reduce(tensor, 0)
-                else:
-                    dist.all_reduce(tensor)
+                dist.reduce(torch.from_numpy(flat[start : start + _PIECE]), 0)
         return array
 
 
