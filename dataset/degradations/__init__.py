@@ -13,36 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from dataset.degradations import test_kinds, training_kinds
+from dataset.degradations import kinds
 from sdd_fiqa.images import FACE_SIZE, Image
 
 Degradation = Callable[[Image, float, np.random.Generator], Any]
 
 # To train on, in the order in which the draws of a seed count them.
-_TRAINING: dict[str, Degradation] = {
-    "blur": training_kinds.blur,
-    "motion": training_kinds.motion,
-    "low_resolution": training_kinds.low_resolution,
-    "noise": training_kinds.noise,
-    "compression": training_kinds.compression,
-    "low_light": training_kinds.low_light,
-    "occlusion": training_kinds.occlusion,
-    "black_border": training_kinds.black_border,
-    "misalignment": training_kinds.misalignment,
-}
+TRAINING_KINDS = (
+    *("blur", "motion", "low_resolution", "noise", "compression", "low_light", "occlusion"),
+    *("black_border", "misalignment"),
+)
 # Never to train on: what shows whether a model knows bad faces, or its own training copies.
-_TEST: dict[str, Degradation] = {
-    "defocus": test_kinds.defocus,
-    "shake": test_kinds.shake,
-    "mosaic": test_kinds.mosaic,
-    "impulse": test_kinds.impulse,
-    "webp": test_kinds.webp,
-    "exposure": test_kinds.exposure,
-    "haze": test_kinds.haze,
-    "strands": test_kinds.strands,
-}
-KINDS = _TRAINING | _TEST
-TRAINING_KINDS, TEST_KINDS = tuple(_TRAINING), tuple(_TEST)
+TEST_KINDS = ("defocus", "shake", "mosaic", "impulse", "webp", "exposure", "haze", "strands")
+KINDS: dict[str, Degradation] = {kind: vars(kinds)[kind] for kind in (*TRAINING_KINDS, *TEST_KINDS)}
 
 # From the scene through the lens and the sensor to the file: the order of several kinds at once.
 _ALONG_THE_WAY = (
