@@ -58,7 +58,15 @@ def write_lists(
                 file.write(f"{path}\t{number}\n")
                 listed += 1
         if not listed:
-            raise UserError(_nothing(root, skipped))
+            if outside := skipped.expected["images outside an identity folder"]:
+                raise UserError(
+                    f"{root}: has {outside} images but none in an identity folder; put each "
+                    "person's images into a folder of their own, or set --id-key-index"
+                )
+            found = "; ".join(skipped.lines()) or "it is empty"
+            raise UserError(
+                f"{root}: no images found ({found}); expected {root}/<identity>/<image>"
+            )
         counts = np.array(per_identity, np.int64)
         kept = counts >= min_images_per_id
         small = int((~kept).sum())
@@ -121,14 +129,3 @@ def _finish(draft: Path, root: str, out_dir: Path, kept: npt.NDArray[np.bool_]) 
                 labelpath.write(f"{path}\t{numbers[int(number)]}\n")
                 below = path[len(root) :] if root else f"/{path}"
                 label.write(f"{below}\n")
-
-
-def _nothing(root: str, skipped: Skipped) -> str:
-    outside = skipped.expected["images outside an identity folder"]
-    if outside:
-        return (
-            f"{root}: has {outside} images but none in an identity folder; put each person's "
-            "images into a folder of their own, or set --id-key-index"
-        )
-    found = "; ".join(skipped.lines()) or "it is empty"
-    return f"{root}: no images found ({found}); expected {root}/<identity>/<image>"

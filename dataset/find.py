@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -70,13 +70,13 @@ def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
         for entry in entries:
             path = f"{folder}/{entry.name}"
             if entry.name.startswith("."):
-                skipped.expected["hidden folders" if _is_folder(entry) else "hidden files"] += 1
-            elif _is_folder(entry):
+                skipped.expected["hidden folders" if _is(entry.is_dir) else "hidden files"] += 1
+            elif _is(entry.is_dir):
                 folders.append(path)
             elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
                 if skipped.other_file(path):
                     yield path
-            elif not _is_file(entry):
+            elif not _is(entry.is_file):
                 skipped.problem("links to nothing, and other things that are no file", path)
             elif fits_a_line(path):
                 yield path
@@ -85,17 +85,10 @@ def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
         stack.extend(reversed(folders))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is(kind: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return kind()
     except OSError:  # a link to itself, or to where we may not look
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
         return False
 
 
@@ -117,12 +110,12 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
                 raise UserError(f"{name}: matches no file")
-            walked: set[str] = set()
+            walked: set[Path] = set()
             for match in matches:
-                if _is_below(match.rstrip("/"), walked):  # ** also matches inside folders
+                if not walked.isdisjoint(Path(match).parents):  # ** also matches inside folders
                     continue
                 if os.path.isdir(match):
-                    walked.add(match.rstrip("/"))
+                    walked.add(Path(match))
                     yield from walk_images(match.rstrip("/"), skipped)
                 elif is_container(match) or _looks_like_image(match):
                     yield from _of_file(match, skipped)
@@ -132,16 +125,6 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
             yield name
         else:
             raise UserError(f"{name}: {_why_not(name)}")
-
-
-def _is_below(path: str, folders: set[str]) -> bool:
-    """Whether a path is below one of some folders."""
-    while folders and (path := os.path.dirname(path)):
-        if path in folders:
-            return True
-        if path == "/":
-            break
-    return False
 
 
 def _why_not(name: str) -> str:
@@ -188,12 +171,7 @@ def _of_file(name: str, skipped: Skipped) -> Iterator[str]:
 
 
 def _of_list(name: str) -> Iterator[str]:
-    """The paths of a list.
-
-    Raises:
-        UserError: the file is no list: no line of it is an image's path, by its suffix or by the
-            files that there are.
-    """
+    """The paths of a list; UserError where no line is the path of an image."""
     paths = listed_paths(name)
     unlike: list[str] = []
     for path in paths:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import OpenFile
+from sdd_fiqa.files import OpenFile, reading
 from sdd_fiqa.number import plain_number
 
 LABELPATH = "DATA.labelpath"
@@ -116,25 +116,22 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
     parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]] = []
     digest = hashlib.sha256()
     rows = offset = 0
-    try:
-        with open(file_path, "rb") as file:
-            source = OpenFile(os.dup(file.fileno()))
-            if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
-                offset = len(_BYTE_ORDER_MARK)
-                digest.update(_BYTE_ORDER_MARK)
-            else:
-                file.seek(0)
-            for block in whole_lines(file, _BLOCK, digest.update):
-                starts, sizes, values = _parse(file_path, block, rows, value)
-                parts.append((starts + offset, sizes, values))
-                rows += len(starts)
-                offset += len(block)
-    except FileNotFoundError as error:
+    if not file_path.exists():
         maker = _MAKERS.get(file_path.name)
         remedy = f"run {maker} first" if maker else "check its name"
-        raise UserError(f"{file_path}: does not exist; {remedy}") from error
-    except OSError as error:
-        raise UserError(f"{file_path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{file_path}: does not exist; {remedy}")
+    with reading(file_path), open(file_path, "rb") as file:
+        source = OpenFile(os.dup(file.fileno()))
+        if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
+            offset = len(_BYTE_ORDER_MARK)
+            digest.update(_BYTE_ORDER_MARK)
+        else:
+            file.seek(0)
+        for block in whole_lines(file, _BLOCK, digest.update):
+            starts, sizes, values = _parse(file_path, block, rows, value)
+            parts.append((starts + offset, sizes, values))
+            rows += len(starts)
+            offset += len(block)
     if rows == 0:
         raise UserError(f"{file_path}: is empty; it must hold one `<path>` a line")
     starts, sizes, values = map(np.concatenate, zip(*parts, strict=True))
@@ -221,15 +218,13 @@ def explain_identities(images: ImageList, counts: npt.NDArray[np.int64]) -> str:
         with suppress(UserError):  # a shorter path between the two
             if better is None and 1 < len(set(identities_in(images, index).tolist())) < len(images):
                 better = index
-    found = (
-        "all {} images have one identity"
-        if len(counts) == 1
-        else ("each of the {} images has an identity of its own")
-    )
+    found = f"each of the {total} images has an identity of its own"
+    if len(counts) == 1:
+        found = f"all {total} images have one identity"
     advice = "put each person's images into a folder of their own"
     if better is not None:
         advice = f"try --id-key-index {better} (of {first} and {last}, {', '.join(shown)})"
-    return f"{found.format(total)}; {advice}"
+    return f"{found}; {advice}"
 
 
 def _parse(

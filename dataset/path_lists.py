@@ -16,6 +16,7 @@ from dataset.containers import is_container, split_member
 from dataset.left_out import fits_a_line
 from dataset.lists import ImageList, read_table, refuse_repeats
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import reading
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _FACE = re.compile(r"(.*?)(?:#t=[0-9.]+)?(?:#[0-9]+)?", re.DOTALL)
@@ -32,19 +33,16 @@ def listed_paths(file: str | os.PathLike[str]) -> Iterator[str]:
         UserError: missing, unreadable, not text, or without a path; with the number of the line.
     """
     name = os.fspath(file)
-    try:
-        with open(name, "rb") as source:
-            lines = _text(name, source)
-            first = next(lines, "")
-            lines = chain([first], lines)
-            found = False
-            for path in _photos(name, lines) if _is_scores(first) else _plain(name, lines):
-                found = True
-                yield path
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: does not exist; check its name") from error
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
+    if not os.path.exists(name):
+        raise UserError(f"{name}: does not exist; check its name")
+    with reading(name), open(name, "rb") as source:
+        lines = _text(name, source)
+        first = next(lines, "")
+        lines = chain([first], lines)
+        found = False
+        for path in _photos(name, lines) if _is_scores(first) else _plain(name, lines):
+            found = True
+            yield path
     if not found:
         raise UserError(f"{name}: is empty; a list holds one path a line")
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dataset.lists import ImageList, join, read_table, repeated_rows
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import scratch_folder
+from sdd_fiqa.files import reading, scratch_folder
 from sdd_fiqa.number import plain_number
 
 _LEAST_NUMBERS = 16  # after a path: as many are an embedding, fewer are columns
@@ -115,64 +115,53 @@ class _Layout:
 
     @property
     def words(self) -> str:
-        names = {"\t": "TAB", ";": "`;`", ",": "CSV", " ": "space"}
-        kind = (
-            names[self.separator] if self.separator == "," else f"{names[self.separator]}-separated"
-        )
+        kind = {"\t": "TAB-separated", ";": "`;`-separated", ",": "CSV"}.get(self.separator)
+        kind = kind or "space-separated"
+        several = len(self.several)
+        more = f"; {several:,} photos with several faces are left out" if several else ""
         if self.numbers:
-            text = f"{kind} embeddings of {self.numbers} numbers: the score is the norm"
-        elif self.header:
-            chosen = self.header[self.path_at], self.header[self.score_at]
-            text = f"{kind} with the columns {chosen[0]} and {chosen[1]}"
-        else:
-            text = f"{kind} without a header: path in column {self.path_at + 1}, score in column"
-            text += f" {self.score_at + 1}"
-        if self.several:
-            text += f"; {len(self.several):,} photos with several faces are left out"
-        return text
+            return f"{kind} embeddings of {self.numbers} numbers: the score is the norm{more}"
+        if self.header:
+            chosen = f"{self.header[self.path_at]} and {self.header[self.score_at]}"
+            return f"{kind} with the columns {chosen}{more}"
+        return (
+            f"{kind} without a header: path in column {self.path_at + 1}, score in column "
+            f"{self.score_at + 1}{more}"
+        )
 
 
 def _open(path: Path, form: ScoreForm) -> tuple[ImageList, str]:
-    layout = _layout(path, _first_line(path), form)
-    if layout == _Layout("\t"):
-        scored = read_table(path, "score")
-        if len(bad := np.flatnonzero(~np.isfinite(scored.values))):
-            raise UserError(
-                f"{path}:{bad[0] + 1}: the score is not a finite number; leave the line out"
-            )
-    else:
-        scored = _converted(path, layout)
+    if path.is_fifo():
+        raise UserError(f"{path}: is a pipe, and is read more than once; name a file")
+    with (
+        reading(path),
+        open(path, encoding="utf-8-sig", newline="") as file,
+        scratch_folder() as folder,
+    ):
+        layout = _layout(path, file.readline().strip("\r\n "), form)
+        if layout == _Layout("\t"):
+            scored = read_table(path, "score")
+            if len(bad := np.flatnonzero(~np.isfinite(scored.values))):
+                raise UserError(
+                    f"{path}:{bad[0] + 1}: the score is not a finite number; leave the line out"
+                )
+        else:  # written as `path TAB score`, which is read
+            file.seek(0)
+            records = _records(path, file, layout)
+            if "box_x" in layout.header:
+                records = _single_faces(records, layout.several)
+            with open(folder / "scores.txt", "w", encoding="utf-8", newline="\n") as text:
+                text.writelines(f"{name}\t{score}\n" for name, score in records)
+                if not text.tell():
+                    raise UserError(f"{path}: holds no score; it has a header line alone")
+            scored = replace(read_table(folder / "scores.txt", "score"), file=path)
     if form.lower_is_better:
         return replace(scored, values=-scored.values), layout.words + "; lower is better"
     return scored, layout.words
 
 
-def _converted(path: Path, layout: _Layout) -> ImageList:
-    """Writes the file as `path TAB score`, and reads that."""
-    with scratch_folder() as folder:
-        source = folder / "scores.txt"
-        try:
-            with (
-                open(path, encoding="utf-8-sig", newline="") as file,
-                open(source, "w", encoding="utf-8", newline="\n") as text,
-            ):
-                records = _records(path, file, layout)
-                if "box_x" in layout.header:
-                    records = _single_faces(records, layout.several)
-                text.writelines(f"{name}\t{score}\n" for name, score in records)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: is not UTF-8 text") from error
-        if source.stat().st_size == 0:
-            raise UserError(f"{path}: holds no score; it has a header line alone")
-        return replace(read_table(source, "score"), file=path)
-
-
 def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
-    """The form of a file, from its first line.
-
-    Raises:
-        UserError: the columns asked for are not there, or it has no form that is known.
-    """
+    """The form of a file, from its first line; UserError where none fits."""
     if not first:
         return _Layout("\t")  # the reader of tables says that it is empty
     wanted = form.path_column, form.score_column
@@ -221,18 +210,6 @@ def _split(path: Path, line: str, separator: str) -> list[str]:
         return next(csv.reader([line], delimiter=separator, strict=True), [])
     except csv.Error as error:
         raise UserError(f"{path}:1: is not CSV ({error})") from error
-
-
-def _first_line(path: Path) -> str:
-    if path.is_fifo():
-        raise UserError(f"{path}: is a pipe, and is read more than once; name a file")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.readline().strip("\r\n ")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text") from error
 
 
 def _records(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[str, str]]:
