@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from common.cli import EXIT_DONE, run_script
 from dataset.containers import read_run
-from dataset.containers.rec import RecordWriter
+from dataset.containers.pack import RecordWriter
 from dataset.find import table_of, walk_images
 from dataset.left_out import Skipped
 from dataset.lists import ImageList

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
 from dataset.alignment_check import doubt_alignment
-from dataset.containers import FORMATS, format_of
+from dataset.containers import FORMATS
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
 from dataset.containers.pack import pack_images
 from dataset.datalist import listed_images, with_identities, write_lists
@@ -96,7 +96,7 @@ def check(
         raise UserError("--id-key-index -1: is the image's own name; -2 is the folder it lies in")
     if min_images_per_id < 1:
         raise UserError(f"--min-images-per-id {min_images_per_id}: must be 1 or more")
-    if to_rec is not None and not getattr(format_of(to_rec), "writable", False):
+    if to_rec is not None and to_rec.suffix != ".rec":
         raise UserError(f"--to-rec {to_rec}: must end in .rec")
     if to_rec is not None and os.path.realpath(to_rec) in map(os.path.realpath, containers):
         raise UserError(f"--to-rec {to_rec}: is the file that is read; name another")

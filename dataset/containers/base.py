@@ -6,8 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from pathlib import Path
-from typing import ClassVar
 
 from dataset.left_out import Skipped
 from sdd_fiqa.images import Content
@@ -23,14 +21,10 @@ class Container(ABC):
     Attributes:
         path: the file.
         file: the same, open.
-        in_shards: whether one data set may be divided over several such files.
         single_identities: whether the identity of one image can be read without all others.
-        writable: whether new files of the format can be written.
     """
 
-    in_shards: ClassVar[bool] = False
-    single_identities: ClassVar[bool] = False
-    writable: ClassVar[bool] = False
+    single_identities = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -56,14 +50,6 @@ class Container(ABC):
 
     def identity(self, member: str) -> str:
         """The identity of one image, where the format has `single_identities`."""
-        raise NotImplementedError
-
-    @staticmethod
-    def write(path: Path, images: Iterable[tuple[int, bytes]]) -> int:
-        """Writes (identity, bytes of an image file), where the format is `writable`.
-
-        The images of one identity are together. Returns how many images were written.
-        """
         raise NotImplementedError
 
     def pairs(self) -> Iterator[tuple[str, str, bool]] | None:

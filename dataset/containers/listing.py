@@ -5,20 +5,20 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from common.cli import is_count
-from dataset.containers import FORMATS, format_of, is_container, open_container, split_member
+from dataset.containers import is_container, open_container, split_member
 from dataset.containers.base import Container
 from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
 from dataset.path_lists import read_paths
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.files import replacing
+from sdd_fiqa.files import reading, replacing
 
 PAIRS = "pairs.txt"
 
 _MOST_SHARDS = 1_000_000  # that braces may name
+_SHARD = ".tar"
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 
@@ -41,7 +41,9 @@ def containers_of(data_root: str) -> list[str]:
         # Folders inside are identity folders.
         if any(is_dir for _, is_dir in found):
             return []
-        return sorted(f"{data_root.rstrip('/')}/{name}" for name, _ in found if _is_shard(name))
+        return sorted(
+            f"{data_root.rstrip('/')}/{name}" for name, _ in found if name.endswith(_SHARD)
+        )
     if os.path.exists(data_root):
         return [data_root] if is_container(data_root) else []
     shards: list[str] = []
@@ -50,15 +52,9 @@ def containers_of(data_root: str) -> list[str]:
         if not matches and is_container(pattern):
             raise UserError(f"{pattern}: no such file")
         shards += matches
-    if not all(map(_is_shard, shards)):
-        kinds = " and ".join(f"{suffix[1:]}s" for suffix in FORMATS if _is_shard(f"_{suffix}"))
-        raise UserError(f"{data_root}: only {kinds} are taken several at a time")
+    if not all(shard.endswith(_SHARD) for shard in shards):
+        raise UserError(f"{data_root}: only tars are taken several at a time")
     return shards
-
-
-def _is_shard(path: str) -> bool:
-    container = format_of(path)
-    return container is not None and container.in_shards
 
 
 def container_images(container: str, skipped: Skipped) -> Iterator[str]:
@@ -67,7 +63,7 @@ def container_images(container: str, skipped: Skipped) -> Iterator[str]:
     Raises:
         UserError: it cannot be opened.
     """
-    with _named(container):
+    with reading(container):
         for member in open_container(container).images(skipped):
             if fits_a_line(path := f"{container}#{member}"):
                 yield path
@@ -90,16 +86,16 @@ def identified_members(
     """
     for container in containers:
         empty = True
-        with _named(container):
+        with reading(container):
             opened = open_container(container)
             if image_list is None:
                 found = opened.identified(skipped)
-            elif opened.single_identities:
-                found = _listed(opened, image_list, skipped)
-            else:
+            elif not opened.single_identities:
                 raise UserError(
                     f"--image-list-file goes with a folder or a .rec file, not with {container}"
                 )
+            else:
+                found = _listed(opened, image_list, skipped)
             for member, identity in found:
                 if fits_a_line(path := f"{container}#{member}"):
                     empty = False
@@ -117,7 +113,7 @@ def container_pairs(container: str) -> list[tuple[str, str, bool]] | None:
     Raises:
         UserError: it cannot be opened.
     """
-    with _named(container):
+    with reading(container):
         pairs = open_container(container).pairs()
         return None if pairs is None else list(pairs)
 
@@ -131,15 +127,6 @@ def write_pairs(container: str, path: Path) -> int | None:
         for first, second, same in pairs:
             file.write(f"{container}#{first}\t{container}#{second}\t{int(same)}\n")
     return len(pairs)
-
-
-@contextmanager
-def _named(container: str) -> Iterator[None]:
-    """Says which container cannot be read."""
-    try:
-        yield
-    except UnreadableImage as error:
-        raise UserError(f"{container}: cannot be read ({error})") from error
 
 
 def _listed(container: Container, image_list: Path, skipped: Skipped) -> Iterator[tuple[str, str]]:

@@ -1,58 +1,134 @@
-"""Packs listed images into one container: one large file instead of millions of small ones."""
+"""Packs listed images into one .rec: one large file instead of millions of small ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import struct
+from array import array
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from dataset.containers import close_container, format_of, read_bytes
+from dataset.containers import close_container, read_bytes
+from dataset.containers.rec_format import (
+    HEADER,
+    MAX_IDENTITIES,
+    WORDS,
+    frame,
+    index_path,
+    write_index,
+)
 from dataset.left_out import Skipped
 from dataset.lists import read_labelpath
 from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import replacing
 
 
 def pack_images(labelpath: Path, target: Path, skipped: Skipped) -> int:
-    """Writes the images of a list, byte for byte, into a container.
+    """Writes the images of a list, byte for byte, into a .rec as InsightFace lays it out.
 
-    Images of one identity are together; identities are in the order of their numbers.
+    Record 0 announces the others. Images follow from key 1, those of one identity together, in the
+    order of the identities' numbers. After them a record for each identity holds the first key of
+    its images and the key after the last.
 
     Args:
         labelpath: the list, `<path> TAB <identity index>`.
-        target: the container, of a format that can be written; replaced whole.
+        target: the .rec, replaced whole; the .idx goes beside it.
         skipped: takes images that cannot be read.
 
     Returns:
         How many images were packed.
 
     Raises:
-        UserError: no image can be read, or the format cannot hold an identity.
+        UserError: no image can be read, or a label cannot hold an identity.
     """
-    container = format_of(target)
-    assert container is not None and container.writable
-    count = container.write(target, _contents(labelpath, skipped))
-    close_container(str(target))
-    return count
-
-
-def _contents(labelpath: Path, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
     table, identities = read_labelpath(labelpath)
+    for identity in (identities.min(), identities.max()):
+        if not 0 <= identity < MAX_IDENTITIES:
+            raise UserError(
+                f"{labelpath}: identities must be 0 to {MAX_IDENTITIES - 1} to fit a record's "
+                f"label, got {identity}"
+            )
     order = np.argsort(identities, kind="stable")
-    packed = 0
-    with tqdm(total=len(order), desc="pack", unit=" images") as bar:
+    firsts: list[int] = []  # the key of the first image of each identity
+    before = -1
+    with (
+        RecordWriter(target) as records,
+        tqdm(total=len(order), desc="pack", unit=" images") as bar,
+    ):
+        records.add((0.0, 0.0))
         for row, path in zip(order.tolist(), table.paths_at(order), strict=True):
             bar.update()
             try:
                 content = read_bytes(path)
+                if not content:
+                    raise UnreadableImage("is empty (0 bytes)")
             except UnreadableImage as error:
                 skipped.problem("images that cannot be packed", f"{path}: {error}")
                 continue
-            if not content:
-                skipped.problem("images that cannot be packed", f"{path}: is empty (0 bytes)")
-                continue
-            packed += 1
-            yield int(identities[row]), content
-    if not packed:
-        raise UserError(f"{labelpath}: none of its {len(order)} images can be read")
+            key = records.add((float(identities[row]),), content)
+            if identities[row] != before:
+                before = identities[row]
+                firsts.append(key)
+        end = len(records.keys)
+        if not firsts:
+            raise UserError(f"{labelpath}: none of its {len(order)} images can be read")
+        for first, stop in pairwise([*firsts, end]):
+            records.add((float(first), float(stop)))
+        records.replace_first((float(end), float(end + len(firsts))))
+    close_container(str(target))
+    return end - 1
+
+
+class RecordWriter:
+    """Writes a .rec and its .idx, whole or not at all.
+
+    with RecordWriter("train.rec") as records:
+        records.add((7.0,), image_bytes)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.keys, self.offsets = array("q"), array("q")
+        self._size = 0
+
+    def __enter__(self) -> RecordWriter:
+        self._replacing = replacing(self.path, "wb")
+        self._file = self._replacing.__enter__()
+        return self
+
+    def add(self, labels: tuple[float, ...], image: bytes = b"", key: int | None = None) -> int:
+        """Adds a record and returns its key: the number of records before it unless given."""
+        key = len(self.keys) if key is None else key
+        label, more = (labels[0], b"") if len(labels) == 1 else (0.0, _floats(labels))
+        flag = 0 if len(labels) == 1 else len(labels)
+        record = frame(HEADER.pack(flag, label, key, 0) + more + image)
+        self._file.write(record)
+        self.keys.append(key)
+        self.offsets.append(self._size)
+        self._size += len(record)
+        return key
+
+    def replace_first(self, labels: tuple[float, ...]) -> None:
+        """Writes other labels, as many, into the first record."""
+        assert len(labels) > 1
+        self._file.seek(WORDS.size + HEADER.size)
+        self._file.write(_floats(labels))
+        self._file.seek(self._size)
+
+    def __exit__(self, *error: object) -> None:
+        """Removes the old .idx, puts the .rec in place, and writes the new .idx last."""
+        if error[0] is None:
+            with suppress(FileNotFoundError):
+                index_path(self.path).unlink()  # it names records of the old file
+        self._replacing.__exit__(*error)  # type: ignore[arg-type]
+        if error[0] is None:
+            keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)
+            write_index(index_path(self.path), keys, offsets)
+
+
+def _floats(labels: tuple[float, ...]) -> bytes:
+    return struct.pack(f"<{len(labels)}f", *labels)

@@ -195,24 +195,17 @@ def _scalar(dtype: _DType, content: Any) -> Any:
     return content if dtype.code[0] == "S" else np.frombuffer(content, dtype.code)[0].item()
 
 
-_MEANINGS: dict[str, Callable[..., Any]] = {
-    "_reconstruct": lambda *_: _Array(),
-    "_frombuffer": _array_from_buffer,
-    "scalar": _scalar,
-    "dtype": lambda code, *_: _DType(_text(code).lstrip("|<=")),
-    "encode": _encode,
-    "bytes": lambda *_: b"",  # the empty one: others go through encode
-    "ndarray": lambda *_: _Array(),
-}
-_KNOWN = {
-    ("_codecs", "encode"),
-    ("__builtin__", "bytes"),
-    ("builtins", "bytes"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+_CORES = ("numpy.core", "numpy._core")
+# What a pickle may name, and what it gets.
+_MEANINGS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): lambda *_: b"",  # the empty one: others go through encode
+    ("builtins", "bytes"): lambda *_: b"",
+    ("numpy", "ndarray"): lambda *_: _Array(),
+    ("numpy", "dtype"): lambda code, *_: _DType(_text(code).lstrip("|<=")),
+    **{(f"{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _array_from_buffer for core in _CORES},
 }
 
 
@@ -221,32 +214,29 @@ class _StandIn:
 
     __slots__ = ("_name",)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: tuple[str, str]) -> None:
         self._name = name
 
     def __call__(self, *values: Any) -> Any:
         return _MEANINGS[self._name](*values)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"{self._name} is given a state")
+        raise pickle.UnpicklingError(f"{self._name[1]} is given a state")
 
 
 class _Inert(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (_text(module), _text(name)) not in _KNOWN:
-            raise _NotAllowed(f"{_text(module)}.{_text(name)}")
-        return _StandIn(_text(name))
+        named = _text(module), _text(name)
+        if named not in _MEANINGS:
+            raise _NotAllowed(".".join(named))
+        return _StandIn(named)
 
     def persistent_load(self, number: Any) -> Any:
         raise _NotAllowed("an object outside the file")
 
 
 def _items(value: Any) -> Sequence[Any]:
-    """The entries of a list, or of an array of numbers, byte strings or objects.
-
-    Raises:
-        UnreadableImage: something else.
-    """
+    """The entries of a list, or of an array of numbers, byte strings or objects."""
     if isinstance(value, _Array) and isinstance(value.content, bytes):
         if not isinstance(value.shape, tuple) or len(value.shape) != 1:
             raise UnreadableImage(

@@ -9,7 +9,6 @@ are rounded above 2**24: identities are taken from the images' own labels.
 from __future__ import annotations
 
 import os
-import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,33 +16,31 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from common.cli import is_count, note
 from dataset.containers.base import Container
 from dataset.containers.rec_format import (
-    HEADER,
     MARK,
+    MAX_IDENTITIES,
     MAX_PART,
-    WORDS,
     Damaged,
+    Keys,
     Record,
     Window,
     check_end,
     content_at,
-    frame,
+    index_path,
     parse,
     plain_images,
+    read_index,
     scan,
+    write_index,
 )
-from dataset.containers.rec_index import Keys, index_path, read_index, write_index
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.files import replacing
 from sdd_fiqa.images import Content
 
-MAX_IDENTITIES = 1 << 24  # labels are float32, which counts to here
 _LOOKED_AT = 16  # records, to see that an index belongs to its file
 _MOST_KEY = 10**18 - 1  # that a list can name
 _FIRST_PLACE = 10**12  # rebuilt keys that are places begin here, beyond those of any lost index
@@ -59,7 +56,7 @@ class RecordFile(Container):
         damage: where the file is damaged, as far as a scan for a missing index tells; or empty.
     """
 
-    single_identities = writable = True
+    single_identities = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Opens it with its .idx; where that is missing, it is rebuilt by one scan.
@@ -146,34 +143,33 @@ class RecordFile(Container):
         """
         return self._at(self._row(key), self.file.read)
 
-    def records(
-        self, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, Record | Damaged]]:
-        """Keys and records of rows `start` to `stop` in order, the file read in large blocks."""
+    def records(self) -> Iterator[tuple[int, Record | Damaged]]:
+        """Keys and records in order, without those that describe others, read in large blocks."""
         window = Window(self.file)
-        for row in range(start, len(self) if stop is None else min(stop, len(self))):
-            key = int(self.keys[row])
+        for row in range(len(self)):
             try:
-                yield key, self._at(row, window.read)
+                record = self._at(row, window.read)
             except Damaged as damage:
-                yield key, damage
+                yield int(self.keys[row]), damage
+            else:
+                if record.image:
+                    yield record.key, record
 
-    def image_records(self) -> Iterator[tuple[int, Record | Damaged]]:
-        """As `records`, without those that describe others."""
-        for key, record in self.records():
-            if isinstance(record, Damaged) or record.image:
-                yield key, record
+    def _report_damage(self, skipped: Skipped) -> None:
+        """What the scan for a missing index found damaged; the index does not name it."""
+        if self.damage:
+            skipped.problem("damaged places", f"{self.path}: {self.damage}")
 
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The keys of all images, damaged ones included."""
         self._report_damage(skipped)
-        return (str(key) for key, _ in self.image_records())
+        return (str(key) for key, _ in self.records())
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images with their identities, which are their labels."""
         self._report_damage(skipped)
         images = 0
-        for key, record in self.image_records():
+        for key, record in self.records():
             images += 1
             if isinstance(record, Damaged):
                 skipped.problem("damaged records", f"{self.path}: {record}")
@@ -182,29 +178,19 @@ class RecordFile(Container):
                 yield str(key), str(record.identity)
             except UnreadableImage as error:
                 skipped.problem("records without an identity", f"{self.path}: {error}")
-        announced = self.announced_images()
-        if announced is not None and announced < MAX_IDENTITIES and announced != images:
-            skipped.problem(
-                "files whose first record announces another number of images",
-                f"{self.path}: {announced} announced, {images} found",
-            )
+        with suppress(UnreadableImage):
+            first = self._at(0, self.file.read)
+            announced = int(first.labels[0]) - 1
+            described = not first.image and len(first.labels) > 1
+            if described and announced < MAX_IDENTITIES and announced != images:
+                skipped.problem(
+                    "files whose first record announces another number of images",
+                    f"{self.path}: {announced} announced, {images} found",
+                )
 
     def identity(self, member: str) -> str:
         """The identity of one image, its label."""
         return str(self.record(_key_of(member)).identity)
-
-    def _report_damage(self, skipped: Skipped) -> None:
-        """What the scan for a missing index found damaged; the index does not name it."""
-        if self.damage:
-            skipped.problem("damaged places", f"{self.path}: {self.damage}")
-
-    def announced_images(self) -> int | None:
-        """How many images record 0 announces; None where it is an ordinary record, or damaged."""
-        with suppress(UnreadableImage):
-            first = self._at(0, self.file.read)
-            if not first.image and len(first.labels) > 1:
-                return int(first.labels[0]) - 1
-        return None
 
     def _row(self, key: int) -> int:
         if self._first_key is not None:
@@ -247,21 +233,25 @@ class RecordFile(Container):
                     self.damage = f"offset {self._end}: {what}; what follows needs {index}"
                     break
                 offsets.append(found.offset)
-                ids.append(min(found.key, _MOST_KEY))
+                ids.append(min(found.key, _MOST_KEY + 1))
                 shows.append(bool(found.image))
                 if found.offset - bar.n > 1 << 20:
                     bar.update(found.offset - bar.n)
         if not offsets:
             raise UserError(f"{self.path}: holds no record; is it an InsightFace .rec file?")
-        places = np.array(offsets, np.int64)
-        keys = _own_keys(np.array(ids, np.int64), np.array(shows, bool))
-        done = f"{index}: was missing; {len(offsets)} records found by one scan"
-        if keys is None:
-            keys = _FIRST_PLACE + np.arange(len(places), dtype=np.int64)
-            done += ", whose ids are not unique: lists made before do not fit; make them again"
+        # Records without an image may all have the id 0. Of equal ids, the image's is kept.
+        places, keys = np.array(offsets, np.int64), np.array(ids, np.int64)
+        is_image = np.array(shows, bool)
+        order = np.lexsort((~is_image, keys))
+        repeated = np.append(False, keys[order][1:] == keys[order][:-1])
+        unique = keys.max() <= _MOST_KEY and not np.any(repeated & is_image[order])
+        if unique:
+            keys, places = keys[order][~repeated], places[order][~repeated]
         else:
-            order = np.argsort(keys)
-            keys, places = keys[order], places[order]
+            keys = _FIRST_PLACE + np.arange(len(places), dtype=np.int64)
+        done = f"{index}: was missing; {len(keys)} records found by one scan"
+        if not unique:
+            done += ", whose ids are not unique: lists made before do not fit; make them again"
         if self.damage:  # an index names records only: no later run would tell of the damage
             done += f"; not kept, as the file is damaged at {self.damage}"
         else:
@@ -284,112 +274,8 @@ class RecordFile(Container):
                 "to have it rebuilt"
             )
 
-    @staticmethod
-    def write(path: Path, images: Iterable[tuple[int, bytes]]) -> int:
-        """Writes (identity, image) as InsightFace lays it out, and returns how many images.
-
-        Record 0 announces the others. Images follow from key 1. After them a record for each
-        identity holds the first key of its images and the key after the last.
-
-        Args:
-            path: the .rec; the .idx goes beside it.
-            images: those of one identity together.
-
-        Raises:
-            UserError: an identity that a label cannot hold.
-        """
-        ranges: list[tuple[int, int]] = []
-        before = -1
-        with RecordWriter(path) as records:
-            records.add((0.0, 0.0))
-            for identity, image in images:
-                if not 0 <= identity < MAX_IDENTITIES:
-                    raise UserError(
-                        f"{path}: identities must be 0 to {MAX_IDENTITIES - 1} to fit a record's "
-                        f"label, got {identity}"
-                    )
-                key = records.add((float(identity),), image)
-                if identity != before:
-                    before = identity
-                    ranges.append((key, key + 1))
-                ranges[-1] = (ranges[-1][0], key + 1)
-            end = len(records.keys)
-            for first, stop in ranges:
-                records.add((float(first), float(stop)))
-            records.replace(0, (float(end), float(end + len(ranges))))
-        return end - 1
-
-
-class RecordWriter:
-    """Writes a .rec and its .idx, whole or not at all.
-
-    with RecordWriter("train.rec") as records:
-        records.add((7.0,), image_bytes)
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.keys, self.offsets = array("q"), array("q")
-        self._size = 0
-
-    def __enter__(self) -> RecordWriter:
-        self._replacing = replacing(self.path, "wb")
-        self._file = self._replacing.__enter__()
-        return self
-
-    def add(self, labels: tuple[float, ...], image: bytes = b"", key: int | None = None) -> int:
-        """Adds a record and returns its key: the number of records before it unless given."""
-        key = len(self.keys) if key is None else key
-        label, more = (labels[0], b"") if len(labels) == 1 else (0.0, _floats(labels))
-        flag = 0 if len(labels) == 1 else len(labels)
-        record = frame(HEADER.pack(flag, label, key, 0) + more + image)
-        self._file.write(record)
-        self.keys.append(key)
-        self.offsets.append(self._size)
-        self._size += len(record)
-        return key
-
-    def replace(self, position: int, labels: tuple[float, ...]) -> None:
-        """Writes other labels, as many, into the record added at `position`."""
-        assert len(labels) > 1
-        self._file.seek(self.offsets[position] + WORDS.size + HEADER.size)
-        self._file.write(_floats(labels))
-        self._file.seek(self._size)
-
-    def __exit__(self, *error: object) -> None:
-        """Removes the old .idx, puts the .rec in place, and writes the new .idx last."""
-        if error[0] is None:
-            with suppress(FileNotFoundError):
-                index_path(self.path).unlink()  # it names records of the old file
-        self._replacing.__exit__(*error)  # type: ignore[arg-type]
-        if error[0] is None:
-            keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)
-            write_index(index_path(self.path), keys, offsets)
-
-
-def _own_keys(ids: Keys, shows: npt.NDArray[np.bool_]) -> Keys | None:
-    """The keys that records name themselves, None where those of two images are equal.
-
-    Args:
-        ids: (N,) in the records.
-        shows: (N,) whether a record has an image. The others may all have the id 0.
-    """
-    if len(np.unique(ids[shows])) < shows.sum() or ids.max() == _MOST_KEY:
-        return None
-    keys, taken = ids.copy(), set(ids[~shows & np.isin(ids, ids[shows])].tolist())
-    following = int(ids.max()) + 1
-    for row in np.flatnonzero(~shows).tolist():
-        if int(ids[row]) in taken:
-            keys[row], following = following, following + 1
-        taken.add(int(ids[row]))
-    return keys
-
 
 def _key_of(member: str) -> int:
     if not is_count(member):
         raise UnreadableImage(f"{member!r} is no record key, a whole number")
     return int(member)
-
-
-def _floats(labels: tuple[float, ...]) -> bytes:
-    return struct.pack(f"<{len(labels)}f", *labels)

@@ -1,29 +1,35 @@
-"""The bytes of a .rec file: where its records begin and end, and what is in them.
+"""The bytes of a .rec file and of its .idx: where records begin and end, and what is in them.
 
 A .rec file is a sequence of records. Each begins with two little-endian words: the magic number,
 and a word of a length (lower 29 bits) and a kind (upper 3 bits). Kind 0 is a whole record. Content
 that holds the magic number itself is cut there into parts: the first, middle and last ones have
 the kinds 1, 2, 3, and the magic number between them is left out. Content is padded to 4 bytes. It
 begins with flag (uint32), label (float32), id and id2 (uint64). A flag above 0 is the number of
-float32 labels that follow and replace the label. Then come the bytes of an image file.
-(dmlc-core, recordio.h; mxnet, recordio.py.)
+float32 labels that follow and replace the label. Then come the bytes of an image file. The .idx is
+text, `key TAB offset`, one record a line. (dmlc-core, recordio.h; mxnet, recordio.py.)
 """
 
 from __future__ import annotations
 
 import math
+import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sdd_fiqa.errors import UnreadableImage
+from dataset.lists import whole_lines
+from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.files import reading, replacing
 from sdd_fiqa.storage import File
 
 MAGIC = 0xCED7230A
 MARK = struct.pack("<I", MAGIC)
+MAX_IDENTITIES = 1 << 24  # labels are float32, which counts to here
 MAX_PART = (1 << 29) - 1  # the length has 29 bits
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 
@@ -31,8 +37,11 @@ WORDS = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 _IMAGE = WORDS.size + HEADER.size  # where the image of an ordinary record begins
 _unpack_plain = struct.Struct("<IIIf").unpack_from  # the two words and the header's beginning
-_WINDOW = 1 << 22
+_WINDOW = _BLOCK = 1 << 22
 _GUESS = 1 << 16  # read at once where the length is not known yet
+_TAB, _NEWLINE = 9, 10
+
+Keys = npt.NDArray[np.int64]
 
 
 class Record(NamedTuple):
@@ -232,3 +241,61 @@ def parse(key: int, offset: int, content: bytes) -> Record:
     if not all(map(math.isfinite, labels)):
         raise Damaged("has a label that is not a finite number")
     return Record(key, offset, labels, content[begin:])
+
+
+def index_path(path: str | os.PathLike[str]) -> Path:
+    """The .idx that belongs to a .rec."""
+    return Path(path).with_suffix(".idx")
+
+
+def read_index(path: Path) -> tuple[Keys, Keys]:
+    """Reads a .idx: keys, ascending, and offsets, (N,) int64 each.
+
+    Raises:
+        UserError: unreadable, or not lines of `key TAB offset`, or a key twice.
+    """
+    parts = []
+    lines = 0
+    with reading(path), open(path, "rb") as file:
+        for block in whole_lines(file, _BLOCK):
+            parts.append(_index_rows(path, block, lines))
+            lines += len(parts[-1])
+    rows = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
+    if not len(rows):
+        raise UserError(f"{path}: is empty; delete it to have it rebuilt from the .rec")
+    keys, offsets = rows[:, 0].copy(), rows[:, 1].copy()
+    if np.any(keys[1:] <= keys[:-1]):
+        order = np.argsort(keys, kind="stable")
+        keys, offsets = keys[order], offsets[order]
+        twice = np.flatnonzero(keys[1:] == keys[:-1])
+        if len(twice):
+            raise UserError(
+                f"{path}: names record {keys[twice[0]]} twice; delete it to have it rebuilt"
+            )
+    return keys, offsets
+
+
+def write_index(path: Path, keys: Keys, offsets: Keys) -> None:
+    """Writes a .idx: (N,) keys and offsets."""
+    with replacing(path) as file:
+        for start in range(0, len(keys), 1 << 16):
+            some = slice(start, start + (1 << 16))
+            rows = zip(keys[some].tolist(), offsets[some].tolist(), strict=True)
+            file.write("".join([f"{key}\t{offset}\n" for key, offset in rows]))
+
+
+def _index_rows(path: Path, block: bytes, lines: int) -> Keys:
+    """(n, 2) key and offset of whole lines."""
+    text = np.frombuffer(block, np.uint8)
+    ends, tabs = np.flatnonzero(text == _NEWLINE), np.flatnonzero(text == _TAB)
+    if not block.translate(None, b"0123456789\t\r\n") and len(tabs) == len(ends):
+        numbers = np.fromstring(block.decode("ascii"), np.int64, sep=" ")
+        if len(numbers) == 2 * len(ends) and np.all(tabs < ends) and np.all(tabs[1:] > ends[:-1]):
+            return numbers.reshape(-1, 2)
+    for line, fields in enumerate(block.split(b"\n")):
+        if not re.fullmatch(rb"[0-9]+\t[0-9]+\r?", fields):
+            raise UserError(
+                f"{path}:{lines + line + 1}: expected `key TAB offset`, two whole numbers; delete "
+                "the file to have it rebuilt from the .rec"
+            )
+    raise AssertionError("each line is right, but all of them are not")

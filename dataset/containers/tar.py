@@ -1,9 +1,6 @@
 """WebDataset tars: the files of a sample are neighbours that share their name up to the first dot.
 
-    000017.cls   000017.jpg        or        n0001/0002.json   n0001/0002.png
-
-The webdataset library decides what belongs to a sample. Listing identities needs it (`pip install
-webdataset`); images are read by their place in the tar, without it.
+000017.cls   000017.jpg        or        n0001/0002.json   n0001/0002.png
 """
 
 from __future__ import annotations
@@ -13,11 +10,13 @@ import io
 import json
 import os
 import posixpath
+import re
 import tarfile
 import threading
 from array import array
 from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +35,7 @@ IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
 _MOST_META = 1 << 20  # bytes of a .cls, a .json or a long name
 _MOST_LINKS = 8  # that lead from one to the next
 _NOWHERE = "links to nothing in the tar, and files with holes"
+_SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.[^/]*", re.DOTALL)  # the name up to the first dot
 
 Rows = npt.NDArray[np.int64]
 
@@ -61,18 +61,8 @@ class Member(NamedTuple):
         return any(part.startswith(".") and part.strip(".") for part in self.name.split("/"))
 
 
-class Sample(NamedTuple):
-    """The image of a sample and whose it is, or (identity None) why that is not known."""
-
-    image: str
-    identity: str | None
-    problem: str
-
-
 class TarImages(Container):
     """A tar read at random, by any number of threads: 20 bytes of memory a member."""
-
-    in_shards = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
@@ -95,17 +85,15 @@ class TarImages(Container):
                 if member.target is not None:
                     targets[keys[-1]] = member.target
             order = np.argsort(np.array(keys, np.int64), kind="stable")
-            self._index = (
+            self._index = index = (
                 np.array(keys, np.int64)[order],
                 np.array(offsets, np.int64)[order],
                 np.array(sizes, np.uint32)[order],
             )
-            found = {key: self._follow(target, targets) for key, target in targets.items()}
-            _, all_offsets, all_sizes = self._index
-            for key, place in found.items():
-                row = self._row(key)
-                if place >= 0 and all_offsets[row] < 0:  # else a file of that name follows
-                    all_offsets[row], all_sizes[row] = all_offsets[place], all_sizes[place]
+            found = [(self._row(key), self._follow(to, targets)) for key, to in targets.items()]
+            for row, place in found:
+                if place >= 0 and index[1][row] < 0:  # else a file of that name follows
+                    index[1][row], index[2][row] = index[1][place], index[2][place]
 
     def _row(self, key: int) -> int:
         """The last row of a key, -1 if there is none."""
@@ -117,8 +105,7 @@ class TarImages(Container):
         """The row of the file that a link leads to, -1 if it leads to none."""
         assert self._index is not None
         for _ in range(_MOST_LINKS):
-            rows = [self._row(_key(name)) for name in (target, f"./{target}")]
-            row = max(rows)
+            row = max(self._row(_key(name)) for name in (target, f"./{target}"))
             if row < 0 or self._index[1][row] >= 0:
                 return row
             target = targets[int(self._index[0][row])]
@@ -157,13 +144,10 @@ class TarImages(Container):
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The members that are images, by their names."""
         for member in self._shown(skipped):
-            if isinstance(member, str):
-                skipped.problem("damaged places", f"{self.path}: {member}")
-            elif member.name.rpartition(".")[2].lower() in IMAGE_KINDS:
+            if _kind(member.name) in IMAGE_KINDS:
                 yield member.name
             else:
-                start = self._start(member, START)
-                reason = why_left_out(start, member.name)
+                reason = why_left_out(self._start(member, START), member.name)
                 path = f"{self.path}#{member.name}"
                 if reason is not None and skipped.picture_or_video(path, reason):
                     yield member.name
@@ -174,11 +158,11 @@ class TarImages(Container):
             return self.file.read(member.offset, min(member.size, most))
         return self.read(member.name)[:most]
 
-    def _shown(self, skipped: Skipped) -> Iterator[Member | str]:
-        """As `members`, without what is hidden or leads nowhere."""
+    def _shown(self, skipped: Skipped) -> Iterator[Member]:
+        """The members; what is damaged, hidden or leads nowhere goes to `skipped`."""
         for member in members(self.file):
             if isinstance(member, str):
-                yield member
+                skipped.problem("damaged places", f"{self.path}: {member}")
             elif member.hidden:
                 skipped.expected["hidden files"] += 1
             elif self._leads_nowhere(member):
@@ -188,13 +172,37 @@ class TarImages(Container):
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images of the samples with their identities."""
-        for sample in samples(self, skipped):
-            if isinstance(sample, str):
-                skipped.problem("damaged places", f"{self.path}: {sample}")
-            elif sample.identity is None:
-                skipped.problem(sample.problem, f"{self.path}#{sample.image}")
+
+        def shared(member: Member) -> str:
+            match = _SAMPLE.fullmatch(member.name)
+            return match[1] if match else ""
+
+        kinds = (*IMAGE_KINDS, "cls", "json")
+        wanted = (member for member in self._shown(skipped) if _kind(member.name) in kinds)
+        for sample, group in groupby(wanted, shared):
+            parts: dict[str, Member] = {}
+            for member in group if sample else ():
+                kind = member.name[len(sample) + 1 :].lower()
+                if kind in parts:
+                    problem = f"{self.path}: {member.name}: duplicate file name"
+                    skipped.problem("damaged places", problem)
+                parts.setdefault(kind, member)
+            images = [kind for kind in parts if _kind(kind) in IMAGE_KINDS]
+            if not images:
+                continue
+            image = parts[min(images, key=lambda kind: IMAGE_KINDS.index(_kind(kind)))].name
+            if "cls" in parts:
+                text = self._start(parts["cls"], _MOST_META).decode("utf-8", "replace").strip()
+                identity, problem = text or None, "samples whose .cls is empty"
+            elif "json" in parts:
+                identity = _json_identity(self._start(parts["json"], _MOST_META))
+                problem = f"samples whose .json has no identity (one of {', '.join(IDENTITY_KEYS)})"
             else:
-                yield sample.image, sample.identity
+                identity, problem = None, "samples without .cls or .json"
+            if identity is None:
+                skipped.problem(problem, f"{self.path}#{image}")
+            else:
+                yield image, identity
 
 
 def members(file: File) -> Iterator[Member | str]:
@@ -273,58 +281,8 @@ def _first_byte(file: File, offset: int) -> int | None:
     return None
 
 
-def samples(tar: TarImages, skipped: Skipped) -> Iterator[Sample | str]:
-    """The images of a WebDataset tar and their identities, in its order; damages as sentences.
-
-    Raises:
-        UserError: webdataset is not installed.
-        UnreadableImage: the file cannot be read, or is no tar.
-    """
-    try:
-        from webdataset.tariterators import group_by_keys
-    except ImportError as error:
-        raise UserError(
-            f"{tar.path}: listing a tar needs webdataset: pip install webdataset"
-        ) from error
-    damages: list[str] = []
-
-    def refuse(error: Exception) -> bool:
-        damages.append(f"{error.args[0]}")
-        return True
-
-    def parts() -> Iterator[dict[str, Any]]:
-        for member in tar._shown(skipped):
-            if isinstance(member, str):
-                damages.append(member)
-                continue
-            kind = member.name.rpartition(".")[2].lower()
-            if kind in IMAGE_KINDS:
-                yield {"fname": member.name, "data": member.name, "__url__": tar.path}
-            elif kind in ("cls", "json"):
-                content = tar._start(member, _MOST_META)
-                yield {"fname": member.name, "data": content, "__url__": tar.path}
-
-    for sample in group_by_keys(parts(), handler=refuse):
-        yield from _sample(sample)
-        yield from damages
-        damages.clear()
-    yield from damages
-
-
-def _sample(sample: dict[str, Any]) -> Iterator[Sample]:
-    kinds = [kind for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
-    if not kinds:
-        return
-    image = sample[min(kinds, key=lambda kind: IMAGE_KINDS.index(kind.rpartition(".")[2]))]
-    if "cls" in sample:
-        text = sample["cls"].decode("utf-8", "replace").strip()
-        identity, problem = text or None, "samples whose .cls is empty"
-    elif "json" in sample:
-        identity = _json_identity(sample["json"])
-        problem = f"samples whose .json has no identity (one of {', '.join(IDENTITY_KEYS)})"
-    else:
-        identity, problem = None, "samples without .cls or .json"
-    yield Sample(image, identity, problem)
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def _json_identity(content: bytes) -> str | None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from dataset.containers import read_bytes
 from dataset.containers.listing import containers_of, identified_members
-from dataset.containers.tar import Sample, TarImages, members, samples
+from dataset.containers.tar import TarImages, members
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.storage import File
@@ -94,7 +93,6 @@ def test_links_are_read_or_counted(tmp_path: Path) -> None:
 
 
 def test_links_have_identities(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     found = TarImages(linked(tmp_path / "a.tar", LINKS)).identified(Skipped())
     assert list(found) == [("d/0.jpg", "7"), ("d/1.jpg", "7"), ("e/2.jpg", "7")]
 
@@ -114,10 +112,8 @@ def test_the_last_of_two_members_of_a_name(tmp_path: Path) -> None:
 
 
 def test_identities_from_cls_and_json(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     path = tar_of(tmp_path / "a.tar", FILES)
-    found = [s for s in samples(TarImages(path), Skipped()) if isinstance(s, Sample)]
-    assert [(s.image, s.identity) for s in found] == [
+    assert list(TarImages(path).identified(Skipped())) == [
         ("000.jpg", "7"),
         ("d/001.png", "ann"),
         ("003.JPG", "7"),
@@ -132,14 +128,13 @@ def test_the_library_finds_the_same_samples(tmp_path: Path) -> None:
         for n in range(20):
             writer.write({"__key__": f"k{n:03}", "jpg": b"image %d" % n, "cls": n // 3})
     theirs = [(s["jpg"], s["cls"]) for s in webdataset.WebDataset(path, shardshuffle=False)]
-    ours = [s for s in samples(TarImages(path), Skipped()) if isinstance(s, Sample)]
     tar = TarImages(path)
-    assert [(tar.read(s.image), s.identity.encode()) for s in ours if s.identity] == theirs
+    ours = tar.identified(Skipped())
+    assert [(tar.read(image), identity.encode()) for image, identity in ours] == theirs
     assert len(theirs) == 20
 
 
 def test_samples_without_an_identity_are_reported(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     files = [
         ("0.jpg", b"no identity file"),
         ("1.cls", b" "),
@@ -301,12 +296,3 @@ def test_which_tars_a_root_names(tmp_path: Path) -> None:
         containers_of(root + "/*")
     (tmp_path / "ann").mkdir()
     assert containers_of(root) == []  # identity folders: a folder of faces
-
-
-def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "webdataset", None)
-    monkeypatch.setitem(sys.modules, "webdataset.tariterators", None)
-    path = tar_of(tmp_path / "a.tar", FILES)
-    with pytest.raises(UserError, match="pip install webdataset"):
-        list(samples(TarImages(path), Skipped()))
-    assert TarImages(path).read("000.jpg") == b"image 0"

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.containers.rec import RecordWriter
+from dataset.containers.pack import RecordWriter
 
 LIST = "generate_pseudo_labels/gen_datalist.py"
 LABEL = "generate_pseudo_labels/gen_pseudo_labels.py"

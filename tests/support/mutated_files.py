@@ -141,7 +141,7 @@ def journal(which: str) -> tuple[str, bytes, Callable[[Path], object]]:
 
 def container(kind: str) -> tuple[str, bytes, Callable[[Path], object]]:
     from dataset.containers import close_container, open_container
-    from dataset.containers.rec import RecordWriter
+    from dataset.containers.pack import RecordWriter
     from dataset.left_out import Skipped
 
     images = [cv2.imencode(".png", FACE + n)[1].tobytes() for n in range(6)]
