@@ -11,21 +11,20 @@ import json
 import math
 import os
 import zlib
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from common.cli import note
-from dataset.embeddings import EmbeddingsFile, read_header
+from dataset.embeddings import NORMS, read_header
 from dataset.lists import ImageList
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import read_json, replacing, write_json
+from sdd_fiqa.files import OpenFile, read_json, replacing, write_json
 
 FEATURES = "Embedding_Features.npy"
-NORMS = "Embedding_Norms.npy"
 FORMAT = 1
 
 
@@ -46,32 +45,26 @@ class FeatureWriter:
             about: list, weights and preprocessing: what makes two runs the same work.
         """
         self.folder, self.rows, self.dimension, self.about = folder, rows, dimension, about
-        self.features, self.norms = folder / FEATURES, folder / NORMS
-        self._parts = [_part(self.features), _part(self.norms)]
+        self.features = folder / FEATURES
+        self._arrays = [
+            _Array(folder / FEATURES, (rows, dimension), "<f2"),
+            _Array(folder / NORMS, (rows,), "<f4"),
+        ]
+        self._described = self.features.with_suffix(".json")
         self._plan_file = folder / "Embedding_Features.plan.json"
-        self._files: list[tuple[int, int]] = []  # descriptor, bytes before the first row
-        self._journal: TextIO | None = None
+        self._files: list[tuple[OpenFile, int]] = []  # and bytes before the first row
+        self._journal: Path | None = None
 
     def is_done(self) -> bool:
         """Whether a finished file of the same work exists."""
-        beside = self.features.with_suffix(".json")
-        if not (beside.exists() and self.features.exists() and self.norms.exists()):
+        if not all(array.is_at(array.path) for array in self._arrays):
             return False
-        try:
-            done = read_json(beside)
-        except UserError:  # not ours, or damaged: the work is done again
-            return False
-        try:
-            with closing(EmbeddingsFile(self.features)) as file:
-                whole = file.shape == (self.rows, self.dimension)
-        except UserError:  # cut off, or no longer embeddings
-            return False
-        whole = whole and _has_form(self.norms, (self.rows,), "<f4")
-        return whole and self._is_this_work(done) and _are_failures(done.get("unreadable"))
+        done = _described(self._described)
+        return self._is_this_work(done) and _are_failures(done.get("unreadable"))
 
     def unreadable(self) -> list[dict[str, Any]]:
         """Of a finished file: the rows without an embedding, with path and reason."""
-        listed: list[dict[str, Any]] = read_json(self.features.with_suffix(".json"))["unreadable"]
+        listed: list[dict[str, Any]] = read_json(self._described)["unreadable"]
         return listed
 
     def prepare(self) -> None:
@@ -82,65 +75,44 @@ class FeatureWriter:
                 self._drop_unwritten()
                 return
             self._clear()
-            for part, (shape, dtype) in zip(self._parts, self._forms(), strict=True):
+            for array in self._arrays:
                 # A sparse file of the right size: rows are zero until written.
-                np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
+                np.lib.format.open_memmap(array.part, "w+", np.dtype(array.dtype), array.shape)
             write_json(self._plan_file, self._plan())
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
     def _can_resume(self) -> bool:
         """Whether the parts of the same work exist; a kill in `finish` may have renamed some."""
-        try:
-            if not self._plan_file.exists() or not self._is_this_work(read_json(self._plan_file)):
-                return False
-        except UserError:
+        if not self._is_this_work(_described(self._plan_file)):
             return False
-        if not self.features.with_suffix(".json").exists():
-            for part, final in zip(self._parts, (self.features, self.norms), strict=True):
-                if not part.exists() and final.exists():
-                    os.replace(final, part)
-        for part, (shape, dtype) in zip(self._parts, self._forms(), strict=True):
-            if not part.exists():
+        for array in self._arrays:
+            if not (self._described.exists() or array.part.exists()) and array.path.exists():
+                os.replace(array.path, array.part)
+            if not array.part.exists():
                 return False
-            if not _has_form(part, shape, dtype):
-                note(f"{part}: is damaged; the embeddings are extracted from the first image on")
+            if not array.is_at(array.part):
+                note(f"{array.part}: is damaged; the embeddings are extracted from the first image")
                 return False
         return True
 
     def _drop_unwritten(self) -> None:
         """Removes from the journals what the parts do not hold: a power cut may lose rows alone."""
-        entries = self._entries()
-        files = [os.open(part, os.O_RDONLY) for part in self._parts]
-        try:
-            sizes = [os.fstat(file).st_size for file in files]
-            rows = [self.dimension * 2, 4]
-            begins = [size - self.rows * row for size, row in zip(sizes, rows, strict=True)]
-            kept = []
-            for entry in entries:
-                start, count = entry["start"], entry["stop"] - entry["start"]
-                blocks = [
-                    os.pread(file, count * row, begin + start * row)
-                    for file, row, begin in zip(files, rows, begins, strict=True)
-                ]
-                if _checksum(blocks) == entry["crc32"]:
-                    kept.append(entry)
-        finally:
-            for descriptor in files:
-                os.close(descriptor)
+        entries, kept = self._entries(), []
+        for entry in entries:
+            rows = slice(entry["start"], entry["stop"])
+            # Mapped for these rows alone: pages of a mapping count as memory of the process.
+            blocks = [np.load(one.part, mmap_mode="r")[rows].tobytes() for one in self._arrays]
+            if _checksum(blocks) == entry["crc32"]:
+                kept.append(entry)
         if len(kept) == len(entries):
             return
         note(f"{self.folder}: {len(entries) - len(kept)} batches were not written; done again")
-        old = list(self.folder.glob(f"{FEATURES}.*.journal"))
-        with replacing(first := self.folder / f"{FEATURES}.0.journal") as file:
+        first, *others = sorted(self.folder.glob(f"{FEATURES}.*.journal"))
+        with replacing(first) as file:
             file.writelines(json.dumps(entry) + "\n" for entry in kept)
-        for journal in old:
-            if journal != first:
-                journal.unlink(missing_ok=True)
-
-    def _forms(self) -> list[tuple[tuple[int, ...], str]]:
-        """The shape and type of each part."""
-        return [((self.rows, self.dimension), "<f2"), ((self.rows,), "<f4")]
+        for journal in others:
+            journal.unlink(missing_ok=True)
 
     def missing_batches(self, size: int) -> npt.NDArray[np.int64]:
         """Numbers of the batches, rows [i * size, (i + 1) * size), that are not all written.
@@ -156,13 +128,10 @@ class FeatureWriter:
 
     def open(self, rank: int) -> None:
         """Opens the part files and this process's journal for writing."""
-        for part, row_bytes in zip(self._parts, (self.dimension * 2, 4), strict=True):
-            header = part.stat().st_size - self.rows * row_bytes
-            self._files.append((os.open(part, os.O_WRONLY), header))
-        # Starts a new line, in case a kill cut the last one.
-        journal = self.folder / f"{FEATURES}.{rank}.journal"
-        self._journal = journal.open("a", encoding="utf-8")
-        self._journal.write("\n")
+        for array in self._arrays:
+            header = array.part.stat().st_size - array.size
+            self._files.append((OpenFile(os.open(array.part, os.O_WRONLY)), header))
+        self._journal = self.folder / f"{FEATURES}.{rank}.journal"
 
     def write(
         self, start: int, embeddings: npt.NDArray[np.float32], failures: dict[int, str]
@@ -193,10 +162,14 @@ class FeatureWriter:
         entry["crc32"] = _checksum(blocks)
         try:
             for (file, offset), block in zip(self._files, blocks, strict=True):
-                row_bytes = len(block) // len(embeddings)
-                _write_all(file, block, offset + start * row_bytes)
-            self._journal.write(json.dumps(entry) + "\n")
-            self._journal.flush()
+                place = offset + start * (len(block) // len(embeddings))
+                view = memoryview(block)
+                while view:
+                    written = os.pwrite(file.number, view, place)
+                    view, place = view[written:], place + written
+            with open(self._journal, "a", encoding="utf-8") as journal:
+                # Begins a new line, in case a kill cut the last one.
+                journal.write("\n" + json.dumps(entry) + "\n")
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}); make room and run the same "
@@ -205,12 +178,7 @@ class FeatureWriter:
 
     def close(self) -> None:
         """Closes the files; what was written stays."""
-        for file, _ in self._files:
-            os.close(file)
         self._files.clear()
-        if self._journal is not None:
-            with suppress(OSError):  # a line that found no room is tried again, and said already
-                self._journal.close()
 
     def finish(self, table: ImageList) -> list[dict[str, Any]]:
         """Gives the parts their final names and writes the .json; one process does this.
@@ -231,7 +199,7 @@ class FeatureWriter:
                 "run the same command again: it resumes"
             )
         failures = {row: reason for entry in self._entries() for row, reason in entry["unreadable"]}
-        norms = np.load(self._parts[1], mmap_mode="r")
+        norms = np.load(self._arrays[1].part, mmap_mode="r")
         # A row done twice, with its image fixed in between, has an embedding after all.
         rows = [row for row in sorted(failures) if norms[row] == 0]
         unreadable = [
@@ -245,28 +213,26 @@ class FeatureWriter:
                 f"{unreadable[0]['path']}: {unreadable[0]['reason']}); paths are read relative to "
                 "the current folder"
             )
-        beside = self.features.with_suffix(".json")
         # A kill in here must not leave a .json beside rows that it does not describe.
-        for old in (beside, self.features, self.norms):
+        for old in (self._described, *(array.path for array in self._arrays)):
             old.unlink(missing_ok=True)
-        for part, final in zip(self._parts, (self.features, self.norms), strict=True):
-            os.replace(part, final)
+        for array in self._arrays:
+            os.replace(array.part, array.path)
         plan = {**self._plan(), "rows_done": self.rows, "unreadable": unreadable}
-        write_json(beside, plan)
+        write_json(self._described, plan)
         self._clear()
         return unreadable
 
     def _plan(self) -> dict[str, Any]:
         return {"format": FORMAT, **self.about, "dimension": self.dimension}
 
-    def _is_this_work(self, described: object) -> bool:
+    def _is_this_work(self, described: dict[str, Any]) -> bool:
         """Whether a .json describes this work; how the list's path was typed does not matter."""
-        if not isinstance(described, dict) or described.get("rows_done", self.rows) != self.rows:
+        works = [dict(self._plan()), {"rows_done": self.rows, **described}]
+        if works[1].pop("rows_done") != self.rows:
             return False
-        works = [dict(self._plan()), dict(described)]
         for work in works:
-            for outcome in ("rows_done", "unreadable"):
-                work.pop(outcome, None)
+            work.pop("unreadable", None)
             if isinstance(listed := work.get("list"), dict):
                 work["list"] = {key: value for key, value in listed.items() if key != "path"}
         return works[0] == works[1]
@@ -289,8 +255,42 @@ class FeatureWriter:
 
     def _clear(self) -> None:
         journals = self.folder.glob(f"{FEATURES}.*.journal")
-        for path in [self._plan_file, *journals, *self._parts]:
+        for path in [self._plan_file, *journals, *(array.part for array in self._arrays)]:
             path.unlink(missing_ok=True)
+
+
+class _Array(NamedTuple):
+    """One of the arrays that are written, and the form that it has."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file is a whole .npy of this form."""
+        try:
+            with open(path, "rb") as file:
+                form = read_header(file)
+                whole = path.stat().st_size == file.tell() + self.size
+        except Exception:  # a damaged header is parsed as Python: it raises many kinds
+            return False
+        return whole and form == (self.shape, False, np.dtype(self.dtype))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a .json says; empty where it is missing, damaged or not ours: the work is done again."""
+    with suppress(UserError):
+        if isinstance(content := read_json(path), dict):
+            return content
+    return {}
 
 
 def _are_failures(listed: object) -> bool:
@@ -301,27 +301,3 @@ def _are_failures(listed: object) -> bool:
 
 def _checksum(blocks: list[bytes]) -> int:
     return zlib.crc32(blocks[1], zlib.crc32(blocks[0]))
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
-
-
-def _has_form(part: Path, shape: tuple[int, ...], dtype: str) -> bool:
-    """Whether a file is a whole .npy of a shape and type."""
-    with open(part, "rb") as file:
-        try:
-            stated = read_header(file)
-        except Exception:  # a damaged header is parsed as Python: it raises many kinds
-            return False
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        return (
-            stated == (shape, False, np.dtype(dtype)) and part.stat().st_size == file.tell() + size
-        )
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written

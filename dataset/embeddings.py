@@ -167,11 +167,7 @@ def open_embeddings(path: Path, table: ImageList) -> tuple[EmbeddingsFile, Origi
             and the .json beside them.
     """
     file = EmbeddingsFile(path)
-    return file, _origin(path, file.shape, table)
-
-
-def _origin(path: Path, shape: tuple[int, int], table: ImageList) -> Origin:
-    rows = shape[0]
+    rows, columns = file.shape
     if rows != len(table):
         raise UserError(
             f"{path}: has {rows} rows, but {table.file} has {len(table)} lines; extract the "
@@ -179,7 +175,7 @@ def _origin(path: Path, shape: tuple[int, int], table: ImageList) -> Origin:
         )
     described = path.with_suffix(".json")
     if not described.exists():
-        return Origin(
+        return file, Origin(
             [],
             f"{path} has no .json beside it: that its rows belong to {table.file}, in this "
             "order, could not be checked",
@@ -187,7 +183,7 @@ def _origin(path: Path, shape: tuple[int, int], table: ImageList) -> Origin:
     content = read_json(described)
     try:
         sha256, done = content["list"]["sha256"], int(content["rows_done"])
-        dimension = int(content.get("dimension", shape[1]))
+        dimension = int(content.get("dimension", columns))
         unreadable = [
             (int(entry["row"]), str(entry["path"]), str(entry["reason"]))
             for entry in content.get("unreadable", [])
@@ -197,9 +193,9 @@ def _origin(path: Path, shape: tuple[int, int], table: ImageList) -> Origin:
             f"{described}: is not what extract_feats writes beside embeddings; extract them again, "
             "or remove it if they were made elsewhere"
         ) from error
-    if dimension != shape[1]:
+    if dimension != columns:
         raise UserError(
-            f"{path}: has rows of {shape[1]} numbers, the .json beside it speaks of {dimension}; "
+            f"{path}: has rows of {columns} numbers, the .json beside it speaks of {dimension}; "
             "extract the embeddings again"
         )
     if sha256 != table.sha256:
@@ -213,7 +209,7 @@ def _origin(path: Path, shape: tuple[int, int], table: ImageList) -> Origin:
         )
     if any(not 0 <= row < rows for row, _, _ in unreadable):
         raise UserError(f"{described}: names an unreadable row outside 0..{rows - 1}")
-    return Origin(unreadable)
+    return file, Origin(unreadable)
 
 
 def read_norms(path: Path, table: ImageList) -> npt.NDArray[np.float64]:
@@ -224,17 +220,13 @@ def read_norms(path: Path, table: ImageList) -> npt.NDArray[np.float64]:
     try:
         with open(norms_path, "rb") as file:
             shape, _, dtype = read_header(file)
-            if shape == (len(table),) and dtype.kind == "f":
-                content = file.read(len(table) * dtype.itemsize)
-                norms = np.frombuffer(content, dtype)
+            count = len(table)
+            if shape == (count,) and dtype.kind == "f":
+                norms = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
+                return norms.astype(np.float64)
     except Exception as error:  # as in EmbeddingsFile
         raise UserError(f"{norms_path}: is not a whole .npy array ({error})") from error
-    if dtype.kind != "f":
-        raise UserError(f"{norms_path}: holds {dtype}; norms are floats")
-    if shape != (len(table),):
-        raise UserError(f"{norms_path}: shape {shape}, but {table.file} has {len(table):,} lines")
-    if len(norms) != len(table):
-        raise UserError(
-            f"{norms_path}: is not a whole .npy array (it holds {len(norms):,} numbers)"
-        )
-    return norms.astype(np.float64)
+    raise UserError(
+        f"{norms_path}: holds {dtype} of shape {shape}; norms are one float for each of the "
+        f"{count:,} lines of {table.file}"
+    )

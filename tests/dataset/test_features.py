@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dataset.embedding_writer import FEATURES, NORMS, FeatureWriter
+from dataset.embedding_writer import FEATURES, FeatureWriter
+from dataset.embeddings import NORMS
 from dataset.lists import ImageList, read_table
 from sdd_fiqa.errors import UserError
 
