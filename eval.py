@@ -28,9 +28,9 @@ from common.cli import (
     run_script,
     uninterrupted,
 )
-from dataset.faces import PhotoFaces
 from dataset.find import find_images, names_one_image, table_of
 from dataset.left_out import Skipped
+from dataset.photo_faces import PhotoFaces
 from dataset.scores import calibrated_columns
 from evaluation.best_shot import best_shots, check_copies, copy_best, key_of, print_best
 from evaluation.outputs import check_targets, write_csv, write_page

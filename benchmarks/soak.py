@@ -69,7 +69,7 @@ def run(script: str, *arguments: object) -> int:
 
 def score(faces: Path, minutes: float, random: np.random.Generator) -> None:
     """Scores a folder whose files come and go, in this process."""
-    from dataset.faces import ListedFaces
+    from dataset.faces import Faces
     from dataset.find import find_images, table_of
     from dataset.left_out import Skipped
     from models import load_quality_model
@@ -83,7 +83,7 @@ def score(faces: Path, minutes: float, random: np.random.Generator) -> None:
         aside = path.with_name(f".{path.name}")
         aside.rename(path) if aside.exists() else path.rename(aside)
         table = table_of(find_images([str(faces)], Skipped()), faces.parent / "list")
-        for batch in ListedFaces(table, 64):
+        for batch in Faces(table, 64):
             model(batch.faces)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         rows.append(

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from common.cli import EXIT_DONE, note, run_script
-from dataset.faces import ListedFaces
+from dataset.faces import Faces
 from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
@@ -131,7 +131,7 @@ def published_way(
 
 def run_pipeline(table: ImageList, model: QualityModel) -> None:
     """Scores a list as eval.py does, without reading arguments or writing files."""
-    scores, _ = score(ListedFaces(table, model.batch_size), len(table), model)
+    scores, _ = score(Faces(table, model.batch_size), len(table), model)
     if scores.reasons:
         raise UserError(f"{table.path(min(scores.reasons))}: cannot be scored; choose others")
 

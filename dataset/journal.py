@@ -12,7 +12,6 @@ import base64
 import json
 import os
 import re
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +36,6 @@ Forms = Mapping[str, tuple[str, tuple[int, ...]]]  # of arrays by row: type, sha
 
 BEGINNING = -1.0  # what comes before the first frame of a video
 _START = b"sdd-fiqa journal of scores 1"
-_SYNC_SECONDS = 10.0
 _DECODERS = ("opencv-python-headless", "opencv-python", "simplejpeg", "pillow", "pillow-heif")
 
 
@@ -82,17 +80,15 @@ class Journal:
         self._file = file
         self._places: dict[tuple[str, str], list[tuple[int, int]]] = {}  # offset and size of lines
         self._containers: dict[str, Key] = {}
-        self._synced = time.monotonic()
-        self._handle: int | None = None
+        self._handle: IO[bytes] | None = None
         about = {**about, "the decoder's version": decoder_version()}
         try:
             fresh = not self._continues(about)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | (os.O_EXCL if fresh else 0)
             if fresh:
                 file.unlink(missing_ok=True)
-            self._handle = os.open(file, flags, 0o666)
+            self._handle = open(file, "a+b")  # noqa: SIM115  (open as long as this object)
             if fresh:
-                os.write(self._handle, _START)
+                self._handle.write(_START)
                 self._append(about)
         except OSError as error:
             self._give_up(error)
@@ -153,20 +149,17 @@ class Journal:
         arrays = {name: base64.b64encode(a.tobytes()).decode() for name, a in block.arrays.items()}
         try:
             self._append({"section": section, **vars(block), "arrays": arrays})
-            if time.monotonic() - self._synced >= _SYNC_SECONDS:
-                os.fsync(self._handle)
-                self._synced = time.monotonic()
         except OSError as error:
             self._give_up(error)
 
     def close(self, done: bool) -> None:
         """Closes the file; removes it if the work is done."""
         if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-            if done:
-                with suppress(OSError):
+            with suppress(OSError):
+                self._handle.close()
+                if done:
                     self._file.unlink(missing_ok=True)
+            self._handle = None
 
     def _continues(self, about: Mapping[str, Any]) -> bool:
         """Finds the blocks of an unfinished run of the same kind; says whether there is one."""
@@ -178,9 +171,8 @@ class Journal:
                 raise UserError(
                     f"{self._file}: is no journal of scores; name another --out, or move it away"
                 )
-            line = file.readline()
-            head = _read(line)
-            if head is None:
+            head = _read(file.readline())
+            if not head:
                 note(f"{self._file}: is damaged; all is scored anew")
                 return False
             other = [name for name, value in about.items() if head.get(name) != value]
@@ -189,11 +181,10 @@ class Journal:
                 return False
             place = file.tell()
             for line in file:
-                content = _read(line)
                 with suppress(ValueError, TypeError, LookupError):
-                    if content is not None:
-                        name = str(content["section"]), str(content["images"][0][0])
-                        self._places.setdefault(name, []).append((place, len(line)))
+                    content = _read(line)
+                    name = str(content["section"]), str(content["images"][0][0])
+                    self._places.setdefault(name, []).append((place, len(line)))
                 place += len(line)
         if self._places:
             note(f"{self._file}: what an unfinished run has scored is not scored again")
@@ -211,8 +202,7 @@ class Journal:
         places = self._places.get((section, table.path(int(rows[0]))), ())
         for place, size in reversed(places):  # the last one written is the newest
             assert self._handle is not None
-            content = _read(os.pread(self._handle, size, place))
-            block = None if content is None else _parse(content, forms)
+            block = _parse(_read(os.pread(self._handle.fileno(), size, place)), forms)
             if block is None or block.after != after or len(block.images) > len(rows):
                 continue
             paths = table.paths_at(islice(rows.tolist(), len(block.images)))
@@ -227,16 +217,13 @@ class Journal:
         """Adds a line; it begins with the line break, because the one before may be torn."""
         assert self._handle is not None
         text = json.dumps(content).encode()
-        line = memoryview(b"\n%08x %s" % (zlib.crc32(text), text))
-        while line:
-            line = line[os.write(self._handle, line) :]
+        self._handle.write(b"\n%08x %s" % (zlib.crc32(text), text))
+        self._handle.flush()
 
     def _give_up(self, error: OSError) -> None:
         note(f"{self._file}: cannot be written ({error.strerror}); this run cannot be resumed")
         self._places.clear()
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        self.close(done=False)
 
 
 def decoder_version() -> str:
@@ -256,15 +243,15 @@ def _stat(path: str) -> Key:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read(line: bytes) -> dict[str, Any] | None:
-    """The content of a line; None if it is not as it was written."""
+def _read(line: bytes) -> dict[str, Any]:
+    """The content of a line; empty if it is not as it was written."""
     match = re.fullmatch(rb"([0-9a-f]{8}) (\{.*\})\n?", line)
     if match is None or int(match[1], 16) != zlib.crc32(match[2]):
-        return None
+        return {}
     try:
         content: dict[str, Any] = parse_json(match[2].decode())
     except (ValueError, RecursionError):
-        return None
+        return {}
     return content
 
 
@@ -274,13 +261,15 @@ def _parse(content: dict[str, Any], forms: Forms) -> Block | None:
         images = [(str(path), key) for path, key in content["images"]]
         reasons = {int(row): str(why) for row, why in content["reasons"].items()}
         arrays = {}
-        count = len(base64.b64decode(content["arrays"]["score"])) // 4
         for name, (kind, shape) in {"score": ("<f4", ()), "image": ("<i4", ()), **forms}.items():
-            raw = base64.b64decode(content["arrays"][name])
-            arrays[name] = np.frombuffer(raw, kind).reshape(count, *shape)
+            values = np.frombuffer(base64.b64decode(content["arrays"][name]), kind)
+            arrays[name] = values.reshape(-1, *shape)
         like_photos, after = int(content["like_photos"]), float(content["after"])
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
+    if len({len(values) for values in arrays.values()}) != 1:
+        return None
+    count = len(arrays["score"])
     image = arrays["image"]
     whole = count >= len(images) > 0 and image[0] == 0 and image[-1] == len(images) - 1
     whole = whole and set(np.diff(image).tolist()) <= {0, 1}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dataset.faces import PhotoFaces, Rows, Values
+from dataset.faces import Rows, Values
+from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores
 from sdd_fiqa.alignment import DetectedFace
 from sdd_fiqa.images import Image

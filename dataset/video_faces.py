@@ -15,10 +15,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from dataset.faces import Growing, Photo, PhotoFaces, Rows
+from dataset.faces import Rows
 from dataset.journal import BEGINNING, Block, Forms
 from dataset.lists import ImageList
 from dataset.loader import Batch
+from dataset.photo_faces import Growing, Photo, PhotoFaces
 from dataset.scores import NumberColumn
 from dataset.video import frame_at, frames, is_video
 from sdd_fiqa.alignment import shared_area

@@ -14,7 +14,8 @@ import numpy as np
 
 from common.cli import note, printable
 from dataset.containers import split_member
-from dataset.faces import Faces, PhotoFaces
+from dataset.faces import Faces
+from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores, write_scores
 from evaluation.best_shot import BestShots
 from models import QualityModel

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.cli import note
-from dataset.faces import Faces, ListedFaces, PhotoFaces
+from dataset.faces import Faces
 from dataset.journal import Journal
 from dataset.lists import ImageList
 from dataset.loader import Batch, one_behind
+from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores
 from dataset.turned import turn_photos
 from dataset.video_faces import VideoFaces
@@ -49,7 +50,7 @@ def open_faces(
     elif align or all_faces:
         faces = PhotoFaces(table, all_faces, batch_size, num_workers)
     else:
-        faces = ListedFaces(table, batch_size, num_workers)
+        faces = Faces(table, batch_size, num_workers)
     faces.unread = unread
     return faces
 

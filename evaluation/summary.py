@@ -8,8 +8,9 @@ from typing import TextIO
 import numpy as np
 
 from common.cli import note, printable
-from dataset.faces import Faces, ListedFaces
+from dataset.faces import Faces
 from dataset.left_out import Skipped
+from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores, calibrated_columns
 from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 
@@ -67,7 +68,7 @@ def summarise(
 
 def note_unaligned(faces: Faces, scores: Scores, meaning: ScoreInterpretation) -> None:
     """Notes where faces that were taken as aligned score as if they were not."""
-    plain = isinstance(faces, ListedFaces) and not faces.like_photos  # noted already
+    plain = not isinstance(faces, PhotoFaces) and not faces.like_photos  # noted already
     if plain and seem_unaligned(scores.values, meaning.calibration):
         note(
             "most score below 99 % of the calibration faces, as faces that are not aligned do: "

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset import faces as photos
-from dataset.faces import PhotoFaces
+from dataset import photo_faces as photos
 from dataset.lists import read_table
+from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores
 from dataset.turned import turn_photos
 from sdd_fiqa.alignment import TEMPLATE, DetectedFace

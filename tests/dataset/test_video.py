@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset import faces as photos
+from dataset import photo_faces as photos
 from dataset import video
 from dataset.find import find_images, table_of
 from dataset.journal import Journal

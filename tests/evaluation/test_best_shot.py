@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.faces import ListedFaces
+from dataset.faces import Faces
 from dataset.find import find_images, table_of
 from dataset.images import read_image
 from dataset.left_out import Skipped
@@ -45,9 +45,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def open_faces(*inputs: str) -> tuple[ListedFaces, Any]:
+def open_faces(*inputs: str) -> tuple[Faces, Any]:
     table = table_of(find_images(inputs, Skipped()), Path("list.txt"))
-    return ListedFaces(table, 4), table
+    return Faces(table, 4), table
 
 
 @pytest.mark.parametrize("per", RANKS)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 import export_onnx
-from dataset.faces import ListedFaces
+from dataset.faces import Faces
 from dataset.find import table_of
 from dataset.images import read_image
 from evaluation.scoring import score
@@ -419,7 +419,7 @@ def test_scores_do_not_depend_on_batch_order_or_workers(model: Any, tmp_path: An
 
     def scores_of(paths: Any, batch_size: Any, workers: Any) -> Any:
         table = table_of(iter(paths), tmp_path / "list.txt")
-        faces = ListedFaces(table, batch_size, workers)
+        faces = Faces(table, batch_size, workers)
         scores, _ = score(faces, len(paths), model)
         return dict(zip(paths, scores.values.tolist(), strict=True))
 

@@ -22,11 +22,12 @@ import pytest
 from onnx import TensorProto, helper
 
 import eval as scoring
-from dataset import faces as photos
-from dataset.faces import COLUMNS, ListedFaces, PhotoFaces
+from dataset import photo_faces as photos
+from dataset.faces import Faces
 from dataset.find import find_images, table_of
 from dataset.left_out import Skipped
 from dataset.lists import read_table
+from dataset.photo_faces import COLUMNS, PhotoFaces
 from evaluation.scoring import score
 from models import QualityModel, load_quality_model
 from sdd_fiqa.alignment import TEMPLATE, DetectedFace
@@ -433,7 +434,7 @@ def test_file_that_vanishes_while_we_run(tmp_path: Any, model: Any) -> None:
         grey(tmp_path / "in" / f"{number}.png", 51)
     table = table_of(find_images([str(tmp_path / "in")], Skipped()), tmp_path / "images.txt")
     (tmp_path / "in" / "1.png").unlink()
-    scores, _ = score(ListedFaces(table, 2, 1), 3, load_quality_model(model))
+    scores, _ = score(Faces(table, 2, 1), 3, load_quality_model(model))
     assert scores.reasons == {1: "No such file or directory"}
     np.testing.assert_allclose(scores.values, [20, np.nan, 20], atol=1e-4)
 

@@ -17,7 +17,7 @@ import torch
 
 import eval as script
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE
-from dataset.faces import ListedFaces
+from dataset.faces import Faces
 from dataset.find import find_images, table_of
 from dataset.images import read_face
 from dataset.left_out import Skipped
@@ -481,7 +481,7 @@ def test_the_next_batch_is_begun_before_scores_are_waited_for(here: Path) -> Non
 
     table = table_of(find_images(["faces"], Skipped()), here / "list.txt")
     network: Any = Network()
-    scores, interrupted = score_faces(ListedFaces(table, 10), len(table), network)
+    scores, interrupted = score_faces(Faces(table, 10), len(table), network)
     assert not interrupted and scores.values.tolist() == [0] * 10 + [1] * 10 + [2] * 4
     assert done == [
         *("begun 0", "begun 1", "waited for 0", "begun 2", "waited for 1", "waited for 2"),

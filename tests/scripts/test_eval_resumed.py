@@ -25,7 +25,7 @@ import pytest
 import dataset.loader as loader
 import eval as script
 from common.cli import EXIT_DONE, EXIT_SKIPPED
-from dataset import faces as photos
+from dataset import photo_faces as photos
 from dataset.images import read_image
 from dataset.journal import Journal
 from sdd_fiqa.errors import UserError
