@@ -11,26 +11,23 @@ from __future__ import annotations
 import json
 import math
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
+from common.cli import check_seed, run_script
+from dataset.copies import images_below, in_order, report, root_of
 from dataset.degradations import KINDS, TRAINING_KINDS, degrade_by
-from dataset.find import walk_images
 from dataset.images import encode_face, read_face
 from dataset.left_out import Skipped
-from dataset.loader import default_workers
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import read_json, replacing, write_json
 from sdd_fiqa.storage import read_file
 
 SETTINGS = "degraded_copies.json"  # in the out folder
-_AHEAD = 64  # copies under way at once
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -105,21 +102,13 @@ def main(
     if not 0 <= strengths[0] <= strengths[1] <= 1:
         raise UserError("--strengths: must be two numbers of 0..1, the lower one first")
     check_seed(seed)
-    root = data_root.rstrip("/") or "/"
-    if not Path(root).is_dir():
-        raise UserError(f"--data-root {data_root}: is no folder; name the folder of faces")
+    root = root_of(data_root)
     copies = Copies(share, kinds, strengths, seed, most)
     same_settings(out_dir, copies, keep_others)
     skipped = Skipped()
     made, kept, failures = write_copies(root, out_dir, copies, keep_others, skipped)
     print(f"{out_dir}: {made} degraded copies" + (f", {kept} faces kept" if keep_others else ""))
-    for line in failures[:_SHOWN]:
-        note(f"skipped: {line}")
-    if failures:
-        note(f"skipped: {len(failures)} faces in all")
-    for line in skipped.lines():
-        note(line)
-    return EXIT_SKIPPED if failures or skipped.problems else EXIT_DONE
+    return report(failures, skipped)
 
 
 def same_settings(out_dir: Path, copies: Copies, keep_others: bool) -> None:
@@ -145,76 +134,53 @@ def write_copies(
     copies: Copies,
     keep_others: bool = False,
     skipped: Skipped | None = None,
-) -> tuple[int, int, list[str]]:
+) -> tuple[int, int, list[tuple[str, str]]]:
     """Writes the copies, on all cores; what is no face of the folder goes to `skipped`.
 
     Returns:
-        How many there are now, how many other faces were kept, and a line for each face that could
-        not be read, or whose copy would have another's name.
+        How many there are now, how many other faces were kept, and (path, reason) of each face that
+        could not be read, or whose copy would have another's name.
 
     Raises:
         UserError: the root has no image, or a copy cannot be written.
     """
-    from tqdm import tqdm
 
-    skipped = Skipped() if skipped is None else skipped
-    made = kept = faces = 0
-    failures: list[str] = []
-    inside = out_dir.resolve()
-    folder, taken = out_dir, set[str]()  # the names in the folder that the walk is in
-    waiting: list[tuple[str, bool, Future[None]]] = []
-
-    def finish(path: str, as_it_is: bool, written: Future[None]) -> None:
-        nonlocal made, kept
-        try:
-            written.result()
-        except UnreadableImage as error:
-            failures.append(f"{path}: {error}")
-        else:
-            made, kept = made + (not as_it_is), kept + as_it_is
-
-    with (
-        ThreadPoolExecutor(default_workers()) as pool,
-        tqdm(desc="degrade", unit=" faces") as bar,
-    ):
-        for path in walk_images(root, skipped):
-            if inside in Path(path).resolve().parents:
-                continue  # a copy: the out folder may be below the root
-            faces += 1
-            bar.update()
-            name = path[len(root) + 1 :]
+    def tasks() -> Iterator[tuple[tuple[str, bool], Callable[[], UnreadableImage | None]]]:
+        folder, taken = out_dir, set[str]()  # the names in the folder that the walk is in
+        for path, name in images_below(root, out_dir, skipped or Skipped()):
             drawn = copies.of(name)
             if drawn is None and not keep_others:
                 continue
             target = out_dir / name
+            write: Callable[[], UnreadableImage | None] = partial(_keep, path, target)
             if drawn is not None:
                 target = target.with_suffix(f".{'+'.join(drawn[0])}.jpg")
+                write = partial(_write_copy, path, target, *drawn)
             if target.parent != folder:
                 folder, taken = target.parent, set()
             if target.name in taken:  # x.png beside x.jpg, say
-                failures.append(f"{path}: its copy would be {target}, which is another face's")
-                continue
+                write = partial(
+                    UnreadableImage, f"its copy would be {target}, which is another face's"
+                )
             taken.add(target.name)
-            write = _keep if drawn is None else partial(_write_copy, drawn=drawn)
-            waiting.append((path, drawn is None, pool.submit(write, path, target)))
-            if len(waiting) >= _AHEAD:
-                finish(*waiting.pop(0))
-        for face in waiting:
-            finish(*face)
-    if not faces:
-        own = os.path.realpath(root) == os.path.realpath(out_dir)
-        why = "is --out-dir, of which nothing is read" if own else "has no images"
-        why = "; ".join([why, *skipped.lines()])
-        raise UserError(f"{root}: {why}")
+            yield (path, drawn is not None), write
+
+    made = kept = 0
+    failures: list[tuple[str, str]] = []
+    for (path, degraded), error in in_order(tasks(), "degrade"):
+        if error is not None:
+            failures.append((path, str(error)))
+        else:
+            made, kept = made + degraded, kept + (not degraded)
     return made, kept, failures
 
 
 def _write_copy(
-    path: str, target: Path, drawn: tuple[dict[str, float], np.random.Generator]
+    path: str, target: Path, strengths: dict[str, float], rng: np.random.Generator
 ) -> None:
     if target.is_file():
         return
-    degraded = degrade_by(read_face(path), *drawn)
+    degraded = degrade_by(read_face(path), strengths, rng)
     with replacing(target, "wb") as file:
         file.write(encode_face(degraded, ".jpg"))
 

