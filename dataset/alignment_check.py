@@ -63,13 +63,7 @@ def doubt_alignment(table: ImageList) -> str:
 
 @dataclass
 class _Sample:
-    """Some images, looked at one by one until a time (of time.monotonic).
-
-    Attributes:
-        seen: how many could be read.
-        photos: how many of them have the size of a photo.
-        away: of each other one that shows a face, how far the landmarks are from the template.
-    """
+    """Images, looked at one by one until a time (of time.monotonic)."""
 
     paths: list[str]
     until: float
