@@ -58,7 +58,7 @@ def main(*, photos: str, model: str = DEFAULT_MODEL, most: int = 100) -> int:
             before, _ = score(faces, len(table))
             after, _ = turn_photos(faces, before, lowest if lies else np.inf, score)
             upright = after.values if upright is None else upright
-            turned = faces.place.values[:, -1]
+            turned = faces.kept["place"][:, -1]
             off = np.abs(after.values - upright)
             print(
                 f"lies at {lies:3}: {np.isfinite(after.values).sum()} of {len(table)} have a face; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,12 @@ class Faces:
         unread: {path: why} of listed files that are not read; set it before iterating.
         journal: what is scored goes there, and what it holds is not read again; or None.
         section: of the journal.
-        forms: what the journal keeps of each row, beside its score: arrays of this object.
+        forms: what the journal keeps of each row, beside its score: columns of `kept`.
     """
 
     section = ""
     forms: ClassVar[Forms] = {}
+    kept: npt.NDArray[Any] = np.empty(0)
     _done = 0
 
     def __init__(self, table: ImageList, batch_size: int, num_workers: int | None = None) -> None:
@@ -135,7 +136,7 @@ class Faces:
         arrays = {"score": np.concatenate([some for _, some in parts]).astype("<f4")}
         arrays |= {"image": image.astype("<i4")}
         for name, (kind, _) in self.forms.items():
-            arrays[name] = getattr(self, name).values[rows].astype(kind)
+            arrays[name] = self.kept[name][rows].astype(kind)
         block = Block(
             images=[(path, keys[i]) for path, i in zip(paths, firsts.tolist(), strict=True)],
             reasons={i: why for i, why in enumerate(failures) if why is not None},

@@ -33,6 +33,15 @@ LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in _POINTS for axis in "xy"
 # Of scores.csv, in this order; the landmarks with --all-faces alone.
 COLUMNS = ("faces", "turned", *_BOX, *LANDMARK_COLUMNS, "detector_score")
 _PLACE = (*_BOX, *LANDMARK_COLUMNS, "detector_score", "turned")  # what is kept of a face
+# The row of the list; 1 for the largest face of a photo, 0 where there is no face; how many faces
+# the photo shows, NaN where it cannot be read; where the face is; of a frame its time in seconds,
+# NaN for photos; the track, 0 where there is none.
+ROW = np.dtype(
+    [
+        *(("photo", "<i8"), ("number", "<i4"), ("seen", "<f4"), ("place", "<f4", len(_PLACE))),
+        *(("time", "<f8"), ("track", "<i4")),
+    ]
+)
 _DECIMALS = {"turned": 0, "detector_score": 3}  # of others 1
 _CHUNK = 4  # photos a task
 
@@ -64,10 +73,7 @@ class PhotoFaces(Faces):
     """The faces of photos: rows that grow as photos are searched.
 
     Attributes:
-        photo: of each row, the row of the list.
-        number: 1 for the largest face of a photo; 0 where there is no face.
-        seen: how many faces the photo shows; NaN where it cannot be read.
-        place: (rows, 16): box, landmarks, the detector's score, by how much the photo was turned.
+        kept: (rows,) of type ROW, what is kept of each face.
     """
 
     forms: ClassVar[Forms] = {
@@ -100,17 +106,15 @@ class PhotoFaces(Faces):
         """Forgets all rows; the photos of these rows of the list, rising, are to be searched."""
         self._photos = photos  # rows of the list, rising
         self._unkept = {}  # not those of the faces that this is a copy of
-        self.photo = Growing((), np.int64)
-        self.number = Growing((), np.int32)
-        self.seen = Growing((), np.float32)
-        self.place = Growing((len(_PLACE),), np.float32)
+        self.kept = np.empty(0, ROW)
+        self._room = self.kept  # with room for more at its end
 
     def looks(self, photo: int, image: Image) -> list[list[DetectedFace]]:
         """The faces that each look at a photo shows."""
         return [self.aligner.search(image, self.all_faces)]
 
     def __len__(self) -> int:
-        return len(self.photo)
+        return len(self.kept)
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[Photo] = []
@@ -130,43 +134,54 @@ class PhotoFaces(Faces):
 
     def listed(self, rows: Rows) -> Rows:
         """The photos of some rows."""
-        photos: Rows = self.photo.values[rows]
+        photos: Rows = self.kept["photo"][rows]
         return photos
 
     def _restore(self, photos: Rows, block: Block) -> Batch:
         """Adds the rows of a block."""
-        first = len(self)
-        for row, image in enumerate(block.arrays["image"].tolist()):
-            self.photo.add(photos[image])
-            for name in self.forms:
-                getattr(self, name).add(block.arrays[name][row])
-        return scored_before(np.arange(first, len(self)), block)
+        images = photos[block.arrays["image"]]
+        rows = np.array([(0, 0, 0, [np.nan] * len(_PLACE), np.nan, 0)] * len(images), ROW)
+        rows["photo"] = images
+        for name in self.forms:
+            rows[name] = block.arrays[name]
+        return scored_before(self._add(rows), block)
+
+    def _add(self, rows: npt.NDArray[Any]) -> Rows:
+        """Adds rows to those that are kept; returns their numbers."""
+        first, count = len(self), len(self) + len(rows)
+        if count > len(self._room):
+            self._room = np.concatenate([self.kept, np.empty(count, ROW)])
+        self._room[first:count] = rows
+        self.kept = self._room[:count]
+        return np.arange(first, count)
 
     def searched(self) -> int:
         """How many photos the rows so far are of."""
-        last = self.photo.values[-1:]
+        last = self.kept["photo"][-1:]
         return int(np.searchsorted(self._photos, last, side="right")[0]) if len(last) else 0
 
     def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
         """The photos' paths, followed by `#k` for the k-th face when all faces are asked for."""
         some = np.fromiter(rows, np.int64)
         for row, path in zip(
-            some.tolist(), self._table.paths_at(self.photo.values[some]), strict=True
+            some.tolist(), self._table.paths_at(self.kept["photo"][some]), strict=True
         ):
-            number = self.number.values[row] if self.all_faces else 0
+            number = self.kept["number"][row] if self.all_faces else 0
             yield self.picture(row, path) + (f"#{number}" if number else "")
 
     def picture(self, row: int, path: str) -> str:
-        """What the picture of a row is called, whose photo has this path."""
-        return path
+        """What the picture of a row is called, whose photo has this path: a frame has a time."""
+        time = self.kept["time"][row]
+        return path if np.isnan(time) else f"{path}#t={time:.3f}"
 
     def stills(self) -> npt.NDArray[np.bool_]:
         """(rows,) whether each is of a photo."""
-        return np.ones(len(self), np.bool_)
+        stills: npt.NDArray[np.bool_] = np.isnan(self.kept["time"])
+        return stills
 
     def turned_photos(self) -> int:
         """How many photos the rows show turned."""
-        return int(np.count_nonzero(self.place.values[self.number.values == 1, -1]))
+        return int(np.count_nonzero(self.kept["place"][self.kept["number"] == 1, -1]))
 
     def crop(self, row: int) -> Image:
         """The face again, cut out of its photo: (112, 112, 3) uint8, RGB.
@@ -174,9 +189,9 @@ class PhotoFaces(Faces):
         Raises:
             UnreadableImage: the photo cannot be read any more, or the row has no face.
         """
-        if self.number.values[row] == 0:
+        if self.kept["number"][row] == 0:
             raise UnreadableImage(NO_FACE)
-        landmarks = self.place.values[row, 4:14].reshape(5, 2).astype(np.float64)
+        landmarks = self.kept["place"][row, 4:14].reshape(5, 2).astype(np.float64)
         return align(self.reread(row), landmarks)
 
     def reread(self, row: int) -> Image:
@@ -188,8 +203,8 @@ class PhotoFaces(Faces):
 
         Boxes and landmarks are in pixels of the photo, with one decimal.
         """
-        columns: dict[str, Sequence[str]] = {"faces": NumberColumn(self.seen.values, 0)}
-        for name, values in zip(_PLACE, self.place.values.T, strict=True):
+        columns: dict[str, Sequence[str]] = {"faces": NumberColumn(self.kept["seen"], 0)}
+        for name, values in zip(_PLACE, self.kept["place"].T, strict=True):
             columns[name] = NumberColumn(values, _DECIMALS.get(name, 1))
         wanted = (name for name in COLUMNS if self.all_faces or name not in LANDMARK_COLUMNS)
         return [(name, columns[name]) for name in wanted]
@@ -201,13 +216,11 @@ class PhotoFaces(Faces):
             (N,) where each row here now is from: i for row i before; above, a row of `other` plus
             the number of rows before.
         """
-        kept = np.flatnonzero(~np.isin(self.photo.values, other.photo.values[rows]))
+        both = np.concatenate([self.kept, other.kept])
+        kept = np.flatnonzero(~np.isin(self.kept["photo"], other.kept["photo"][rows]))
         source = np.concatenate([kept, len(self) + rows])
-        photos = np.concatenate([self.photo.values, other.photo.values])[source]
-        source = source[np.argsort(photos, kind="stable")]
-        for name in ("photo", "number", "seen", "place"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            mine.values = np.concatenate([mine.values, theirs.values])[source]
+        source = source[np.argsort(both["photo"][source], kind="stable")]
+        self.kept = self._room = both[source]
         return source
 
     def tasks(self, start: int, stop: int) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
@@ -240,17 +253,15 @@ class PhotoFaces(Faces):
             photos += found
         return photos
 
-    def note(self, photo: Photo, number: int) -> None:
-        """Adds a row for one face of a photo; 0: for a photo without a face."""
-        self.photo.add(photo.row)
-        self.number.add(number)
-        self.seen.add(photo.seen)
-        if number == 0:
-            self.place.add(np.nan)
-            return
-        face, _ = photo.found[number - 1]
-        place = [*face.box, *face.landmarks.ravel().tolist()]
-        self.place.add([*place, face.detector_score, face.turned])
+    def _row(self, photo: Photo, number: int) -> tuple[Any, ...]:
+        """What is kept of one face of a photo; 0: of a photo without a face."""
+        place, track = [np.nan] * len(_PLACE), 0
+        if number:
+            face, _ = photo.found[number - 1]
+            place = [*face.box, *face.landmarks.ravel().tolist()]
+            place += [face.detector_score, face.turned]
+            track = photo.tracks[number - 1] if photo.tracks else 0
+        return photo.row, number, photo.seen, place, photo.time, track
 
     def cut_out(self, row: int, image: Image, faces: list[DetectedFace]) -> Photo:
         """The faces that a photo shows, with their crops: all, or the largest."""
@@ -262,45 +273,16 @@ class PhotoFaces(Faces):
 
     def batches(self, photos: list[Photo]) -> Iterator[Batch]:
         """Notes the rows of some photos, then yields their crops."""
-        first = len(self)
         rows = [(photo, n) for photo in photos for n in range(1, len(photo.found) + 1) or [0]]
-        for photo, number in rows:
-            self.note(photo, number)
+        numbers = self._add(np.array([self._row(*row) for row in rows], ROW))
         blank = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
         for start in range(0, len(rows), self._batch_size):
             some = rows[start : start + self._batch_size]
             yield Batch(
-                rows=np.arange(first + start, first + start + len(some)),
+                rows=numbers[start : start + len(some)],
                 faces=np.stack([photo.found[n - 1][1] if n else blank for photo, n in some]),
                 sizes=np.full((len(some), 2), FACE_SIZE, np.int32),
                 failures={i: photo.reason for i, (photo, n) in enumerate(some) if not n},
                 keys=[photo.key for photo, _ in some],
                 last=start + len(some) == len(rows),
             )
-
-
-class Growing:
-    """An array that grows at its end."""
-
-    def __init__(self, shape: tuple[int, ...], kind: Any) -> None:
-        self._room = np.empty((64, *shape), kind)
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    @property
-    def values(self) -> npt.NDArray[Any]:
-        """What was added; may be set as a whole."""
-        return self._room[: self._size]
-
-    @values.setter
-    def values(self, values: npt.NDArray[Any]) -> None:
-        self._room, self._size = values, len(values)
-
-    def add(self, value: Any) -> None:
-        """Adds one entry."""
-        if self._size == len(self._room):
-            self._room = np.concatenate([self._room, np.empty_like(self._room)])
-        self._room[self._size] = value
-        self._size += 1

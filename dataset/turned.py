@@ -41,10 +41,10 @@ def turn_photos(
     seen, interrupted = score(looks, len(photos))
     rows = _better(looks, seen.values, faces, scores.values)
     if faces.all_faces and len(rows) and not interrupted:
-        turns = looks.place.values[rows, -1]
-        looks = _TurnedLooks(faces, looks.photo.values[rows], turns)
+        turns = looks.kept["place"][rows, -1]
+        looks = _TurnedLooks(faces, looks.kept["photo"][rows], turns)
         seen, interrupted = score(looks, len(rows))
-        rows = np.flatnonzero(looks.number.values)
+        rows = np.flatnonzero(looks.kept["number"])
     if interrupted or not len(rows):
         return scores, interrupted
     source = faces.replace(looks, rows)
@@ -83,19 +83,19 @@ class _TurnedLooks(PhotoFaces):
 
 def _doubtful(faces: PhotoFaces, scores: Values, lowest: float) -> Rows:
     """The rows of the list whose photos may lie on their side or upside down, rising."""
-    odd = doubtful(faces.place.values[:, 4:14].reshape(-1, 5, 2), scores, lowest)
-    odd &= (faces.number.values == 1) & ~np.isnan(scores)
-    odd |= faces.seen.values == 0
-    photos: Rows = faces.photo.values[odd & faces.stills()]  # not frames of videos
+    odd = doubtful(faces.kept["place"][:, 4:14].reshape(-1, 5, 2), scores, lowest)
+    odd &= (faces.kept["number"] == 1) & ~np.isnan(scores)
+    odd |= faces.kept["seen"] == 0
+    photos: Rows = faces.kept["photo"][odd & faces.stills()]  # not frames of videos
     return photos
 
 
 def _better(looks: PhotoFaces, scores: Values, faces: PhotoFaces, upright: Values) -> Rows:
     """For each photo that scores higher turned, the row of the turn that scores highest."""
-    photo = looks.photo.values
-    first = np.flatnonzero(faces.number.values <= 1)  # the row of each photo's largest face
-    first = first[np.searchsorted(faces.photo.values[first], photo)]
-    before = np.where(faces.number.values[first] == 1, upright[first], 0)
+    photo = looks.kept["photo"]
+    first = np.flatnonzero(faces.kept["number"] <= 1)  # the row of each photo's largest face
+    first = first[np.searchsorted(faces.kept["photo"][first], photo)]
+    before = np.where(faces.kept["number"][first] == 1, upright[first], 0)
     ahead = np.flatnonzero(leads(scores, before))
     ahead = ahead[np.lexsort((-scores[ahead], photo[ahead]))]
     return ahead[np.unique(photo[ahead], return_index=True)[1]]

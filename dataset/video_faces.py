@@ -19,7 +19,7 @@ from dataset.faces import Rows
 from dataset.journal import BEGINNING, Block, Forms
 from dataset.lists import ImageList
 from dataset.loader import Batch
-from dataset.photo_faces import Growing, Photo, PhotoFaces
+from dataset.photo_faces import Photo, PhotoFaces
 from dataset.scores import NumberColumn
 from dataset.video import frame_at, frames, is_video
 from sdd_fiqa.alignment import shared_area
@@ -35,12 +35,7 @@ Box = tuple[float, float, float, float]
 
 
 class VideoFaces(PhotoFaces):
-    """The faces of photos and of frames of videos.
-
-    Attributes:
-        time: of each row, of its frame in seconds; NaN for photos.
-        track: of each row; 0 where there is none.
-    """
+    """The faces of photos and of frames of videos."""
 
     forms: ClassVar[Forms] = {**PhotoFaces.forms, "time": ("<f8", ()), "track": ("<i4", ())}
 
@@ -59,12 +54,6 @@ class VideoFaces(PhotoFaces):
         self._frame_again = lru_cache(2)(frame_at)
         self._tracks = Tracks(0)
         self._tracked = -1  # row of the list
-
-    def restart(self, photos: Rows) -> None:
-        """As of photos."""
-        super().restart(photos)
-        self.time = Growing((), np.float64)
-        self.track = Growing((), np.int32)
 
     def tasks(self, start: int, stop: int) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
         """As of photos; a task a frame, which is read here, in order."""
@@ -120,50 +109,27 @@ class VideoFaces(PhotoFaces):
 
     def _restore(self, photos: Rows, block: Block) -> Batch:
         batch = super()._restore(photos, block)
-        photo, time = self.photo.values, self.time.values
+        photo, time = self.kept["photo"], self.kept["time"]
         frames = groupby(batch.rows.tolist(), key=lambda row: (int(photo[row]), float(time[row])))
         for frame, rows in frames:
             if not np.isnan(frame[1]):
-                found = [row for row in rows if self.number.values[row]]
-                self._follow(*frame, self.place.values[found, :4])
+                found = [row for row in rows if self.kept["number"][row]]
+                self._follow(*frame, self.kept["place"][found, :4])
         return batch
 
     def frame_before(self, row: int) -> float:
         """As of photos."""
-        return self._frame_after(row - 1, int(self.photo.values[row]))
+        return self._frame_after(row - 1, int(self.kept["photo"][row]))
 
     def _frame_after(self, row: int, photo: int) -> float:
         """The time of a row if it is a frame of a photo's video, else BEGINNING."""
-        if row < 0 or self.photo.values[row] != photo or np.isnan(self.time.values[row]):
+        if row < 0 or self.kept["photo"][row] != photo or np.isnan(self.kept["time"][row]):
             return BEGINNING
-        return float(self.time.values[row])
-
-    def note(self, photo: Photo, number: int) -> None:
-        """Adds a row, as of photos."""
-        super().note(photo, number)
-        self.time.add(photo.time)
-        self.track.add(photo.tracks[number - 1] if number and photo.tracks else 0)
-
-    def replace(self, other: PhotoFaces, rows: Rows) -> Rows:
-        """As of photos: `other` holds no frames."""
-        source = super().replace(other, rows)
-        for mine, none in ((self.time, np.nan), (self.track, 0)):
-            mine.values = np.append(mine.values, np.full(len(other), none))[source]
-        return source
-
-    def picture(self, row: int, path: str) -> str:
-        """The photo's path; a frame's with its time."""
-        time = self.time.values[row]
-        return path if np.isnan(time) else f"{path}#t={time:.3f}"
-
-    def stills(self) -> npt.NDArray[np.bool_]:
-        """(rows,) whether each is of a photo."""
-        stills: npt.NDArray[np.bool_] = np.isnan(self.time.values)
-        return stills
+        return float(self.kept["time"][row])
 
     def reread(self, row: int) -> Image:
         """The photo or the frame again; raises UnreadableImage."""
-        time = float(self.time.values[row])
+        time = float(self.kept["time"][row])
         if np.isnan(time):
             return super().reread(row)
         return self._frame_again(self.photo_path(row), time)
@@ -171,9 +137,9 @@ class VideoFaces(PhotoFaces):
     def columns(self) -> list[tuple[str, Sequence[str]]]:
         """As of photos, with time (seconds) and track; empty for photos."""
         columns = super().columns()
-        tracks = np.where(self.track.values > 0, self.track.values, np.nan)
+        tracks = np.where(self.kept["track"] > 0, self.kept["track"], np.nan)
         columns[2:2] = [
-            ("time", NumberColumn(self.time.values, 3)),
+            ("time", NumberColumn(self.kept["time"], 3)),
             ("track", NumberColumn(tracks, 0)),
         ]
         return columns

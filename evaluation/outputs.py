@@ -119,9 +119,9 @@ def write_page(
 
     places = None
     if isinstance(faces, PhotoFaces):
-        seen = np.where(faces.stills(), faces.seen.values, np.nan).astype(np.float32)
-        boxes = faces.place.values[:, :4]
-        places = FacePlaces(faces.photo.values, seen, boxes, faces.photo_path, faces.reread)
+        seen = np.where(faces.stills(), faces.kept["seen"], np.nan).astype(np.float32)
+        boxes = faces.kept["place"][:, :4]
+        places = FacePlaces(faces.kept["photo"], seen, boxes, faces.photo_path, faces.reread)
     names = None
     if groups is not None:
         names = [groups.names[group] if group >= 0 else "" for group in groups.group.tolist()]

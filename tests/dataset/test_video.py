@@ -266,7 +266,7 @@ def test_only_photos_are_looked_at_turned(album: Callable[..., VideoFaces]) -> N
     faces = album(False)
     count = sum(len(batch.rows) for batch in faces)
     scores = Scores(np.full(count, 1, np.float32))
-    scores.values[faces.number.values == 0] = np.nan
+    scores.values[faces.kept["number"] == 0] = np.nan
     looks = []
 
     def score(again: Any, photos: int) -> tuple[Scores, bool]:

@@ -100,7 +100,7 @@ def test_photos_that_lie_are_turned_as_eval_does(
     rows = score_turned(faces, score(faces, len(table), network)[0], network, meaning)[0].values
     found = [face for path in table.paths() for face in scorer(path, most)]
     assert [face.score for face in found] == pytest.approx(rows.tolist(), abs=0.01)
-    boxes = faces.place.values[:, :4]
+    boxes = faces.kept["place"][:, :4]
     np.testing.assert_allclose([face.box for face in found], boxes, atol=0.01)
 
 
