@@ -238,16 +238,14 @@ class _Inert(pickle.Unpickler):
 def _items(value: Any) -> Sequence[Any]:
     """The entries of a list, or of an array of numbers, byte strings or objects."""
     if isinstance(value, _Array) and isinstance(value.content, bytes):
-        if not isinstance(value.shape, tuple) or len(value.shape) != 1:
+        plain = _PLAIN.fullmatch(value.code)
+        size = int(value.code[1:]) if plain else 1
+        count, rest = divmod(len(value.content), size)
+        if not plain or rest or value.shape != (count,):
             raise UnreadableImage(
-                f"holds pixels or numbers of shape {value.shape}; expected one entry of bytes for "
-                "each image (cv2.imencode makes them)"
+                f"holds an array of {value.code} of shape {value.shape}; expected the bytes of an "
+                "image file for each image (cv2.imencode makes them), or a boolean for each pair"
             )
-        if not _PLAIN.fullmatch(value.code):
-            raise UnreadableImage(f"holds an array of {value.code}; expected bytes, or booleans")
-        size = int(value.code[1:])
-        if len(value.content) % size or value.shape != (len(value.content) // size,):
-            raise UnreadableImage(f"has an array of shape {value.shape} that is not whole")
         if value.code[0] == "S":  # zeros fill each up to the longest
             starts = range(0, len(value.content), size)
             return [value.content[start : start + size].rstrip(b"\0") for start in starts]
@@ -260,15 +258,12 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _image_bytes(number: int, entry: Any) -> bytes:
-    if isinstance(entry, _Array) and isinstance(entry.shape, tuple) and len(entry.shape) > 1:
-        raise UnreadableImage(
-            f"entry {number} is pixels, of shape {entry.shape}; expected the bytes of an image "
-            "file (cv2.imencode makes them)"
-        )
     if isinstance(entry, _Array) and entry.code in ("u1", "i1"):
-        entry = entry.content
+        entry = entry.content if entry.shape == (len(entry.content),) else None
     if not isinstance(entry, bytes | bytearray):
-        raise UnreadableImage(f"entry {number} is no image file's bytes; expected bytes")
+        raise UnreadableImage(
+            f"entry {number} is no image file's bytes, which cv2.imencode makes of pixels"
+        )
     return bytes(entry)
 
 
