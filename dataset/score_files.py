@@ -220,12 +220,7 @@ def _records(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[str, 
         if layout.header and len(fields) != len(layout.header):
             raise UserError(f"{where}: {len(fields)} columns, the header has {len(layout.header)}")
         if len(fields) < least or (layout.numbers and len(fields) != least):
-            form = "path TAB score`, a finite number"
-            if layout.numbers:
-                form = f"path` and {layout.numbers} numbers, as in line 1"
-            elif layout.separator != " ":
-                form = f"path` and score in {least} columns, as in line 1"
-            raise UserError(f"{where}: expected `{form}")
+            raise UserError(f"{where}: is not as line 1: {layout.words}")
         name, score = fields[layout.path_at].strip(" "), fields[layout.score_at].strip()
         if not name or "\t" in name or "\n" in name or "\r" in name:
             raise UserError(f"{where}: has no path that fits a line")
@@ -233,8 +228,6 @@ def _records(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[str, 
         if not (score or layout.separator == " ") and not layout.numbers:
             values, score = [], "nan"
         if not all(map(_is_finite, values)):
-            if layout.separator == " ":
-                raise UserError(f"{where}: expected `path TAB score`, a finite number")
             raise UserError(
                 f"{where}: score {score} is not a finite number; leave it empty where there is none"
             )

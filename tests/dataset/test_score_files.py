@@ -61,7 +61,10 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> Non
         (f"path,score\n{PATHS[0]},1\n{PATHS[0]},2\n", r"twice, with the scores 1 and 2; keep one"),
         (f"path,score\n{PATHS[0]},1_000\n", ":2: score 1_000 is not a finite number"),
         (f"image;quality\n{PATHS[0]};1\n", "it has: image, quality"),
-        ("a.jpg" + 16 * " 1" + "\nb.jpg 1 2\n", ":2: expected `path` and 16 numbers, as in line"),
+        (
+            "a.jpg" + 16 * " 1" + "\nb.jpg 1 2\n",
+            ":2: is not as line 1: space-separated embeddings of 16 numbers",
+        ),
         ('path,score\n"a\tb",1\n', ":2: has no path that fits a line"),
         ('path,score\n"a"b,1\n', ":2: is not CSV"),
         ("path,score\nx/y.jpg,1\n", "none of its 1 paths is in"),
