@@ -29,6 +29,7 @@ from sdd_fiqa.storage import File
 
 MAGIC = 0xCED7230A
 MARK = struct.pack("<I", MAGIC)
+_MARK = re.compile(re.escape(MARK))
 MAX_IDENTITIES = 1 << 24  # labels are float32, which counts to here
 MAX_PART = (1 << 29) - 1  # the length has 29 bits
 WHOLE, FIRST, MIDDLE, LAST = range(4)
@@ -105,23 +106,15 @@ def frame(content: bytes) -> bytes:
     Raises:
         ValueError: a part of 2**29 bytes or more.
     """
-    parts, start, at = [], 0, content.find(MARK)
-    while at >= 0:
-        if at % 4 == 0:
-            parts.append(content[start:at])
-            start = at + 4
-            at = content.find(MARK, start)
-        else:
-            at = content.find(MARK, at + 1)
-    parts.append(content[start:])
+    cuts = [match.start() for match in _MARK.finditer(content) if match.start() % 4 == 0]
+    starts, ends = [0, *(cut + len(MARK) for cut in cuts)], [*cuts, len(content)]
+    kinds = [FIRST, *[MIDDLE] * (len(cuts) - 1), LAST] if cuts else [WHOLE]
     framed = []
-    for number, part in enumerate(parts):
-        if len(part) > MAX_PART:
+    for kind, start, end in zip(kinds, starts, ends, strict=True):
+        if end - start > MAX_PART:
             raise ValueError(f"a record of {len(content)} bytes is too long for the format")
-        kind = (FIRST if number == 0 else LAST if number == len(parts) - 1 else MIDDLE) * (
-            len(parts) > 1
-        )
-        framed += [WORDS.pack(MAGIC, kind << 29 | len(part)), part, bytes(-len(part) % 4)]
+        words = WORDS.pack(MAGIC, kind << 29 | end - start)
+        framed += [words, content[start:end], bytes((start - end) % 4)]
     return b"".join(framed)
 
 
