@@ -163,7 +163,9 @@ class _DType:
 class _Array:
     """The state of an array of bytes or booleans."""
 
-    code, shape, content = "", (), b""
+    code = ""
+    shape: Any = ()
+    content: Any = b""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, _, content = state
