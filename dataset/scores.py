@@ -62,15 +62,12 @@ def calibrated_columns(
     meaning: ScoreInterpretation, values: npt.NDArray[np.float32]
 ) -> list[tuple[str, NumberColumn]]:
     """The columns percentile and accept (1 or 0) of (N,) scores; those that were asked for."""
-    arrays = {
-        "percentile": (meaning.percentiles(values), 1),
-        "accept": (meaning.accepted(values), 0),
-    }
-    return [
-        (name, NumberColumn(array, decimals))
-        for name, (array, decimals) in arrays.items()
-        if array is not None
-    ]
+    columns = []
+    if (percentiles := meaning.percentiles(values)) is not None:
+        columns.append(("percentile", NumberColumn(percentiles, 1)))
+    if (accepted := meaning.accepted(values)) is not None:
+        columns.append(("accept", NumberColumn(accepted, 0)))
+    return columns
 
 
 def write_scores(

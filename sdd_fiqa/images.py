@@ -84,17 +84,17 @@ def decode_image(content: Content) -> Image:
         raise UnreadableImage("cannot be decoded") from error
 
 
-def resize_face(image: Image, size: int = FACE_SIZE) -> Image:
-    """Resizes (H, W, 3) to (size, size, 3), as it is, without regard to its proportions.
+def resize_face(image: Image) -> Image:
+    """Resizes (H, W, 3) to (112, 112, 3), as it is, without regard to its proportions.
 
     Bilinear, as the published code; where an image shrinks, by area, so that it does not alias.
     """
     height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    if height == width == FACE_SIZE:
         return image
-    shrinks = height > size and width > size
+    shrinks = min(height, width) > FACE_SIZE
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+    return np.asarray(cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=method), np.uint8)
 
 
 def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:

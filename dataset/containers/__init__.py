@@ -56,12 +56,6 @@ _slots: dict[str, _Slot] = {}
 _slots_lock = threading.Lock()
 
 
-def format_of(path: str | os.PathLike[str]) -> type[Container] | None:
-    """The format of a container, by its name; None: the file is no container."""
-    known = FORMATS.get(os.path.splitext(path)[1])
-    return None if known is None else known()
-
-
 def is_container(path: str) -> bool:
     """Whether a file holds many images, by its name."""
     return os.path.splitext(path)[1] in FORMATS
@@ -156,10 +150,9 @@ def close_container(path: str) -> None:
 def _open(path: str) -> Container:
     if not _is_file(path):
         raise UnreadableImage(f"{path}: no such file")
-    container = format_of(path)
-    if container is None:
+    if not is_container(path):
         raise UnreadableImage(f"{path}: is none of the containers {', '.join(FORMATS)}")
-    return container(path)
+    return FORMATS[os.path.splitext(path)[1]]()(path)
 
 
 def _is_file(path: str) -> bool:
