@@ -140,8 +140,8 @@ class PhotoFaces(Faces):
     def _restore(self, photos: Rows, block: Block) -> Batch:
         """Adds the rows of a block."""
         images = photos[block.arrays["image"]]
-        rows = np.array([(0, 0, 0, [np.nan] * len(_PLACE), np.nan, 0)] * len(images), ROW)
-        rows["photo"] = images
+        rows = np.zeros(len(images), ROW)
+        rows["photo"], rows["time"] = images, np.nan
         for name in self.forms:
             rows[name] = block.arrays[name]
         return scored_before(self._add(rows), block)
