@@ -13,7 +13,7 @@ from dataset.images import read_image
 from dataset.lists import ImageList
 from sdd_fiqa.alignment import TEMPLATE, FaceAligner
 from sdd_fiqa.assets import cached
-from sdd_fiqa.images import FACE_SIZE, Image, cv2
+from sdd_fiqa.images import FACE_SIZE, cv2
 
 _SAMPLE = 50
 _SECONDS = 2.0
@@ -79,22 +79,14 @@ class _Sample:
             try:
                 image = read_image(path)
                 photo = bool(like_photos(np.array([image.shape[:2]], np.int32))[0])
-                away = None if aligner is None or photo else _distance(aligner, image)
+                faces = [] if aligner is None or photo else aligner.search(image)
             except (ValueError, cv2.error):  # unreadable: told when it is needed
                 continue
             if time.monotonic() > self.until:
                 return
             self.seen += 1
             self.photos += photo
-            if away is not None:
-                self.away.append(away)
-
-
-def _distance(aligner: FaceAligner, image: Image) -> float | None:
-    """Mean distance of the largest face's landmarks from the template; None: there is no face."""
-    faces = aligner.search(image)
-    if not faces:
-        return None
-    scale = FACE_SIZE / np.array(image.shape[1::-1])
-    landmarks = (faces[0].landmarks + 0.5) * scale - 0.5
-    return float(np.linalg.norm(landmarks - TEMPLATE, axis=1).mean())
+            if faces:  # the largest one's landmarks, in the pixels of a crop
+                scale = FACE_SIZE / np.array(image.shape[1::-1])
+                landmarks = (faces[0].landmarks + 0.5) * scale - 0.5
+                self.away.append(float(np.linalg.norm(landmarks - TEMPLATE, axis=1).mean()))
