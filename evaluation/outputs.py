@@ -104,8 +104,8 @@ def write_page(
         groups: of the faces, or None.
         per: what they are grouped by, as --per says it.
     """
+    from evaluation.report.contents import FacePlaces, Report
     from evaluation.report.page import write_report
-    from evaluation.report.photos import FacePlaces
 
     def file_of(row: int) -> str | None:
         path = faces.photo_path(row)
@@ -126,23 +126,23 @@ def write_page(
     if groups is not None:
         names = [groups.names[group] if group >= 0 else "" for group in groups.group.tolist()]
     shipped = model in PRETRAINED
-    write_report(
-        page,
-        path_of=faces.path,
+    report = Report(
         scores=scores.values.astype(np.float64),
         statuses=[scores.status(row) for row in range(len(faces))],
-        model_name=model if shipped else network.name,
-        model_about="the model that comes with SDD-FIQA" if shipped else "",
-        thumbnail=picture,
+        path_of=faces.path,
         link_path=file_of,
+        thumbnail=picture,
+        model_name=model if shipped else network.name,
+        command=shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        made=datetime.now().astimezone(),
+        model_about="the model that comes with SDD-FIQA" if shipped else "",
         kind="face" if len(faces) != images else "image",
         calibration=meaning.calibration,
         threshold=meaning.threshold,
         accept=meaning.accept,
-        groups=names,
+        group_names=names,
         group_word=per if per in ("folder", "track") else "group",
         places=places,
-        command=shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        made=datetime.now().astimezone(),
     )
+    write_report(page, report)
     note(f"report: {page}")

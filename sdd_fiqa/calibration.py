@@ -156,7 +156,7 @@ def usable(table: Any, name: str) -> Calibration:
 
 
 def check_calibration(calibration: Mapping[str, Any]) -> None:
-    """Checks the form of a calibration, as `evaluation.report.page.write_report` describes it.
+    """Checks the form of a calibration, as `evaluation.report.contents.Report` describes it.
 
     Raises:
         ValueError: the message names the entry, the rule and the value.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from evaluation.report.contents import Report
 from evaluation.report.text import count_of, html_text, number_text
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.images import Image, thumbnail
@@ -19,45 +19,17 @@ _SIDE = 480  # pixels, of the longer side of a photo on the page
 _LABEL = 14  # pixels, height of the score above a box
 
 
-@dataclass(frozen=True)
-class FacePlaces:
-    """Where the faces of the rows are.
-
-    Attributes:
-        photo: (N,) whole numbers; rows of one photo have the same.
-        faces: (N,) how many faces the row's photo shows, scored or not; NaN where unknown.
-        boxes: (N, 4) x, y, width, height in pixels of the photo; NaN where there is no face.
-        path: row -> the path of its photo.
-        read: row -> its photo, (H, W, 3) uint8 RGB. It may raise UnreadableImage: such a photo is
-            left out.
-    """
-
-    photo: npt.NDArray[np.int64]
-    faces: npt.NDArray[np.float32]
-    boxes: npt.NDArray[np.float32]
-    path: Callable[[int], str]
-    read: Callable[[int], Image]
-
-
-def photo_section(
-    places: FacePlaces | None,
-    scores: npt.NDArray[np.float64],
-    accepted: npt.NDArray[np.bool_] | None,
-    decimals: int,
-    url_of: Callable[[int, str], str | None],
-) -> str:
+def photo_section(report: Report, url_of: Callable[[int], str | None]) -> str:
     """The photos with several faces, those with the most first; empty if there is none.
 
     Args:
-        places: where the faces are.
-        scores: (N,) not finite where there is none.
-        accepted: (N,) or None.
-        decimals: of the scores.
-        url_of: row and path of its photo -> the address, or None.
+        report: what the page shows.
+        url_of: row -> the address of its photo, or None.
     """
+    places = report.places
     if places is None:
         return ""
-    several = np.flatnonzero((places.faces > 1) & np.isfinite(scores))
+    several = np.flatnonzero((places.faces > 1) & np.isfinite(report.scores))
     photos, first = np.unique(places.photo[several], return_index=True)
     most = np.argsort(-places.faces[several[first]], kind="stable")
     figures = []
@@ -68,9 +40,9 @@ def photo_section(
             photo = places.read(row)
         except UnreadableImage:
             continue  # it has gone since it was scored
-        drawn = _drawing(photo, rows, places.boxes, scores, accepted, decimals)
+        drawn = _drawing(report, photo, rows, places.boxes)
         path = places.path(row)
-        name, url = html_text(os.path.basename(path) or path), url_of(row, path)
+        name, url = html_text(os.path.basename(path) or path), url_of(row)
         if url is not None:
             name = f'<a href="{html_text(url)}" target="_blank" rel="noopener">{name}</a>'
         words = f"{int(places.faces[row]):,} faces"
@@ -92,12 +64,7 @@ def photo_section(
 
 
 def _drawing(
-    photo: Image,
-    rows: npt.NDArray[np.intp],
-    boxes: npt.NDArray[np.float32],
-    scores: npt.NDArray[np.float64],
-    accepted: npt.NDArray[np.bool_] | None,
-    decimals: int,
+    report: Report, photo: Image, rows: npt.NDArray[np.intp], boxes: npt.NDArray[np.float32]
 ) -> str:
     height, width = photo.shape[:2]
     scale = min(1.0, _SIDE / max(height, width))
@@ -110,10 +77,10 @@ def _drawing(
     for row in rows.tolist():
         x, y, box_width, box_height = (float(value) * scale for value in boxes[row])
         label_y = y - 4 if y >= _LABEL else y + box_height + _LABEL - 2
-        look = "box" if accepted is None or accepted[row] else "box below"
+        look = "box" if report.accepted is None or report.accepted[row] else "box below"
         parts.append(
             f'<g class="{look}"><rect x="{x:.1f}" y="{y:.1f}" width="{box_width:.1f}" '
             f'height="{box_height:.1f}"/><text x="{x:.1f}" y="{label_y:.1f}">'
-            f"{number_text(scores[row], decimals)}</text></g>"
+            f"{number_text(report.scores[row], report.decimals)}</text></g>"
         )
     return "".join(parts) + "</svg></div>"

@@ -1,6 +1,7 @@
 """What a calibration says: laws of percentiles and thresholds, and the command that makes one."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,13 @@ from evaluation import calibration as module
 from evaluation.held_out import calibration, held_out_curve
 from models.checkpoints import read_about
 from models.networks import build_network
-from sdd_fiqa.calibration import percentiles_of, reaches, threshold_that_keeps, usable
+from sdd_fiqa.calibration import (
+    check_calibration,
+    percentiles_of,
+    reaches,
+    threshold_that_keeps,
+    usable,
+)
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import sha256_of
 
@@ -148,3 +155,19 @@ def test_command_refuses(scored: Any) -> None:
     with pytest.raises(UserError, match="describes another file"):
         module.main(scores=scores, model=model)
     assert (scored / "model.json").read_text() == '{"sha256": "another"}'
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({}, "`thresholds` must be a list, got None"),
+        ({"thresholds": [{"discard": 5, "score": 1}]}, "discard: share in 0..1"),
+        ({"thresholds": [7]}, "a threshold must be"),
+        ({"thresholds": [{"discard": 0.5, "score": "<script>"}]}, "a threshold must be"),
+        ({"thresholds": [], "percentiles": [1, 0] * 50 + [2]}, "must be 101 rising scores"),
+        ({"thresholds": [], "fmr": "<b>"}, "`fmr` must be a number, got '<b>'"),
+    ],
+)
+def test_a_damaged_calibration_is_named(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_calibration(table)

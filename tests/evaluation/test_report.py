@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.lists import read_table
-from evaluation.report.groups import Groups
+from evaluation.report.contents import FacePlaces, Groups
 from evaluation.report.page import relative_url
-from evaluation.report.photos import FacePlaces
 from evaluation.report.sections import MAX_UNSCORED
 from report_pages import CALIBRATION, HOSTILE, Page, jpeg, read, write
 from sdd_fiqa.errors import UnreadableImage
@@ -96,7 +95,6 @@ def test_hostile_names_stay_names_and_their_links_lead_to_the_file(
         path_of=(paths * 2).__getitem__,
         statuses=statuses,
         model_name="<script>x</script>",
-        notes=["<script>note</script>"],
     )
     page = read(where)
     tags = [tag for tag, _ in page.tags]
@@ -114,7 +112,6 @@ def test_hostile_names_stay_names_and_their_links_lead_to_the_file(
         assert "".join(face.text[1:]) == whole and face.alt == f"Face {whole}"
         assert face.title.split("\n")[0] == f"faces/{whole}"
         assert f"faces/{whole} <b>why</b>" in page.words
-    assert "<script>note</script>" in page.words
 
 
 def test_links_can_be_left_out_or_lead_elsewhere(
@@ -200,41 +197,12 @@ def test_the_words_say_what_a_row_is(tmp_path: Path) -> None:
 
 def test_a_calibration_without_embeddings_has_no_column_of_errors(tmp_path: Path) -> None:
     marks = [{"discard": 0.05, "score": 25.0}, {"discard": 0.2, "score": 40.0}]
-    page = read(write(tmp_path / "r.html", [10, 30], calibration={"thresholds": marks}))
+    page = read(
+        write(tmp_path / "r.html", [10, 30], calibration={**CALIBRATION, "thresholds": marks})
+    )
     assert page.blocks["td"] == ["5 %", "", "1 (50 %)", "20 %", "", "2 (100 %)"]
     assert page.blocks["th"] == ["Left out", "Threshold", "Below it here"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"statuses": ["ok"]}, "scores and statuses must be of one length, got (2,) and 1"),
-        ({"thumbnail": lambda row: b"\x89PNG"}, "must be JPEG bytes or None, got b'\\x89PNG'"),
-        ({"calibration": {}}, "`thresholds` must be a list, got None"),
-        (
-            {"calibration": {"thresholds": [{"discard": 5, "score": 1}]}},
-            "discard: share in 0..1",
-        ),
-        ({"calibration": {"thresholds": [7]}}, "a threshold must be"),
-        (
-            {"calibration": {"thresholds": [{"discard": 0.5, "score": "<script>"}]}},
-            "a threshold must be",
-        ),
-        (
-            {"calibration": {"thresholds": [], "percentiles": [1, 0] * 50 + [2]}},
-            "`percentiles` must be 101 rising scores",
-        ),
-        ({"calibration": {"thresholds": [], "fmr": "<b>"}}, "`fmr` must be a number, got '<b>'"),
-    ],
-)
-def test_wrong_use_is_named_and_nothing_is_overwritten(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    page = tmp_path / "report.html"
-    page.write_text("before")
-    with pytest.raises(ValueError, match=re.escape(message)):
-        write(page, [1, 2], **options)
-    assert page.read_text() == "before" and os.listdir(tmp_path) == ["report.html"]
+    assert "FMR the false match rate" not in page.words
 
 
 def test_a_page_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
@@ -259,7 +227,7 @@ def test_the_same_scores_give_the_same_bytes(tmp_path: Path) -> None:
 def test_the_accepted_faces_are_counted_and_the_others_marked(tmp_path: Path) -> None:
     scores = [10.0, 29.99996, np.nan, 29.9999, 90.0]  # rounded to four decimals, as in scores.csv
     options: dict[str, Any] = {"threshold": 30.0, "calibration": CALIBRATION}
-    page = read(write(tmp_path / "r.html", scores, accept=0.95, **options))
+    page = read(write(tmp_path / "r.html", scores, **options))
     assert (
         "Accepted 2 50 %: score 30 or higher, as 95 % of the calibration faces have "
         "Not accepted 2 a lower score Scored 4 of 5 images Not scored 1" in page.words
@@ -294,7 +262,7 @@ def test_every_word_of_the_calibration_is_explained(tmp_path: Path) -> None:
 def test_groups_stand_by_their_best_face_and_those_without_one_are_named(tmp_path: Path) -> None:
     groups = ["<b>", "anna", "anna", "empty", "<b>", "low", ""]
     scores = [50.0, 10.0, 95.0, np.nan, 70.0, 20.0, 60.0]
-    page = read(write(tmp_path / "r.html", scores, groups=groups, threshold=30.0))
+    page = read(write(tmp_path / "r.html", scores, group_names=groups, threshold=30.0))
     assert [face.text[-1] for face in page.faces] == [f"{row}.jpg" for row in (2, 1, 4, 0, 6, 5)]
     for words in (
         "anna best 95.0, 2 faces, 1 accepted",
@@ -305,10 +273,8 @@ def test_groups_stand_by_their_best_face_and_those_without_one_are_named(tmp_pat
         "2 folders without an accepted face low best 20.0 empty no score",
     ):
         assert words in page.words
-    page = read(write(tmp_path / "r.html", scores, groups=groups, group_word="track"))
+    page = read(write(tmp_path / "r.html", scores, group_names=groups, group_word="track"))
     assert "1 track without a score empty no score" in page.words
-    with pytest.raises(ValueError, match="groups must have 2 names, got 1"):
-        write(tmp_path / "r.html", [1, 2], groups=["a"])
 
 
 @given(

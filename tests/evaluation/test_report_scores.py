@@ -41,7 +41,14 @@ def test_above_the_limit_the_page_shows_a_sample_and_counts_all(tmp_path: Path) 
         return f"{row}.jpg"
 
     page = read(
-        write(tmp_path / "r.html", scores, path_of=path, thumbnail=thumbnail, max_faces=100)
+        write(
+            tmp_path / "r.html",
+            scores,
+            path_of=path,
+            link_path=lambda row: None,
+            thumbnail=thumbnail,
+            max_faces=100,
+        )
     )
     order = np.argsort(-scores)
     assert len(page.faces) == len(asked) == len(named) == 100

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from evaluation.report.contents import Report
 from evaluation.report.page import write_report
 
 HOSTILE = [
@@ -42,13 +44,18 @@ def jpeg(row: int) -> bytes:
 
 def write(page: Path, scores: Any, **options: Any) -> Path:
     scores = np.asarray(scores, np.float64)
+    path_of = options.get("path_of", lambda row: f"faces/{row}.jpg")
     usual: dict[str, Any] = {
-        "path_of": lambda row: f"faces/{row}.jpg",
+        "path_of": path_of,
+        "link_path": path_of,
         "statuses": ["no face" if np.isnan(score) else "ok" for score in scores],
         "model_name": "R_50",
+        "command": "eval.py faces",
+        "made": datetime(2026, 3, 7, 9, 5),
         "thumbnail": jpeg,
+        "accept": 0.95,
     }
-    write_report(page, scores=scores, **(usual | options))
+    write_report(page, Report(scores=scores, **(usual | options)))
     return page
 
 
