@@ -89,7 +89,7 @@ def test_in_a_browser_faces_are_shown_by_acceptance_name_and_group(tmp_path: Pat
         tmp_path / "report.html",
         scores,
         path_of=["A/one.jpg", "a/two.jpg", "a/three.jpg", "A/four.jpg", "b/five.jpg"].__getitem__,
-        groups=["A", "a", "a", "A", "b"],
+        group_names=["A", "a", "a", "A", "b"],
         threshold=30.0,
         calibration=CALIBRATION,
     )
