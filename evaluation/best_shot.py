@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from itertools import count
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -24,12 +23,11 @@ from dataset.video import is_video
 from sdd_fiqa.calibration import DECIMALS, reaches
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
-from sdd_fiqa.images import FACE_SIZE, Image, cv2
+from sdd_fiqa.images import cv2
 from sdd_fiqa.number import whole_number
 from sdd_fiqa.storage import read_file
 
 Key = Literal["folder", "track"] | int
-_PNG_SIZE = FACE_SIZE.to_bytes(4, "big") * 2  # bytes 16 to 23 of a crop's file
 
 
 @dataclass(frozen=True)
@@ -187,12 +185,10 @@ def check_copies(
         return
     equal: dict[str, bool] = {}  # by files that are there: whether an image has the same bytes
     for path in table.paths():
-        group = "" if key is None else _group_of(path, key)
-        target = _target(folder, group, path)
         if all_faces or split_member(path) is not None or is_video(path):
-            for crop in glob.glob(_crops(folder, group, path)):
-                equal[crop] = _is_crop(crop)
-        elif os.path.lexists(target) and not equal.get(target):
+            continue  # the bytes of a crop are known when it is copied
+        target = _target(folder, "" if key is None else _group_of(path, key), path)
+        if os.path.lexists(target) and not equal.get(target):
             both = os.path.isfile(path) and os.path.isfile(target)
             equal[target] = both and filecmp.cmp(path, target, shallow=False)
     for target, same in equal.items():
@@ -218,17 +214,19 @@ def copy_best(folder: Path, shots: BestShots, top: int, faces: Faces, all_faces:
         if crop:
             name = f"{name.replace('#', '-')}.png"
         try:
-            content = _png(faces.crop(row)) if crop else read_file(photo)
+            if crop:
+                bgr = cv2.cvtColor(faces.crop(row), cv2.COLOR_RGB2BGR)
+                content = cv2.imencode(".png", bgr)[1].tobytes()
+            else:
+                content = read_file(photo)
         except UnreadableImage as error:
             note(f"not copied: {faces.path(row)}: {error}")
             failed += 1
             continue
-        plain = target = _target(folder, shots.names[shots.group[row]], name)
-        for number in count(2):
-            if target not in written:
-                break
-            stem, suffix = os.path.splitext(plain)
-            target = f"{stem}_{number}{suffix}"
+        target = _target(folder, shots.names[shots.group[row]], name)
+        (stem, suffix), number = os.path.splitext(target), 2
+        while target in written:
+            target, number = f"{stem}_{number}{suffix}", number + 1
         written.add(target)
         if not os.path.lexists(target):
             with replacing(target, "wb") as file:
@@ -258,29 +256,8 @@ def _target(folder: Path, group: str | None, name: str) -> str:
     return os.path.join(folder, *parts, os.path.basename(name))
 
 
-def _crops(folder: Path, group: str | None, path: str) -> str:
-    """A pattern of the crops that may come of a photo or a video; no group: of its tracks."""
-    if group is None:
-        place = glob.escape(_target(folder, os.path.dirname(path), path)) + " track *"
-    else:
-        place = glob.escape(os.path.dirname(_target(folder, group, path)))
-    return os.path.join(place, glob.escape(os.path.basename(path).replace("#", "-")) + "*.png")
-
-
-def _is_crop(file: str) -> bool:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(24)[16:] == _PNG_SIZE
-    except OSError:
-        return False
-
-
 def _other_bytes(target: str) -> UserError:
     return UserError(
         f"--copy-to: {target} is there, with other bytes than the copy would have; move it away "
         "or name another folder"
     )
-
-
-def _png(image: Image) -> bytes:
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
