@@ -81,8 +81,7 @@ def find_centre(
     try:
         if source.ui_from_cluster:
             groups = group_by_identity(inputs.identities, inputs.reasons == 0)
-            embedded = EmbeddedSet(inputs.embeddings, groups)
-            centre, count = find_cluster(embedded, source.seed)
+            centre, count = find_cluster(EmbeddedSet(inputs.embeddings, groups), source.seed)
             return centre, f"a cluster of {count} images of different people"
         if source.ui_feats is not None:
             name = str(source.ui_feats)

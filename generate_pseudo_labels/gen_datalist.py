@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_at_least, note, run_script
 from dataset.alignment_check import doubt_alignment
 from dataset.containers import FORMATS
 from dataset.containers.listing import PAIRS, containers_of, identified_members, write_pairs
@@ -94,8 +94,7 @@ def check(
         )
     if id_key_index == -1:
         raise UserError("--id-key-index -1: is the image's own name; -2 is the folder it lies in")
-    if min_images_per_id < 1:
-        raise UserError(f"--min-images-per-id {min_images_per_id}: must be 1 or more")
+    check_at_least(1, {"--min-images-per-id": min_images_per_id})
     if to_rec is not None and to_rec.suffix != ".rec":
         raise UserError(f"--to-rec {to_rec}: must end in .rec")
     if to_rec is not None and os.path.realpath(to_rec) in map(os.path.realpath, containers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -86,42 +86,29 @@ def label(
 
     found = result.distances
     w1 = in_list_order(found.w1.mean(axis=1, dtype=np.float64).astype(np.float32))
-    distances = Distances(w1[:, None], *map(in_list_order, (found.pos, found.neg, found.excess)))
-    mislabelled = in_list_order(found.mislabelled(), False)
-    labelling = Labelling(in_list_order(labels), distances, mislabelled, {})
-    return replace(labelling, summary=_summary(inputs, settings, groups, result, labelling))
-
-
-def _summary(
-    inputs: LabelInput,
-    settings: LabelSettings,
-    groups: Groups,
-    result: DistanceResult,
-    labelling: Labelling,
-) -> dict[str, Any]:
-    """What `distribution_info.json` says: how many, how far apart, which were left out."""
-    rows = np.flatnonzero(~np.isnan(labelling.labels))
-    labels, distances = labelling.labels[rows], labelling.distances
+    pos, neg, excess = map(in_list_order, (found.pos, found.neg, found.excess))
+    labels, mislabelled = in_list_order(labels), in_list_order(found.mislabelled(), False)
+    rows = np.flatnonzero(~np.isnan(labels))
     summary: dict[str, Any] = {
         "settings": asdict(settings),
         "images": len(inputs.images),
         "identities": int(np.count_nonzero(groups.sizes())),
         "labelled": len(rows),
         "left_out": inputs.counts(),
-        "mislabelled": int(labelling.mislabelled.sum()),
+        "mislabelled": int(mislabelled.sum()),
         "wrong_way_bound": EXCESS_BOUND,
-        "label_percentiles": _percentiles(labels),
-        "w1_percentiles": _percentiles(distances.w1[rows, 0]),
-        "mean_pos_sim": float(distances.pos[rows].mean(dtype=np.float64)),
-        "mean_neg_sim": float(distances.neg[rows].mean(dtype=np.float64)),
-        "label_histogram": np.histogram(labels, 50, (0, 100))[0].tolist(),
+        "label_percentiles": _percentiles(labels[rows]),
+        "w1_percentiles": _percentiles(w1[rows]),
+        "mean_pos_sim": float(pos[rows].mean(dtype=np.float64)),
+        "mean_neg_sim": float(neg[rows].mean(dtype=np.float64)),
+        "label_histogram": np.histogram(labels[rows], 50, (0, 100))[0].tolist(),
     }
     if settings.estimator == "exact":
         summary["overlapping"] = result.overlapping
         if result.checked:
             error = np.sqrt(result.squares / result.checked)
             summary["overlapping_w1_standard_error"] = float(f"{error:.3g}")
-    return summary
+    return Labelling(labels, Distances(w1[:, None], pos, neg, excess), mislabelled, summary)
 
 
 def _percentiles(values: Float32) -> dict[str, float]:

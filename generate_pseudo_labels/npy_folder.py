@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -34,6 +35,8 @@ from generate_pseudo_labels.label_files import UNREADABLE, LabelInput, read_inpu
 from generate_pseudo_labels.labels import LabelSettings, doubt_identities
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
+
+Batch = tuple[int, Float32, dict[int, str]]
 
 _BATCH = 4096
 _SEARCHED = 100  # images whose .npy are looked for, to see which folder they mirror
@@ -96,42 +99,34 @@ def open_input(
         raise UserError("--feature-root: needs --image-list-file and --score-dst too")
     if not files.feature_root.is_dir():
         raise UserError(f"--feature-root {files.feature_root}: no such folder")
-    in_memory = files.load_feature == "True"
+    in_memory, target = files.load_feature == "True", files.score_dst
     if in_memory and processes.size > 1:
         raise UserError("--load-feature True: every process would hold all embeddings; use False")
     inputs = None
     if processes.first:
         listed = read_table(files.image_list_file)
         refuse_repeats(listed)
-        dimension = _Reader(files, files.feature_root, listed).dimension()
+        dimension = _Reader(files.feature_root, files.image_root, listed).dimension()
         numbers = identities_in(listed, files.id_key_index)
         if doubt := doubt_identities(listed, np.bincount(numbers), settings):
             raise UserError(f"{listed.file}: {doubt}")
-        with replacing(files.score_dst / LABELPATH) as file:
+        with replacing(target / LABELPATH) as file:
             for path, number in zip(listed.paths(), numbers.tolist(), strict=True):
                 file.write(f"{path}\t{number}\n")
-        inputs = _gather(files, files.feature_root, files.score_dst, dimension, in_memory, threads)
+        images, identities = read_labelpath(target / LABELPATH)
+        reader = _Reader(files.feature_root, files.image_root, images)
+        if in_memory:
+            inputs = LabelInput(images, identities, np.zeros((len(images), dimension), np.float32))
+            for start, rows, failures in reader.batches(dimension, threads):
+                length = np.linalg.norm(rows, axis=1, keepdims=True)
+                embeddings = rows / np.where(length > 0, length, 1)
+                inputs.embeddings[start : start + len(rows)] = embeddings
+                for row, reason in failures.items():
+                    inputs.leave_out(np.array([start + row]), UNREADABLE + reason)
+        else:
+            reader.write(target, dimension, threads)
     processes.barrier()  # the files must be there first
-    return files.score_dst, inputs or read_input(files.score_dst)
-
-
-def _gather(
-    files: NpyFolder, root: Path, target: Path, dimension: int, in_memory: bool, threads: int
-) -> LabelInput | None:
-    """The embeddings in memory; or None, after writing them to the label folder `target`."""
-    images, identities = read_labelpath(target / LABELPATH)
-    batches = _Reader(files, root, images).batches(dimension, threads)
-    if in_memory:
-        embeddings = np.zeros((len(images), dimension), np.float32)
-        inputs = LabelInput(images, identities, embeddings)
-        for start, rows, failures in batches:
-            length = np.linalg.norm(rows, axis=1, keepdims=True)
-            embeddings[start : start + len(rows)] = rows / np.where(length > 0, length, 1)
-            for row, reason in failures.items():
-                inputs.leave_out(np.array([start + row]), UNREADABLE + reason)
-        return inputs
-    _write(root, images, target, dimension, batches)
-    return None
+    return target, inputs or read_input(target)
 
 
 def gather_features(root: Path, images: ImageList, target: Path, threads: int) -> Path:
@@ -144,10 +139,9 @@ def gather_features(root: Path, images: ImageList, target: Path, threads: int) -
     """
     for path in islice(images.paths(), _SEARCHED):
         for folder in reversed(Path(path).parents):
-            reader = _Reader(NpyFolder(image_root=folder), root, images)
+            reader = _Reader(root, folder, images)
             if reader.file_of(0, path).is_file():
-                dimension = reader.dimension()
-                _write(root, images, target, dimension, reader.batches(dimension, threads))
+                reader.write(target, reader.dimension(), threads)
                 return target / EMBEDDINGS
     first = PurePath(images.path(0)).with_suffix(".npy")
     raise UserError(
@@ -156,42 +150,17 @@ def gather_features(root: Path, images: ImageList, target: Path, threads: int) -
     )
 
 
-def _write(
-    root: Path,
-    images: ImageList,
-    target: Path,
-    dimension: int,
-    batches: Iterator[tuple[int, Float32, dict[int, str]]],
-) -> None:
-    described = {"path": str(images.file), "sha256": images.sha256, "rows": len(images)}
-    about: dict[str, Any] = {"list": described, "weights": {"features": str(root)}}
-    about["preprocessing"] = {}
-    writer = FeatureWriter((target / EMBEDDINGS).parent, len(images), dimension, about)
-    writer.prepare()
-    writer.open(0)
-    try:
-        for start, rows, failures in batches:
-            writer.write(start, rows, failures)
-    finally:
-        writer.close()
-    writer.finish(images)
-
-
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the .npy files of a list."""
+    """Reads the .npy files of a list, which mirror below `root` what follows `image_root`."""
 
-    files: NpyFolder
     root: Path
+    image_root: Path | None
     images: ImageList
 
     def file_of(self, row: int, path: str) -> Path:
-        """The .npy of one record.
-
-        Raises:
-            UserError: an absolute path that is not below the image root.
-        """
-        relative, image_root = PurePath(path), self.files.image_root
+        """The .npy of one record; raises UserError if it is not below the image root."""
+        relative, image_root = PurePath(path), self.image_root
         if image_root is not None and relative.is_relative_to(image_root):
             relative = relative.relative_to(image_root)
         if relative.is_absolute():
@@ -204,11 +173,7 @@ class _Reader:
         return self.root / relative.with_suffix(".npy")
 
     def dimension(self) -> int:
-        """The length of the first embedding that can be read.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The length of the first embedding that can be read; raises UserError if none can."""
         for row, path in enumerate(self.images.paths()):
             embedding = _read_one(self.file_of(row, path))
             if not isinstance(embedding, str):
@@ -219,9 +184,23 @@ class _Reader:
             f"{self.root} (the first one would be {first}); check --image-root"
         )
 
-    def batches(
-        self, dimension: int, threads: int
-    ) -> Iterator[tuple[int, Float32, dict[int, str]]]:
+    def write(self, target: Path, dimension: int, threads: int) -> None:
+        """Gathers all embeddings in one file of the label folder `target`."""
+        images = self.images
+        about: dict[str, Any] = {
+            "list": {"path": str(images.file), "sha256": images.sha256, "rows": len(images)},
+            "weights": {"features": str(self.root)},
+            "preprocessing": {},
+        }
+        writer = FeatureWriter((target / EMBEDDINGS).parent, len(images), dimension, about)
+        writer.prepare()
+        writer.open(0)
+        with closing(writer):
+            for start, rows, failures in self.batches(dimension, threads):
+                writer.write(start, rows, failures)
+        writer.finish(images)
+
+    def batches(self, dimension: int, threads: int) -> Iterator[Batch]:
         """In list order: the first row, the embeddings, and place -> reason where there is none.
 
         Embeddings are as they are in the files, and zero where there is a reason.

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_at_least, note, run_script
 from common.distributed import ProcessGroup, join_process_group
 from dataset.alignment_check import doubt_alignment
 from dataset.embedding_writer import FeatureWriter
@@ -26,7 +26,6 @@ from dataset.lists import LABELPATH, ImageList, read_table
 from dataset.loader import Batch, batches, one_behind
 from models.backbones import Backbone
 from models.recognisers import Recogniser, load_recogniser
-from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import lock_folder
 from sdd_fiqa.onnx_runner import Faces, Outputs
 
@@ -56,9 +55,7 @@ def main(
         precision: auto takes bf16 where the device is fast at it.
         device: auto, cpu, cuda or cuda:i.
     """
-    for name, value in (("--batch-size", batch_size), ("--num-workers", num_workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value}: must be 1 or more")
+    check_at_least(1, {"--batch-size": batch_size, "--num-workers": num_workers})
     table = read_table(out_dir / LABELPATH)
     with join_process_group(device) as world:
         recogniser = load_recogniser(weights, backbone, device, precision, first_faces(table))
