@@ -108,7 +108,13 @@ def onnx_bytes(network: nn.Module, properties: dict[str, Any]) -> bytes:
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
         )
-    model = onnx.load_from_string(buffer.getvalue())
+    return _finished(onnx.load_from_string(buffer.getvalue()), properties)
+
+
+def _finished(model: Any, properties: dict[str, Any]) -> bytes:
+    """The content of a model's file, checked, with more metadata."""
+    import onnx
+
     for key, value in properties.items():
         text = value if isinstance(value, str) else json.dumps(value)
         model.metadata_props.add(key=key, value=text)
@@ -149,10 +155,7 @@ def with_half_weights(content: bytes) -> bytes:
     nodes = [*casts, *model.graph.node]  # a node follows those whose outputs it takes
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    model.metadata_props.add(key="precision", value="float16 weights, computed in float32")
-    onnx.checker.check_model(model, full_check=True)
-    half: bytes = model.SerializeToString()
-    return half
+    return _finished(model, {"precision": "float16 weights, computed in float32"})
 
 
 def quantised(content: bytes, faces: Faces) -> bytes:
@@ -203,10 +206,7 @@ def quantised(content: bytes, faces: Faces) -> bytes:
             logging.disable(logging.NOTSET)
         small = onnx.load(target)
     del small.metadata_props[:]
-    for key, value in {**properties, "precision": "int8 convolutions"}.items():
-        small.metadata_props.add(key=key, value=value)
-    out: bytes = small.SerializeToString()
-    return out
+    return _finished(small, {**properties, "precision": "int8 convolutions"})
 
 
 def _sensitive(model: Any) -> list[str]:

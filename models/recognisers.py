@@ -83,19 +83,20 @@ def load_recogniser(
         raise UserError(f"--weights {weights}: no such file, and no known name ({names})")
     if precision != "auto":
         probe = None
+    about: dict[str, Any] = {"weights": weights, "sha256": sha256_of(path)}
     if not known and not is_onnx(path):
         from models.checkpoints import load_network
         from models.networks import pixels_of
 
         compute = choose_compute(device, precision)
         name, network, _ = load_network(path, recognition=True, backbone=backbone)
-        about = {"weights": weights, "sha256": sha256_of(path), "backbone": name}
+        about["backbone"] = name
         return _in_torch(network, about, pixels_of(network), 512, compute, probe)
 
     pixels, dimension = describe_onnx(path)
     compute = choose_compute(device, precision)
     if str(compute) == "cpu fp32":
-        return _in_onnxruntime(path, weights, pixels, dimension, device)
+        return _in_onnxruntime(path, about, pixels, dimension, device)
     from models.onnx_import import read_embedder
 
     try:
@@ -103,11 +104,10 @@ def load_recogniser(
     except UserError as error:  # a layer that only onnxruntime knows, or no network at all
         if compute.device.type == "cuda":
             note(f"torch cannot run {error}; onnxruntime runs it, on the GPU if it has CUDA")
-        return _in_onnxruntime(path, weights, pixels, dimension, device)
+        return _in_onnxruntime(path, about, pixels, dimension, device)
     if dimension not in (0, found):
         raise UserError(f"{path}: gives an output of shape (1, {found}), not (N, {dimension})")
     graph.pixels = pixels
-    about = {"weights": weights, "sha256": sha256_of(path)}
     return _in_torch(graph, about, pixels, found, compute, probe)
 
 
@@ -133,11 +133,8 @@ def _in_torch(
                 f"{about['weights']}: {compute.name} changes its embeddings too much; uses float32"
             )
             forward = Forward(network, full.compute)
-    about = {
-        **about,
-        "preprocessing": {**asdict(pixels), "dimension": dimension},
-        "precision": f"{compute.device.type} {forward.compute.name}",
-    }
+    about["preprocessing"] = {**asdict(pixels), "dimension": dimension}
+    about["precision"] = f"{compute.device.type} {forward.compute.name}"
     return Recogniser(about, dimension, forward.batch_size, forward.begin)
 
 
@@ -152,7 +149,7 @@ def _close(half: Outputs, full: Outputs) -> bool:
 
 
 def _in_onnxruntime(
-    path: Path, name: str, pixels: Pixels, dimension: int, device: str
+    path: Path, about: dict[str, Any], pixels: Pixels, dimension: int, device: str
 ) -> Recogniser:
     """Makes a recogniser that runs in onnxruntime; a `dimension` of 0 allows any."""
     runner = OnnxRunner(path, device, content=without_prelu(path))
@@ -182,12 +179,8 @@ def _in_onnxruntime(
             f"{path}: gives an output of shape {probe.shape}, not (N, {dimension or 'D'})"
         )
     dimension = int(probe.shape[1])
-    about = {
-        "weights": name,
-        "sha256": sha256_of(path),
-        "precision": "as the file",
-        "preprocessing": {**asdict(pixels), "dimension": dimension},
-    }
+    about["precision"] = "as the file"
+    about["preprocessing"] = {**asdict(pixels), "dimension": dimension}
     # On a CPU, single faces on parallel threads are as fast as a batch, and a row then does not
     # depend on the other faces of its batch.
     size = fixed or (GPU_FACES if runner.on_gpu else 1)

@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -156,13 +156,12 @@ def find_trunk(state: State, where: str, backbone: str | None = None) -> str:
     Raises:
         UserError: the state holds none; the message names the nearest and what is missing.
     """
+    unlike = partial(_trunk_differences, state)
     candidates = BACKBONES if backbone is None else [backbone]
-    fitting = [name for name in candidates if not _trunk_differences(name, state)]
+    fitting = [name for name in candidates if not unlike(name)]
     if fitting:  # face.evoLVe's trunk is R_50's and one layer more
         return max(fitting, key=lambda name: len(_trunk(name)))
-    what = "the trunk of {}"
-    reason = explain_mismatch(state, backbone, what, lambda name: _trunk_differences(name, state))
-    raise UserError(f"{where}: {reason}")
+    raise UserError(f"{where}: {explain_mismatch(state, backbone, 'the trunk of {}', unlike)}")
 
 
 def explain_mismatch(
@@ -220,7 +219,7 @@ def _trunk(backbone: str) -> State:
     return {key: value for key, value in skeleton(backbone, False).items() if key in other}
 
 
-def _trunk_differences(backbone: str, state: State) -> str:
+def _trunk_differences(state: State, backbone: str) -> str:
     trunk = _trunk(backbone)
     both = skeleton(backbone, False).keys() | skeleton(backbone, True).keys()
     heads = {key.partition(".")[0] for key in both - trunk.keys()}
