@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,12 +169,9 @@ def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.fl
             f"--feats {path}: put the {LABELPATH} that it was made from next to "
             f"{data.table.file}; it says which row is which image"
         )
-    listed = read_table(data.table.file.parent / LABELPATH)
-    file, origin = open_embeddings(path, listed)
-    try:
+    file, origin = open_embeddings(path, read_table(data.table.file.parent / LABELPATH))
+    with closing(file):
         return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
-    finally:
-        file.close()
 
 
 def find_identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]:

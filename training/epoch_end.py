@@ -153,10 +153,8 @@ class EpochEnd:
                 part = model(self.compute.put(batch.faces))[:, 0].float()
             readable = self.compute.put(batch.readable)
             if not bool(torch.isfinite(part[readable]).all()):
-                raise UserError(
-                    "the scores of some images are not finite: the training has diverged; "
-                    + _RESTART
-                )
+                diverged = "the scores of some images are not finite: the training has diverged"
+                raise UserError(f"{diverged}; {_RESTART}")
             part[~readable] = torch.nan
             scores[at : at + len(part)] = part
             at += len(part)
@@ -169,10 +167,9 @@ class EpochEnd:
         self._judge(self.scores(model, self.unreadable.data.train[:_PROBED]))
 
     def _judge(self, scores: Scores) -> None:
-        good = scores[np.isfinite(scores)]
-        constant = len(good) > 1 and np.ptp(good) < _CONSTANT
-        same = f"the network gives every image the score {good[0]:.1f}" if constant else ""
-        self.doubt = f"{same}; {_LEARN}" if same else ""
+        good, self.doubt = scores[np.isfinite(scores)], ""
+        if len(good) > 1 and np.ptp(good) < _CONSTANT:
+            self.doubt = f"the network gives every image the score {good[0]:.1f}; {_LEARN}"
 
     def _measure(
         self, scores: Scores, epoch: int

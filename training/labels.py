@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +55,14 @@ def check_labels(data: TrainingList, id_key_index: int) -> None:
 
 def _check_columns(table: ImageList, remedy: str) -> None:
     with open(table.file, "rb") as file:
-        tabs = sum(block.count(b"\t") for block in iter(partial(file.read, 1 << 24), b""))
-        if tabs == len(table):
-            return
-        file.seek(0)
-        counts = ((row, 1 + line.count(b"\t")) for row, line in enumerate(file, 1))
-        row, columns = next(found for found in counts if found[1] > 2)
-    seems = "it seems to be a w_distances.txt (W1 distances); " if columns == 5 else ""
-    raise UserError(
-        f"{table.file}:{row}: has {columns} columns, expected two, `<path> TAB <label>`; {seems}"
-        f"{remedy}"
-    )
+        for row, line in enumerate(file, 1):
+            columns = 1 + line.count(b"\t")
+            if columns > 2:
+                seems = "it seems to be a w_distances.txt (W1 distances); " * (columns == 5)
+                raise UserError(
+                    f"{table.file}:{row}: has {columns} columns, expected two, `<path> TAB "
+                    f"<label>`; {seems}{remedy}"
+                )
 
 
 def _are_identities(table: ImageList, id_key_index: int) -> bool:

@@ -87,14 +87,8 @@ class EpochProgress:
         self.bar.set_postfix_str(f"loss {mean:.3f}, {rate:.0f} images/s")
         done = plan.steps_done(position)
         left = (plan.epochs * plan.steps - done) * plan.global_batch / rate
-        self.log.write(
-            epoch=position.epoch + 1,
-            step=done,
-            loss=mean,
-            lr=lr,
-            images_per_s=rate,
-            seconds_left=left,
-        )
+        numbers = {"loss": mean, "lr": lr, "images_per_s": rate, "seconds_left": left}
+        self.log.write(epoch=position.epoch + 1, step=done, **numbers)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -254,12 +254,10 @@ class TrainingRun:
         script = Path(__file__).resolve().parents[1] / "eval.py"
         images = self.folder / "held_out.txt" if len(self.data.held_out) else self.config.img_list
         best = self.folder / "best.pth"
-        command = [
-            "python" if shutil.which("python") == sys.executable else sys.executable,
-            script.name if script.parent == Path.cwd() else str(script),
-            *(str(images), "--model", str(best)),
-        ]
-        print(f"best network: {best}; it scores a list or a folder: {shlex.join(command)}")
+        python = "python" if shutil.which("python") == sys.executable else sys.executable
+        name = script.name if script.parent == Path.cwd() else str(script)
+        command = shlex.join([python, name, str(images), "--model", str(best)])
+        print(f"best network: {best}; it scores a list or a folder: {command}")
         if self._epoch_end.doubt:
             note(f"note: {self._epoch_end.doubt}")
 

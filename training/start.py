@@ -96,16 +96,12 @@ def _from_onnx(weights: str, dropout: float) -> StartingNetwork:
     trunk = read_trunk(path)
     network = GraphNetwork(trunk.graph, pixels, dropout)
     network.trunk.load_state_dict(trunk.state)
-    keys = [f"trunk.{key}" for key in trunk.state]
-    new = [key for key in network.state_dict() if key.startswith(HEAD)]
     name = f"onnx:{weights if known else path.stem}"
     layers = trunk.graph["layers"]
     shape = " x ".join(str(side) for side in trunk.graph["map"])
-    norms = sum(layer["op"] == "BatchNormalization" for layer in layers)
+    norms = any(layer["op"] == "BatchNormalization" for layer in layers)
     folded = "" if norms else ", BatchNorm is folded in, so it trains without"
-    return StartingNetwork(
-        name,
-        network,
-        f"{weights} ({name}, {len(layers)} layers up to a map of {shape}{folded}): "
-        f"{LoadReport(keys, new, trunk.unused)}",
-    )
+    new = [key for key in network.state_dict() if key.startswith(HEAD)]
+    loaded = LoadReport(list(trunk.state), new, trunk.unused)
+    what = f"{weights} ({name}, {len(layers)} layers up to a map of {shape}{folded})"
+    return StartingNetwork(name, network, f"{what}: {loaded}")
