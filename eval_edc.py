@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, run_script
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_at_least, check_seed, run_script
 from dataset.lists import read_labelpath, refuse_repeats
 from dataset.score_files import ScoreForm
 from evaluation.edc import gather
@@ -150,8 +150,9 @@ def check_numbers(settings: Settings) -> None:
     for limit in settings.limit:
         if not 0 < limit <= FULL_LIMIT:
             raise UserError(f"--limit {limit:g}: must be above 0 and at most {FULL_LIMIT:g}")
-    if settings.impostor_pairs < 0:
-        raise UserError(f"--impostor-pairs {settings.impostor_pairs}: must be 0 (all) or more")
+    check_at_least(0, {"--impostor-pairs": settings.impostor_pairs})
+    fewest, most = settings.min_images_per_id, settings.max_images_per_id
+    check_at_least(1, {"--min-images-per-id": fewest, "--max-images-per-id": most})
     if settings.bootstrap < 0 or 0 < settings.bootstrap < MIN_REPLICATES:
         raise UserError(
             f"--bootstrap {settings.bootstrap}: must be 0 (none) or at least {MIN_REPLICATES}"
@@ -159,9 +160,7 @@ def check_numbers(settings: Settings) -> None:
     if settings.advise_at is not None and settings.advise_at not in (settings.fmr or FMRS):
         raise UserError(f"--advise-at {settings.advise_at:g}: must be one of --fmr")
     check_seed(settings.seed)
-    if settings.pairs is not None and (
-        settings.max_images_per_id or settings.impostor_pairs or settings.min_images_per_id != 2
-    ):
+    if settings.pairs is not None and (most or settings.impostor_pairs or fewest != 2):
         raise UserError(
             "--pairs says which pairs to compare: leave out --max-images-per-id,"
             " --min-images-per-id and --impostor-pairs"
@@ -170,10 +169,9 @@ def check_numbers(settings: Settings) -> None:
 
 def check_out_dir(settings: Settings) -> None:
     """Refuses, before the work, what cannot be written and what would replace an input."""
-    others = filter(None, (settings.pairs, settings.exclude, settings.templates, settings.group))
-    read = {
-        path.resolve() for path in (*settings.feats, settings.image_list, *settings.scores, *others)
-    }
+    others = (settings.pairs, settings.exclude, settings.templates, settings.group)
+    named = [*settings.feats, settings.image_list, *settings.scores, *filter(None, others)]
+    read = {path.resolve() for path in named}
     for name in ("results.md", "results.csv", "results.json", "edc.png", "calibration.json"):
         make_parent(settings.out_dir / name)
         if (settings.out_dir / name).resolve() in read:

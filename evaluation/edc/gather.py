@@ -78,16 +78,9 @@ class Inputs:
     def open_pairs(
         self, recogniser: str, impostor_pairs: int, seed: int, watch: Callable[[int], object]
     ) -> PairSource:
-        """The pairs of the chosen images by one recogniser.
+        """The pairs of the chosen images by one recogniser; `watch` and errors as `all_pairs`.
 
-        Args:
-            recogniser: whose embeddings.
-            impostor_pairs: the size of a random sample of impostor pairs; 0 for all.
-            seed: of that sample.
-            watch: as pairs.all_pairs.
-
-        Raises:
-            ValueError: as pairs.all_pairs.
+        With `impostor_pairs` above 0, so many are drawn at random with this seed.
         """
         rows = self.features[recogniser].take(np.flatnonzero(self.chosen))
         own = self.identities[self.chosen]
@@ -142,14 +135,12 @@ def usable_images(
     features: Mapping[str, EmbeddingsFile], scores: Mapping[str, Values], notes: Notes
 ) -> Mask:
     """(N,) images with an embedding of every recogniser and a score of every scorer."""
-    parts = []
+    parts = [np.isfinite(values) for values in scores.values()]
     for name, file in features.items():
         parts.append(file.usable_rows())
-        missing = int(np.count_nonzero(~parts[-1]))
-        notes.leave_out(
-            missing, f"{missing:,} images have no embedding by {name} (zero or not finite)"
-        )
-    parts += [np.isfinite(values) for values in scores.values()]
+        missing = np.count_nonzero(~parts[-1])
+        line = f"{missing:,} images have no embedding by {name} (zero or not finite)"
+        notes.leave_out(missing, line)
     return np.asarray(np.logical_and.reduce(parts))
 
 
@@ -175,11 +166,8 @@ def select_images(
     """(N,) the images that take part where all pairs are compared.
 
     Raises:
-        UserError: limits that fit no image, or no image left.
+        UserError: no image left.
     """
-    for name, value in (("--max-images-per-id", max_per_id), ("--min-images-per-id", min_per_id)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value}: must be 1 or more")
     chosen = choose_images(identities, usable, max_per_id, min_per_id, seed)
     if max_per_id is not None:
         notes.append(f"view: at most {max_per_id} images an identity, drawn with seed {seed}")
@@ -240,10 +228,9 @@ def select_pairs(
     if not asked.all():
         notes.append(f"view: without {np.count_nonzero(~asked):,} pairs of {path} for that")
     kept = asked & usable[first] & usable[second]
-    missing = int(np.count_nonzero(asked & ~kept))
-    notes.leave_out(
-        missing, f"{missing:,} pairs of {path} with an image that has no score or embedding"
-    )
+    missing = np.count_nonzero(asked & ~kept)
+    line = f"{missing:,} pairs of {path} with an image that has no score or embedding"
+    notes.leave_out(missing, line)
     for kind, wanted in (("genuine", True), ("impostor", False)):
         if not np.any(kept & (same == wanted)):
             raise UserError(f"{path}: no {kind} pair is left; both kinds are needed")
@@ -261,13 +248,13 @@ def describe(inputs: Inputs, source: PairSource, seed: int, bootstrap: int, note
     genuine = len(source.genuine.similarity)
     notes.append(f"{len(source.identities):,} images of {identities:,} identities")
     which = "all" if inputs.pairs is None else "the list's"
-    if not source.sampled:
-        notes.append(f"{which} {genuine:,} genuine and {which} {source.impostors:,} impostor pairs")
-    else:
-        notes.append(
+    pairs = f"{which} {genuine:,} genuine and {which} {source.impostors:,} impostor pairs"
+    if source.sampled:
+        pairs = (
             f"all {genuine:,} genuine pairs; a SAMPLE of {source.impostors:,} impostor pairs, drawn"
             f" with replacement, seed {seed}"
         )
+    notes.append(pairs)
     own = np.bincount(source.identities[source.genuine.first]).max(initial=0)
     share = own / max(genuine, 1)
     if share > 0.2:
@@ -289,11 +276,10 @@ def unique_names(paths: Sequence[Path], name_of: Callable[[Path], str]) -> list[
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError(f"{', '.join(map(str, paths))}: a file is given twice")
-    names = [name_of(path) for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{path.parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
+    for way in (name_of, lambda path: f"{path.parent.name}/{name_of(path)}", str):
+        names = [way(path) for path in paths]
+        if len(set(names)) == len(names):
+            break
     return names
 
 

@@ -124,22 +124,14 @@ def compare_groups(
                 "", part, {"": own}, [curve.fmr], [curve.rules], "aoc", (), replicates, seed
             )
             aoc, aoc_ends = alone[0].areas["aoc"], alone[0].intervals.get("aoc", aoc_ends)
-        results.append(
-            GroupResult(
-                whole.scorer,
-                name,
-                len(own),
-                errors.sum() / pairs.sum() if pairs.sum() else np.nan,
-                int(errors.sum()),
-                low.sum() / len(own),
-                aoc,
-                {
-                    "fnmr": ratio_interval(errors, pairs, replicates, seed),
-                    "discarded": ratio_interval(low, sizes, replicates, seed),
-                    "aoc": aoc_ends,
-                },
-            )
-        )
+        intervals = {
+            "fnmr": ratio_interval(errors, pairs, replicates, seed),
+            "discarded": ratio_interval(low, sizes, replicates, seed),
+            "aoc": aoc_ends,
+        }
+        fnmr = errors.sum() / pairs.sum() if pairs.sum() else np.nan
+        counts = len(own), fnmr, int(errors.sum()), low.sum() / len(own)
+        results.append(GroupResult(whole.scorer, name, *counts, aoc, intervals))
     return results
 
 
@@ -165,16 +157,9 @@ def group_section(whole: EdcResult, results: Sequence[GroupResult], sign: int) -
         shown = show("aoc", one.aoc)
         if np.isfinite(aoc[0]) and shown != "-":
             shown += f" [{show('aoc', aoc[0])}, {show('aoc', aoc[1])}]"
-        rows.append(
-            [
-                short(one.group),
-                f"{one.images:,}",
-                _percent(one.fnmr, fnmr),
-                f"{one.errors}{few(one.errors)}",
-                _percent(one.discarded, discarded),
-                shown,
-            ]
-        )
+        name, errors = short(one.group), f"{one.errors}{few(one.errors)}"
+        shares = _percent(one.fnmr, fnmr), errors, _percent(one.discarded, discarded)
+        rows.append([name, f"{one.images:,}", *shares, shown])
     return f"## Groups: {whole.scorer}\n\n{about}\n\n{table(rows)}"
 
 

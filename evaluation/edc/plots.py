@@ -47,15 +47,12 @@ def plot_curves(path: Path, results: Sequence[EdcResult], area: str) -> None:
     height = 2.6 + 0.17 * legend_lines
     figure = Figure(figsize=(3.6 * len(fmrs) + 0.4, height * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(fmrs), squeeze=False)
-    for row, (recogniser, rules) in enumerate(rows):
-        for column, fmr in enumerate(fmrs):
-            group = [
-                result
-                for result in results
-                if (result.recogniser, result.curve.rules, result.curve.fmr)
-                == (recogniser, rules, fmr)
-            ]
-            _panel(panels[row, column], group, area, scorers, first=column == 0)
+    groups: dict[tuple[str, Rules, float], list[EdcResult]] = {}
+    for one in results:
+        groups.setdefault((one.recogniser, one.curve.rules, one.curve.fmr), []).append(one)
+    for (recogniser, rules, fmr), group in groups.items():
+        row, column = rows.index((recogniser, rules)), fmrs.index(fmr)
+        _panel(panels[row, column], group, area, scorers, first=column == 0)
     with replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=160)
 
@@ -116,8 +113,7 @@ def _panel(
 def _band(replicates: Values) -> tuple[Values, Values]:
     """The middle 95 % of g_b(phi)/g_b(0); a replicate without an error at 0 has no ratio."""
     ratios = replicates[replicates[:, 0] > 0]
-    ratios = ratios / ratios[:, :1]
     if len(ratios) < 2:
-        return np.full(replicates.shape[1], np.nan), np.full(replicates.shape[1], np.nan)
-    low, high = np.quantile(ratios, [0.025, 0.975], axis=0)
+        ratios = np.full((2, replicates.shape[1]), np.nan)
+    low, high = np.quantile(ratios / ratios[:, :1], [0.025, 0.975], axis=0)
     return low, high

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluation.edc.advice import Advice
 from evaluation.edc.areas import FEW_ERRORS
@@ -161,12 +160,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     >>> _ranges([1, 3, 4, 5, 7, 8])
     '1, 3-5, 7, 8'
     """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if numbers else []
     return ", ".join(
         f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
     )
@@ -244,16 +238,16 @@ def _as_json(report: EdcReport) -> dict[str, Any]:
     cells = []
     for result in report.results:
         curve = result.curve
-        points: dict[str, npt.NDArray[Any]] = {
-            "shares": curve.shares,
-            "fnmr": curve.fnmr,
-            "genuine": curve.genuine,
-            "impostors": curve.impostors,
-            "decision_thresholds": curve.thresholds,
-            "score_thresholds": curve.levels.score[curve.cuts],
+        points = {
+            "shares": curve.shares.tolist(),
+            "fnmr": curve.fnmr.tolist(),
+            "genuine": curve.genuine.tolist(),
+            "impostors": curve.impostors.tolist(),
+            "decision_thresholds": curve.thresholds.tolist(),
+            "score_thresholds": curve.levels.score[curve.cuts].tolist(),
+            "errors": _counted(curve),
         }
-        lists = {name: values.tolist() for name, values in points.items()}
-        cells.append({**_flat(result), "curve": {**lists, "errors": _counted(curve)}})
+        cells.append({**_flat(result), "curve": points})
     compared = [
         {
             "recogniser": one.better.recogniser,

@@ -214,12 +214,9 @@ def compare_templates(
         plain, plain_drawn, *_ = found[PLAIN, fmr]
         for name in pairs:
             tar, drawn, errors, genuine = found[name, fmr]
-            ends, gain_ends = interval(drawn), interval(drawn - plain_drawn)
-            results.append(
-                TemplateResult(
-                    recogniser, name, fmr, tar, ends, tar - plain, gain_ends, errors, genuine
-                )
-            )
+            gain = tar - plain, interval(drawn - plain_drawn)
+            result = recogniser, name, fmr, tar, interval(drawn), *gain, errors, genuine
+            results.append(TemplateResult(*result))
     return results
 
 

@@ -100,7 +100,7 @@ class Report:
         """The groups of all rows, in the order of their best scores."""
         if self.group_names is None:
             return None
-        return Groups(self.group_names, self.group_word, self.scores, self.accepted)
+        return Groups(self.group_names, self.scores, self.accepted)
 
     def percentile(self, score: float) -> str:
         """In words: the share of the calibration faces that score lower; empty if unknown."""
@@ -134,7 +134,6 @@ class Groups:
     """The groups of all rows, in the order of their best scores.
 
     Attributes:
-        word: what a group is, in the singular.
         names: (G,) of the groups; those without any score are last.
         place: (N,) the position in `names` of each row's group.
         scored: (G,) how many rows have a score.
@@ -145,7 +144,6 @@ class Groups:
     def __init__(
         self,
         groups: Sequence[str],
-        word: str,
         scores: npt.NDArray[np.float64],
         accepted: npt.NDArray[np.bool_] | None,
     ) -> None:
@@ -153,7 +151,6 @@ class Groups:
 
         Args:
             groups: (N,) the name of each row's group; empty for rows that are in none.
-            word: what a group is, in the singular.
             scores: (N,) not finite where there is none.
             accepted: (N,) or None.
         """
@@ -167,7 +164,6 @@ class Groups:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         names = list(numbers)
-        self.word = word
         self.names = [names[i] for i in order]
         self.best = best[order]
         self.place: Rows = place[ids]
@@ -194,7 +190,3 @@ class Groups:
         """The places of the groups without an accepted face; with no threshold, without a score."""
         good = self.scored if self.accepted is None else self.accepted
         return [int(place) for place in np.flatnonzero(good == 0) if self.names[place]]
-
-    def title(self, place: int) -> str:
-        """What the page calls a group."""
-        return self.names[place] or f"no {self.word}"

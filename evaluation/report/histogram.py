@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -82,18 +83,21 @@ def histogram_svg(
     """
     scale = 10**decimals
     marks = [*marks, *([] if cut is None else [cut])]
-    exact = ticks_of(np.array([mark.score for mark in marks], np.float64), decimals + 1)
-    marked = coarser(exact, 1)
+    scores = np.array([mark.score for mark in marks], np.float64)
+    marked = coarser(ticks_of(scores, decimals + 1), 1)
     edges = histogram_edges(ticks, marked)
-    first, width, count = edges[0], edges[1] - edges[0], len(edges) - 1
-    bars = np.clip((ticks - first) // width, 0, count - 1)
-    heights = np.bincount(bars, minlength=count)
+    first, width, most = edges[0], edges[1] - edges[0], len(edges) - 1
+    bars = np.clip((ticks - first) // width, 0, most - 1)
+    heights = np.bincount(bars, minlength=most)
     lows, highs = edges[:-1].copy(), edges[1:] - 1
     lows[0] = min(lows[0], ticks.min())
     highs[-1] = max(highs[-1], ticks.max())
 
+    def share(tick: float) -> float:
+        return float((tick - first) / (edges[-1] - first))
+
     def at(tick: float) -> str:
-        return f"{100 * (tick - first) / (edges[-1] - first):.3f}%"
+        return f"{100 * share(tick):.3f}%"
 
     shown = [
         (mark, int(tick))
@@ -102,7 +106,7 @@ def histogram_svg(
     ]
     spans = []  # where each label starts and ends; left of its line near the axis' end
     for mark, tick in shown:
-        line, width = (tick - first) / (edges[-1] - first), _LETTER_SHARE * (len(mark.label) + 1)
+        line, width = share(tick), _LETTER_SHARE * (len(mark.label) + 1)
         spans.append((line - width, line) if line > 1 - width else (line, line + width))
     rows = _label_rows(spans)
     top = 8 + _ROW * (max(rows, default=-1) + 1)
@@ -114,7 +118,8 @@ def histogram_svg(
     ]
     tallest = int(heights.max())
     counts = []  # drawn above the bars
-    for level in _round_levels(tallest):
+    rung = _round_up(tallest / 5)
+    for level in range(rung, tallest + 1, rung):
         y = f"{floor - _PLOT * level / tallest:.1f}"
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
         counts.append(f'<text class="count" x="0" y="{float(y) - 3:.1f}">{level:,}</text>')
@@ -122,7 +127,7 @@ def histogram_svg(
         height = _PLOT * number / tallest
         if number:
             height = max(height, 1.5)  # one image among many must be visible
-        span = f'x="{at(left)}" width="{100 / count:.3f}%"'
+        span = f'x="{at(left)}" width="{100 / most:.3f}%"'
         text = (
             f"{low / scale:.{decimals}f} to {high / scale:.{decimals}f}: {number:,} "
             f"{kind if number == 1 else kind + 's'} ({100 * number / len(ticks):.1f} %)"
@@ -135,11 +140,11 @@ def histogram_svg(
         )
     parts += counts
     parts.append(f'<line class="axis" x1="0" x2="100%" y1="{floor}" y2="{floor}"/>')
-    for tick in _axis_labels(int(first), int(edges[-1])):
-        anchor = {0.0: "start", 1.0: "end"}.get((tick - first) / (edges[-1] - first), "middle")
+    step = _round_up((edges[-1] - first) / 8)  # few enough labels to fit a narrow screen
+    for tick in range(-(-int(first) // step) * step, int(edges[-1]) + 1, step):
+        anchor = {0.0: "start", 1.0: "end"}.get(share(tick), "middle")
         label = f"{tick / scale:.{decimals}f}"
-        if "." in label:
-            label = label.rstrip("0").rstrip(".")
+        label = label.rstrip("0").rstrip(".") if "." in label else label
         parts.append(f'<text x="{at(tick)}" y="{floor + 16}" text-anchor="{anchor}">{label}</text>')
     texts = []
     for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True):
@@ -149,10 +154,10 @@ def histogram_svg(
             f'<line class="halo" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>'
             f'<line class="{look}" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{floor}"/>'
         )
-        before = left < (tick - first) / (edges[-1] - first)
+        anchor = "end" if left < share(tick) else "start"
         texts.append(
-            f'<text class="{"cut" if mark is cut else "mark"}-text" x="{x}" y="{label_y}" '
-            f'text-anchor="{"end" if before else "start"}">{escape(mark.label)}</text>'
+            f'<text class="{look}-text" x="{x}" y="{label_y}" text-anchor="{anchor}">'
+            f"{escape(mark.label)}</text>"
         )
     parts += texts  # drawn above all lines
     parts.append("</svg>")
@@ -177,24 +182,8 @@ def histogram_edges(ticks: Ticks, marks: Ticks) -> Ticks:
 
 def _round_up(value: float) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `value`."""
-    power = 1
-    while True:
-        for step in (power, 2 * power, 5 * power):
-            if step >= value:
-                return step
-        power *= 10
-
-
-def _round_levels(tallest: int) -> list[int]:
-    """At most five round counts up to the tallest bar, for the grid lines."""
-    step = _round_up(tallest / 5)
-    return list(range(step, tallest + 1, step))
-
-
-def _axis_labels(first: int, last: int) -> list[int]:
-    """Round ticks from `first` to `last`, few enough to fit a narrow screen."""
-    step = _round_up((last - first) / 8)
-    return list(range(-(-first // step) * step, last + 1, step))
+    steps = (step * 10**power for power in count() for step in (1, 2, 5))
+    return next(step for step in steps if step >= value)
 
 
 def _label_rows(spans: Sequence[tuple[float, float]]) -> list[int]:

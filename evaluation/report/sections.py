@@ -243,7 +243,7 @@ def group_heading(report: Report, group: int) -> str:
         count = int(groups.accepted[group])
         words += f", {count:,} accepted" if count else ", none accepted"
         look = "" if count else " below"
-    name = html_text(groups.title(group))
+    name = html_text(groups.names[group] or f"no {report.group_word}")
     return f'<li class="group{look}"><h3><bdi>{name}</bdi></h3><span>{words}</span></li>\n'
 
 
@@ -286,8 +286,8 @@ def lacking_section(report: Report) -> str:
     for place in places[:MAX_UNSCORED]:
         best = number_text(float(groups.best[place]), report.decimals)
         why = f"best {best}" if groups.scored[place] else "no score"
-        items.append(f'{html_text(groups.title(place))} <span class="soft">{why}</span>')
-    summary = f"{count_of(len(places), html_text(groups.word))} without {_wanted(report)}"
+        items.append(f'{html_text(groups.names[place])} <span class="soft">{why}</span>')
+    summary = f"{count_of(len(places), html_text(report.group_word))} without {_wanted(report)}"
     return _folded("lacking", summary, "", items, len(places))
 
 

@@ -286,7 +286,7 @@ def test_a_page_that_cannot_show_all_shows_the_best_of_every_group(
 ) -> None:
     names = [name for name, _ in faces]
     scores = np.array([np.nan if score == 0 else score for _, score in faces], np.float64)
-    groups = Groups(names, "folder", scores, None)
+    groups = Groups(names, scores, None)
     shown = groups.shown(most).tolist()
     known = [row for row in range(len(faces)) if scores[row] == scores[row]]
     assert len(shown) == len(set(shown)) == min(most, len(known)) and set(shown) <= set(known)
