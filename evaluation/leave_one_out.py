@@ -49,16 +49,13 @@ def main(*, feats: Path, image_list: Path) -> int:
         falls = leave_one_out(features.take(np.flatnonzero(usable)), identities[usable])
     except ValueError as error:
         raise UserError(f"{image_list}: {error}") from error
-    for which, chosen in (
-        ("all", np.ones(len(falls), np.bool_)),
-        ("whose absence lowers the FNMR", falls > 0),
-    ):
-        pair = falls[chosen], w1[usable][chosen]
+    whole = falls, w1[usable]
+    lowering = falls[falls > 0], w1[usable][falls > 0]
+    for which, pair in (("all", whole), ("whose absence lowers the FNMR", lowering)):
         if len(pair[0]) > 2:
-            print(
-                f"{len(pair[0]):,} images, {which}: Spearman {spearmanr(*pair).statistic:.2f}, "
-                f"Pearson {pearsonr(*pair).statistic:.2f}"
-            )
+            spearman, pearson = spearmanr(*pair).statistic, pearsonr(*pair).statistic
+            text = f"Spearman {spearman:.2f}, Pearson {pearson:.2f}"
+            print(f"{len(pair[0]):,} images, {which}: {text}")
     return EXIT_DONE
 
 

@@ -14,7 +14,7 @@ from generate_pseudo_labels.distance import Float32, Indices
 from generate_pseudo_labels.distance.blocks import Groups
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
 from generate_pseudo_labels.label_files import LabelInput, Labelling
-from sdd_fiqa.errors import UserError
+from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
 
 PICTURE = "distributions.png"
@@ -51,6 +51,8 @@ def draw_picture(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from dataset.images import read_face
+
     rng = np.random.default_rng(seed)
     embedded = EmbeddedSet(inputs.embeddings, groups)
     others = np.sort(rng.choice(len(groups), min(_OTHERS, len(groups)), replace=False))
@@ -74,8 +76,7 @@ def draw_picture(
     pooled.set_title("cosine similarity, pooled", loc="left")
     pooled.legend(frameon=False)
     counts = labelling.summary["label_histogram"]
-    steps = np.linspace(0, 100, len(counts) + 1)
-    histogram.stairs(counts, steps, fill=True, color=_NEUTRAL)
+    histogram.stairs(counts, np.linspace(0, 100, len(counts) + 1), fill=True, color=_NEUTRAL)
     histogram.set_title("quality pseudo-label", loc="left")
     histogram.set_ylabel("images")
     histogram.set_xlim(0, 100)
@@ -87,8 +88,8 @@ def draw_picture(
         w1 = float(labelling.distances.w1[row, 0])
         _two_histograms(axes, of(position), edges[::2])
         axes.set_title(f"{title}: label {labels[position]:.1f}, W1 {w1:.3f}", loc="left")
-        face = _face(inputs.images.path(row))
-        if face is not None:
+        with suppress(UnreadableImage, UserError):  # the images may be elsewhere
+            face = read_face(inputs.images.path(row))
             axes.set_ylim(0, axes.get_ylim()[1] * 1.8)  # room for the face above the bars
             corner = axes.inset_axes((0.72, 0.52, 0.27, 0.46))
             corner.imshow(face)
@@ -117,13 +118,3 @@ def _two_histograms(axes: Any, pair: Pair, edges: npt.NDArray[np.float64]) -> No
         if len(values):
             axes.axvline(float(np.mean(values)), color=colour, linewidth=1.2)
     axes.set_yticks([])
-
-
-def _face(path: str) -> npt.NDArray[np.uint8] | None:
-    """The face, or None: labels need embeddings only, the images may be elsewhere."""
-    from dataset.images import read_face
-    from sdd_fiqa.errors import UnreadableImage
-
-    with suppress(UnreadableImage, UserError):
-        return read_face(path)
-    return None

@@ -106,8 +106,8 @@ def label(
     if settings.estimator == "exact":
         summary["overlapping"] = result.overlapping
         if result.checked:
-            error = np.sqrt(result.squares / result.checked)
-            summary["overlapping_w1_standard_error"] = float(f"{error:.3g}")
+            deviation = np.sqrt(result.squares / result.checked)
+            summary["overlapping_w1_standard_error"] = float(f"{deviation:.3g}")
     return Labelling(labels, Distances(w1[:, None], pos, neg, excess), mislabelled, summary)
 
 

@@ -187,11 +187,8 @@ class _Reader:
                 for layer, sources in zip(graph, graph.inputs, strict=True):
                     outputs.append(layer(*(outputs[source] for source in sources)))
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            where = self.where
-            raise UserError(
-                f"{where}: does not run on input [1, 3, 112, 112] ({reason})"
-            ) from error
+            why = f"does not run on input [1, 3, 112, 112] ({str(error).splitlines()[0]})"
+            raise UserError(f"{self.where}: {why}") from error
         return {name: tuple(outputs[place].shape) for name, place in part.places.items()}
 
     def _translate(self, node: Any) -> tuple[dict[str, Any], dict[str, Array]]:

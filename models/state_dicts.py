@@ -177,12 +177,13 @@ def explain_mismatch(
     """
     if backbone is not None:
         return f"does not fit {part.format(backbone)}: {differences_to(backbone)}"
-    given = {(key, value.shape) for key, value in state.items()}
 
     def likeness(name: str) -> float:
         """The share of keys and shapes in common with a network's more similar form."""
-        forms = (skeleton(name, recognition).items() for recognition in (False, True))
-        own = [{(key, value.shape) for key, value in form} for form in forms]
+        given, *own = (
+            {(key, value.shape) for key, value in form.items()}
+            for form in (state, skeleton(name, False), skeleton(name, True))
+        )
         return max(len(keys & given) / len(keys | given) for keys in own)
 
     name = max(BACKBONES, key=likeness)

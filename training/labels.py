@@ -40,9 +40,8 @@ def check_labels(data: TrainingList, id_key_index: int) -> None:
         raise UserError(f"{table.file}:{bad[0] + 1}: {label} is outside 0..100; {remedy}")
     low, high = float(labels.min()), float(labels.max())
     if low == high:
-        raise UserError(
-            f"{table.file}: every label is {low:g}, so there is nothing to learn; {remedy}"
-        )
+        alike = f"every label is {low:g}, so there is nothing to learn"
+        raise UserError(f"{table.file}: {alike}; {remedy}")
     if high <= 1:
         command = f"awk -F '\\t' '{{print $1 \"\\t\" 100 * $2}}' {shlex.quote(str(table.file))}"
         raise UserError(
@@ -115,12 +114,9 @@ def _note_odd_labels(table: ImageList, low: float, high: float) -> None:
     widths = ordered[count - 1 :] - ordered[: len(ordered) - count + 1]
     narrow = int(widths.argmin())
     if high - low < _FEW_POINTS or high <= 10:
-        note(
-            f"note: {table.file}: its labels span only {low:g}..{high:g} of 0..100; so will the "
-            "scores"
-        )
+        span = f"its labels span only {low:g}..{high:g} of 0..100"
+        note(f"note: {table.file}: {span}; so will the scores")
     elif widths[narrow] <= 1:
-        note(
-            f"note: {table.file}: {_MOST:.0%} of its labels lie between {ordered[narrow]:g} and "
-            f"{ordered[narrow + count - 1]:g}; --balanced trains on the others as often"
-        )
+        ends = f"{ordered[narrow]:g} and {ordered[narrow + count - 1]:g}"
+        most = f"{_MOST:.0%} of its labels lie between {ends}"
+        note(f"note: {table.file}: {most}; --balanced trains on the others as often")

@@ -36,8 +36,7 @@ def resampled(source: PairSource, curve: Curve, replicates: int, seed: int = 0) 
     """
     identities = int(source.identities.max()) + 1
     errors = _errors_by_identity(source, curve, identities)
-    genuine = _genuine_by_identity(source, curve, identities)
-    drawn = _ratios(errors, genuine, replicates, seed)
+    drawn = _ratios(errors, _genuine_by_identity(source, curve, identities), replicates, seed)
     for point in range(1, drawn.shape[1]):
         empty = np.isnan(drawn[:, point])
         drawn[empty, point] = drawn[empty, point - 1]

@@ -150,12 +150,12 @@ def evaluate(
             raise ValueError(f"{name}: {values.shape} scores for {images} images")
         builders.append(_CurveBuilder(source, levels_of(values), fmrs, rules))
     found = exact_thresholds(source, [builder.subsets() for builder in builders])
-    curves: dict[tuple[str, float, Rules], Curve] = {}
-    for name, builder, thresholds in zip(scores, builders, found, strict=True):
-        for rule in rules:
-            for column, fmr in enumerate(fmrs):
-                curves[name, fmr, rule] = builder.curve(rule, column, thresholds)
-    return curves
+    return {
+        (name, fmr, rule): builder.curve(rule, column, thresholds)
+        for name, builder, thresholds in zip(scores, builders, found, strict=True)
+        for rule in rules
+        for column, fmr in enumerate(fmrs)
+    }
 
 
 class _CurveBuilder:
@@ -193,17 +193,13 @@ class _CurveBuilder:
         last = np.append(first[1:], GRID)
         coarse = (first + 4) // 5 * 5 < last  # whether a multiple of 5 % leads to this cut
         below = self.below[rule]
-        if rule.threshold == "fixed":
-            chosen = np.repeat(thresholds[0, column], len(cuts))
-        else:
-            chosen = thresholds[np.searchsorted(self.states, cuts), column]
+        fixed = rule.threshold == "fixed"
+        states = np.zeros_like(cuts) if fixed else np.searchsorted(self.states, cuts)
+        chosen = thresholds[states, column]
         genuine = self.genuine_below[-1] - self.genuine_below[cuts]
         errors = self._errors(cuts, chosen)
-        fnmr = _rates(errors, genuine, chosen)
-        shares = below[cuts] / below[-1]
-        steps = (shares, fnmr)
-        if rule.threshold == "fixed":
-            steps = self._every_level(rule, float(chosen[0]))
+        fnmr, shares = _rates(errors, genuine, chosen), below[cuts] / below[-1]
+        steps = self._every_level(rule, float(chosen[0])) if fixed else (shares, fnmr)
         impostors = self.impostors_below[-1] - self.impostors_below[cuts]
         points = (cuts, shares, coarse, fnmr, errors, genuine, impostors, chosen)
         return Curve(rule, self.fmrs[column], *points, steps, self.levels)
@@ -212,13 +208,9 @@ class _CurveBuilder:
         """(S,) genuine pairs on or above each cut with a similarity below its threshold."""
         highest = float(np.nanmax(thresholds, initial=-2.0))
         similarity, worse, _ = failing(self.source, self.levels, highest)
-        return np.array(
-            [
-                np.count_nonzero((worse >= cut) & (similarity < threshold))
-                for cut, threshold in zip(cuts, thresholds, strict=True)
-            ],
-            np.int64,
-        )
+        both = zip(cuts, thresholds, strict=True)
+        fails = (np.count_nonzero((worse >= cut) & (similarity < bound)) for cut, bound in both)
+        return np.fromiter(fails, np.int64, len(cuts))
 
     def _every_level(self, rule: Rules, threshold: float) -> tuple[Values, Values]:
         """Shares and FNMR of every level that keeps a genuine pair, at one threshold."""

@@ -320,8 +320,6 @@ def _all_pairs_by_level(level: Rows, levels: int) -> Ints:
 
 def joined(blocks: Iterable[Pairs]) -> Pairs:
     """Blocks of pairs as one."""
-    parts = list(blocks)
-    if not parts:
-        none = np.empty(0, np.int32)
-        return Pairs(np.empty(0, np.float32), none, none)
+    none = np.empty(0, np.int32)
+    parts = [Pairs(np.empty(0, np.float32), none, none), *blocks]
     return Pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

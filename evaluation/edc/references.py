@@ -54,11 +54,9 @@ def reference_scores(
             found[name] = read_scores(path, images).values
         else:
             for recogniser, file in features.items():
-                full = name if len(features) == 1 else f"{name} ({recogniser})"
-                if name == "norm":
-                    found[full] = read_norms(file.path, images)
-                else:
-                    found[full] = own_labels(file, identities)
+                norm = name == "norm"
+                values = read_norms(file.path, images) if norm else own_labels(file, identities)
+                found[name if len(features) == 1 else f"{name} ({recogniser})"] = values
     return found
 
 

@@ -63,9 +63,9 @@ def markdown(report: EdcReport) -> str:
     if refused:
         parts.append("Refused:\n" + "\n".join(f"- {line}" for line in refused))
     for name, (result, advice) in report.advice.items():
-        rules = result.curve.rules
-        where = f"{result.recogniser}, FMR {result.curve.fmr:g}, threshold {rules.threshold}"
-        parts.append(f"## Advice: {name}\n\n{where}:\n\n{_advice_text(advice, rules.discard)}")
+        curve = result.curve
+        where = f"{result.recogniser}, FMR {curve.fmr:g}, threshold {curve.rules.threshold}"
+        parts.append(f"## Advice: {name}\n\n{where}:\n\n{_advice_text(advice)}")
     return "\n\n".join(parts + report.sections) + "\n"
 
 
@@ -166,10 +166,10 @@ def _ranges(numbers: Sequence[int]) -> str:
     )
 
 
-def _advice_text(advice: Advice, discards: str) -> str:
+def _advice_text(advice: Advice) -> str:
     places = {int(np.abs(advice.shares - share).argmin()) for share in _ADVISED}
     keep = "keep scores from" if advice.sign > 0 else "keep scores up to"
-    rows = [[f"discard of {discards}", keep, "FNMR left", "errors", ""]]
+    rows = [["discard of images", keep, "FNMR left", "errors", ""]]
     for place in sorted(places | ({advice.enough} if advice.enough is not None else set())):
         mark = "discarding more stops helping" if place == advice.enough else ""
         share, fnmr = f"{advice.shares[place]:.1%}", f"{advice.fnmr[place]:.4%}"

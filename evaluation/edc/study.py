@@ -149,9 +149,8 @@ def study(
         drawn, intervals = None, {}
         if replicates:
             drawn = resampled(source, curve, replicates, seed)
-            intervals = {
-                name: interval(values) for name, values in grid_areas(curve, drawn, limits).items()
-            }
+            of_area = grid_areas(curve, drawn, limits)
+            intervals = {name: interval(values) for name, values in of_area.items()}
         found = areas(curve, limits)
         return EdcResult(recogniser, scorer, curve, found, intervals, drawn, refusal(curve))
 
@@ -183,11 +182,7 @@ def differences(
 
 def _rank(result: EdcResult, area: str) -> tuple[float, ...]:
     """Sort key, lower is better: the area; if it is refused or equal, the others in order."""
-
-    def rank(name: str) -> float:
-        value = result.areas[name]
-        if np.isnan(value):
-            return np.inf
-        return -value if name in HIGHER_IS_BETTER else value
-
-    return tuple(map(rank, [area, *result.areas]))
+    return tuple(
+        np.inf if np.isnan(value) else -value if name in HIGHER_IS_BETTER else value
+        for name, value in ((name, result.areas[name]) for name in (area, *result.areas))
+    )

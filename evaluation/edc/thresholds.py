@@ -30,6 +30,7 @@ _FLUSH = 1 << 21
 
 Bytes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.uint32]
+Collected = tuple[Floats, Bytes, npt.NDArray[np.uint16]]  # similarities, last states, bins
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _floor(source: PairSource, subsets: list[Subsets], widening: float) -> float
     lowest = 2.0
     for one in subsets:
         last = np.minimum(one.survived[first], one.survived[second]).astype(np.int64)
-        totals = _impostors_of_states(source, one.survived, len(one.ranks))
+        by_state = source.impostors_by_level(one.survived.astype(np.int32), len(one.ranks) + 1)
+        totals = np.cumsum(by_state[::-1])[::-1][1:]  # the impostor pairs that each state keeps
         for state, ranks in enumerate(one.ranks):
             rank = int(ranks.max(initial=0))
             if rank == 0:
@@ -93,12 +95,6 @@ def _floor(source: PairSource, subsets: list[Subsets], widening: float) -> float
                 return -2.0
             lowest = min(lowest, float(similarity[inside[place]]))
     return lowest
-
-
-def _impostors_of_states(source: PairSource, survived: Bytes, states: int) -> Ints:
-    """(states,) how many impostor pairs each state keeps."""
-    by_state = source.impostors_by_level(survived.astype(np.int32), states + 1)
-    return np.cumsum(by_state[::-1])[::-1][1:]
 
 
 def _bins(similarity: Floats, floor: float) -> npt.NDArray[np.intp]:
@@ -141,8 +137,12 @@ def _refine(
     source: PairSource, subsets: list[Subsets], floor: float, places: list[tuple[Ints, Ints]]
 ) -> list[Floats]:
     """Collects the pairs of these bins, and takes from each bin the similarity of its rank."""
-    from_state = [_first_state_of_bins(bins) for bins, _ in places]
-    collected: list[list[tuple[Floats, Bytes, npt.NDArray[np.uint16]]]] = [[] for _ in subsets]
+    from_state = []  # of each bin: the first state with a threshold in it
+    for bins, _ in places:
+        first = np.full(_BINS, MAX_STATES, np.uint8)
+        np.minimum.at(first, bins[bins >= 0], np.nonzero(bins >= 0)[0].astype(np.uint8))
+        from_state.append(first)
+    collected: list[list[Collected]] = [[] for _ in subsets]
     for pairs in _gathered(source, floor):
         bins = _bins(pairs.similarity, floor)
         for one, first, kept in zip(subsets, from_state, collected, strict=True):
@@ -155,17 +155,7 @@ def _refine(
     ]
 
 
-def _first_state_of_bins(bins: Ints) -> Bytes:
-    """(bins,) the first state that has a threshold in each bin; 255 where none has."""
-    first = np.full(_BINS, MAX_STATES, np.uint8)
-    for state in range(len(bins) - 1, -1, -1):
-        first[bins[state][bins[state] >= 0]] = state
-    return first
-
-
-def _thresholds(
-    kept: list[tuple[Floats, Bytes, npt.NDArray[np.uint16]]], bins: Ints, inner: Ints
-) -> Floats:
+def _thresholds(kept: list[Collected], bins: Ints, inner: Ints) -> Floats:
     """(states, fmrs) thresholds, from the similarities, last states and bins collected."""
     thresholds = np.full(bins.shape, np.nan, np.float32)
     if not kept:

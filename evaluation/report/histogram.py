@@ -183,7 +183,7 @@ def histogram_edges(ticks: Ticks, marks: Ticks) -> Ticks:
 def _round_up(value: float) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `value`."""
     steps = (step * 10**power for power in count() for step in (1, 2, 5))
-    return next(step for step in steps if step >= value)
+    return int(next(step for step in steps if step >= value))
 
 
 def _label_rows(spans: Sequence[tuple[float, float]]) -> list[int]:
