@@ -140,16 +140,14 @@ def print_best(
         threshold: groups whose best is below it are named; None: none are.
         to: where the lines go; the names of poor groups go to stderr.
     """
-    sizes = np.bincount(shots.group[shots.order], minlength=len(shots.names)).tolist()
-    for step, most, title in ((1, top, "best"), (-1, bottom, "worst")):
-        order = shots.order
-        place = shots.rank[order]  # 1 is the first to be printed
-        if step < 0:
-            place = np.asarray(sizes)[shots.group[order]] - place + 1
-            back = np.lexsort((place, shots.group[order]))
-            order, place = order[back], place[back]
+    groups, ranks = shots.group[shots.order], shots.rank[shots.order]
+    sizes = np.bincount(groups, minlength=len(shots.names))
+    backwards = sizes[groups] - ranks + 1  # 1 is the worst of its group
+    for places, most, title in ((ranks, top, "best"), (backwards, bottom, "worst")):
         if top and bottom:
             print(f"the {title} of each group:", file=to)
+        arranged = np.lexsort((places, groups))
+        order, place = shots.order[arranged], places[arranged]
         chosen = np.flatnonzero(place <= most)
         for at, path in zip(chosen.tolist(), paths_at(order[chosen]), strict=True):
             row, size = order[at], sizes[shots.group[order[at]]]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 import numpy as np
+import numpy.typing as npt
 
 from common.cli import note, printable
 from dataset.faces import Faces
@@ -44,19 +45,23 @@ def summarise(
         all_faces: those lines say which face.
         to: where results go; what went wrong goes to stderr.
     """
-    good = np.flatnonzero(np.isfinite(scores.values))
-    if alone or (len(scores.values) == 1 and len(good)):
-        columns = calibrated_columns(meaning, scores.values)
+    values, sentence = scores.values, meaning.sentence(scores.values)
+    good = np.flatnonzero(np.isfinite(values))
+    if alone or (len(values) == 1 and len(good)):
+        columns = calibrated_columns(meaning, values)
         for row, path in zip(good.tolist(), paths_at(good), strict=True):
-            parts = [
-                f"{scores.values[row]:.2f}",
-                *(f"{name} {text[row]}" for name, text in columns),
-            ]
+            parts = [f"{values[row]:.2f}", *(f"{name} {text[row]}" for name, text in columns)]
             print("\t".join([*parts, printable(path, to)] if all_faces else parts), file=to)
-        if (sentence := meaning.sentence(scores.values)) is not None:
+        if sentence:
             note(sentence)
     else:
-        _summarise_many(paths_at, scores, images, meaning, top, bottom, to)
+        print(_counted(values, images), file=to)
+        if sentence:
+            print(sentence, file=to)
+        order = good[np.argsort(values[good], kind="stable")]
+        for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
+            for row, path in zip(rows, paths_at(rows), strict=True):
+                print(f"{word}\t{values[row]:.2f}\t{printable(path, to)}", file=to)
     failed = sorted(scores.reasons)
     for row, path in zip(failed[:_NAMED], paths_at(failed[:_NAMED]), strict=True):
         note(f"not scored: {path}: {scores.reasons[row]}")
@@ -76,31 +81,15 @@ def note_unaligned(faces: Faces, scores: Scores, meaning: ScoreInterpretation) -
         )
 
 
-def _summarise_many(
-    paths_at: Callable[[Iterable[int]], Iterator[str]],
-    scores: Scores,
-    images: int,
-    meaning: ScoreInterpretation,
-    top: int,
-    bottom: int,
-    to: TextIO,
-) -> None:
-    good = np.flatnonzero(np.isfinite(scores.values))
-    line = f"scored {len(good)} of {len(scores.values)} images"
-    if images != len(scores.values):
+def _counted(values: npt.NDArray[np.float32], images: int) -> str:
+    """How many faces or images have a score, and their scores or quantiles."""
+    good = values[np.isfinite(values)]
+    line = f"scored {len(good)} of {len(values)} images"
+    if images != len(values):
         line = f"scored {len(good)} faces in {images} images"
-    if len(good):
-        values = scores.values[good]
-        if len(good) < _FEW:
-            line += ": " + ", ".join(f"{value:.1f}" for value in np.sort(values)[::-1])
-        else:
-            low, middle, high = np.percentile(values, [5, 50, 95])
-            line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"
-    print(line, file=to)
-    sentence = meaning.sentence(scores.values)
-    if sentence:
-        print(sentence, file=to)
-    order = good[np.argsort(scores.values[good], kind="stable")]
-    for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
-        for row, path in zip(rows, paths_at(rows), strict=True):
-            print(f"{word}\t{scores.values[row]:.2f}\t{printable(path, to)}", file=to)
+    if len(good) >= _FEW:
+        low, middle, high = np.percentile(good, [5, 50, 95])
+        line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"
+    elif len(good):
+        line += ": " + ", ".join(f"{value:.1f}" for value in np.sort(good)[::-1])
+    return line

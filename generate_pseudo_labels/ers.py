@@ -109,11 +109,11 @@ def find_centre(
 
 def write_scores(out_dir: Path, inputs: LabelInput, centre: Float32, about: str) -> str:
     """Writes ers_scores.txt in list order; returns what to tell the user."""
-    rows = np.flatnonzero(inputs.reasons == 0)
+    rows, images = np.flatnonzero(inputs.reasons == 0), len(inputs.images)
     if not len(rows):
         raise UserError(f"{inputs.images.file}: none of its images has an embedding")
     # Identities do not matter here: all images are one group, in list order.
-    groups = Groups(rows if len(rows) < len(inputs.images) else None, np.array([0, len(rows)]))
+    groups = Groups(rows if len(rows) < images else None, np.array([0, len(rows)]))
     embedded = EmbeddedSet(inputs.embeddings, groups)
     scores = np.empty(len(rows), np.float32)
     try:
@@ -124,11 +124,10 @@ def write_scores(out_dir: Path, inputs: LabelInput, centre: Float32, about: str)
         raise inputs.unusable(error) from error
     write_columns(out_dir / ERS_SCORES, inputs.images, rows, [(scores, 6)])
     low, middle, high = np.percentile(scores, (5, 50, 95))
-    skipped = len(inputs.images) - len(rows)
+    skipped = f"; {images - len(rows)} unreadable images have none" if len(rows) < images else ""
     return (
         f"{len(rows)} images scored against {about}: {out_dir / ERS_SCORES}\n"
-        f"scores: median {middle:.3f}, 90 % between {low:.3f} and {high:.3f}"
-        + (f"; {skipped} unreadable images have none" if skipped else "")
+        f"scores: median {middle:.3f}, 90 % between {low:.3f} and {high:.3f}{skipped}"
     )
 
 

@@ -116,17 +116,14 @@ class Labelling:
 def write_labels(out_dir: Path, inputs: LabelInput, result: Labelling) -> None:
     """Writes all text files of the step. The labels come last: with them, the rest is there."""
     distances, images = result.distances, inputs.images
-    rows = np.flatnonzero(~np.isnan(result.labels))
     columns = (distances.w1[:, 0], distances.pos, distances.neg, distances.excess)
-    texts = list(inputs.texts)
+    texts, without = list(inputs.texts), np.flatnonzero(inputs.reasons)
     with replacing(out_dir / UNLABELLED) as file:
-        without = np.flatnonzero(inputs.reasons)
         for row, path in zip(without, images.subset(without).paths(), strict=True):
             file.write(f"{path}\t{texts[inputs.reasons[row]]}\n")
-    flagged = np.flatnonzero(result.mislabelled)
-    write_columns(
-        out_dir / MISLABELLED, images, flagged, [(column[flagged], 6) for column in columns[1:]]
-    )
+    rows, flagged = np.flatnonzero(~np.isnan(result.labels)), np.flatnonzero(result.mislabelled)
+    chosen = [(column[flagged], 6) for column in columns[1:]]
+    write_columns(out_dir / MISLABELLED, images, flagged, chosen)
     write_columns(out_dir / W_DISTANCES, images, rows, [(column[rows], 6) for column in columns])
     write_json(out_dir / INFO, result.summary)
     write_columns(out_dir / PSEUDO_LABELS, images, rows, [(result.labels[rows], 4)])

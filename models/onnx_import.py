@@ -20,27 +20,18 @@ _NOTHING = {"Identity", "Dropout"}  # at inference
 _FACE = (3, 112, 112)
 
 
-@dataclass(frozen=True)
-class Trunk:
-    """A trunk read from an ONNX file.
-
-    Attributes:
-        graph: the layers and the map's shape, as `GraphNetwork` takes them.
-        state: {key below `trunk.`: weights}.
-        unused: the names of the file's other weights: those of the embedding layers.
-    """
-
-    graph: dict[str, Any]
-    state: dict[str, Tensor]
-    unused: list[str]
-
-
-def read_trunk(path: str | os.PathLike[str]) -> Trunk:
+def read_trunk(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """Reads an ONNX recogniser's trunk.
 
     The trunk ends at the last map with more than one position between the faces and the first
     output. If the file has its BatchNorms folded into its convolutions, the trunk trains without
     BatchNorms.
+
+    Returns:
+        The layers and the map's shape, as `GraphNetwork` takes them; {key below `trunk.`: weights};
+        and the names of the file's other weights, those of the embedding layers.
 
     Raises:
         UserError: not an ONNX recogniser, a layer that is not known, or `onnx` is not installed.
@@ -51,11 +42,8 @@ def read_trunk(path: str | os.PathLike[str]) -> Trunk:
     while shapes[value][-2:] == (1, 1):  # pooled by a convolution: the map is what it pooled
         value = reader.data_inputs(reader.producers[value])[0]
     part = reader.layers_to(value)
-    return Trunk(
-        graph={"layers": part.layers, "map": list(shapes[value][1:])},
-        state=part.state,
-        unused=[name for name in reader.constants if name not in part.used],
-    )
+    unused = [name for name in reader.constants if name not in part.used]
+    return {"layers": part.layers, "map": list(shapes[value][1:])}, part.state, unused
 
 
 def read_embedder(path: str | os.PathLike[str]) -> tuple[Graph, int]:

@@ -93,15 +93,14 @@ def _from_onnx(weights: str, dropout: float) -> StartingNetwork:
     known = weights in ONNX_RECOGNISERS
     path = fetch(weights) if known else Path(weights)
     pixels, _ = describe_onnx(path)
-    trunk = read_trunk(path)
-    network = GraphNetwork(trunk.graph, pixels, dropout)
-    network.trunk.load_state_dict(trunk.state)
-    name = f"onnx:{weights if known else path.stem}"
-    layers = trunk.graph["layers"]
-    shape = " x ".join(str(side) for side in trunk.graph["map"])
+    graph, state, unused = read_trunk(path)
+    network = GraphNetwork(graph, pixels, dropout)
+    network.trunk.load_state_dict(state)
+    name, layers = f"onnx:{weights if known else path.stem}", graph["layers"]
+    shape = " x ".join(str(side) for side in graph["map"])
     norms = any(layer["op"] == "BatchNormalization" for layer in layers)
     folded = "" if norms else ", BatchNorm is folded in, so it trains without"
     new = [key for key in network.state_dict() if key.startswith(HEAD)]
-    loaded = LoadReport(list(trunk.state), new, trunk.unused)
+    loaded = LoadReport(list(state), new, unused)
     what = f"{weights} ({name}, {len(layers)} layers up to a map of {shape}{folded})"
     return StartingNetwork(name, network, f"{what}: {loaded}")

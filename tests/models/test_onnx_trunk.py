@@ -104,9 +104,9 @@ def test_pooled_maps_and_shared_weights(tmp_path: Path) -> None:
     x = make.add("PRelu", x, shared)
     x = make.add("PRelu", make.conv(x, 4, 4, size=1), "slopes")
     path = make.write(tmp_path / "pooled.onnx", make.add("GlobalAveragePool", x))
-    trunk = read_trunk(path)
-    assert trunk.graph["map"] == [4, 14, 14]
-    assert [layer["op"] for layer in trunk.graph["layers"]] == ["Conv", "PRelu", "Conv", "PRelu"]
+    graph, _, _ = read_trunk(path)
+    assert graph["map"] == [4, 14, 14]
+    assert [layer["op"] for layer in graph["layers"]] == ["Conv", "PRelu", "Conv", "PRelu"]
 
 
 ALONE = """
