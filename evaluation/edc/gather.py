@@ -138,7 +138,7 @@ def usable_images(
     parts = [np.isfinite(values) for values in scores.values()]
     for name, file in features.items():
         parts.append(file.usable_rows())
-        missing = np.count_nonzero(~parts[-1])
+        missing = int(np.count_nonzero(~parts[-1]))
         line = f"{missing:,} images have no embedding by {name} (zero or not finite)"
         notes.leave_out(missing, line)
     return np.asarray(np.logical_and.reduce(parts))
@@ -228,7 +228,7 @@ def select_pairs(
     if not asked.all():
         notes.append(f"view: without {np.count_nonzero(~asked):,} pairs of {path} for that")
     kept = asked & usable[first] & usable[second]
-    missing = np.count_nonzero(asked & ~kept)
+    missing = int(np.count_nonzero(asked & ~kept))
     line = f"{missing:,} pairs of {path} with an image that has no score or embedding"
     notes.leave_out(missing, line)
     for kind, wanted in (("genuine", True), ("impostor", False)):
