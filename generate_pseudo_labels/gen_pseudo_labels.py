@@ -31,8 +31,7 @@ from generate_pseudo_labels import distributions_plot as picture
 from generate_pseudo_labels import label_files, label_run
 from generate_pseudo_labels.labels import LabelSettings
 from generate_pseudo_labels.npy_folder import NpyFolder, open_input
-from sdd_fiqa.cores import usable_cores
-from sdd_fiqa.device_name import parse_device
+from sdd_fiqa.cores import parse_device, usable_cores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import make_parent
 
