@@ -20,7 +20,6 @@ from common.cli import EXIT_DONE, run_script
 from dataset.embeddings import open_embeddings
 from dataset.lists import read_labelpath
 from dataset.score_files import open_scores, read_scores
-from evaluation.edc.curves import Curve
 from evaluation.held_out import calibration, held_out_curve
 from models.pretrained import PRETRAINED
 from sdd_fiqa.errors import UserError
@@ -73,18 +72,13 @@ def main(
         raise UserError(f"{beside}: describes another file than {model}; remove it first")
     curve = None
     if feats is not None and image_list is not None:
-        curve = _curve_of(scores, feats, image_list, fmr)
+        table, identities = read_labelpath(image_list)
+        features = open_embeddings(feats, table)[0].read(0, len(table)).astype(np.float32)
+        listed = read_scores(scores, table).values
+        curve = held_out_curve(listed, features, identities, fmr, "--fmr", "take more faces")
     write_json(beside, {**about, "calibration": calibration(values, curve)})
     print(f"{beside}: calibration on {len(values)} faces")
     return EXIT_DONE
-
-
-def _curve_of(scores: Path, feats: Path, image_list: Path, fmr: float) -> Curve:
-    table, identities = read_labelpath(image_list)
-    file, _ = open_embeddings(feats, table)
-    values = read_scores(scores, table).values
-    features = file.read(0, len(table)).astype(np.float32)
-    return held_out_curve(values, features, identities, fmr, "--fmr", "take more faces")
 
 
 if __name__ == "__main__":

@@ -184,6 +184,12 @@ def quantised(content: bytes, faces: Faces) -> bytes:
 
     model = onnx.load_from_string(content)
     properties = {entry.key: entry.value for entry in model.metadata_props}
+    first, *others = (node for node in model.graph.node if node.op_type == "Conv")
+    depthwise = [
+        node.name
+        for node in others
+        if any(entry.name == "group" and entry.i > 1 for entry in node.attribute)
+    ]
     with scratch_folder() as folder:
         source, target = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(version_converter.convert_version(model, _INT8_OPSET), source)
@@ -198,7 +204,7 @@ def quantised(content: bytes, faces: Faces) -> bytes:
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 op_types_to_quantize=["Conv"],
-                nodes_to_exclude=_sensitive(model),
+                nodes_to_exclude=[first.name, *depthwise],
                 # The mean range of the batches, so that one outlier does not widen it.
                 extra_options={"CalibMovingAverage": True},
             )
@@ -207,13 +213,3 @@ def quantised(content: bytes, faces: Faces) -> bytes:
         small = onnx.load(target)
     del small.metadata_props[:]
     return _finished(small, {**properties, "precision": "int8 convolutions"})
-
-
-def _sensitive(model: Any) -> list[str]:
-    """The names of the first convolution and of the depthwise ones."""
-    first, *rest = (node for node in model.graph.node if node.op_type == "Conv")
-    return [first.name] + [
-        node.name
-        for node in rest
-        if any(entry.name == "group" and entry.i > 1 for entry in node.attribute)
-    ]

@@ -15,7 +15,6 @@ from torch import Tensor
 from common.cli import note
 from common.device import Compute
 from common.distributed import ProcessGroup
-from dataset.columns import write_columns
 from dataset.embeddings import open_embeddings
 from dataset.lists import (
     LABELPATH,
@@ -73,11 +72,6 @@ class TrainingList:
             _, first, names = np.unique(self.identities, return_index=True, return_inverse=True)
             digest.update(first[names].tobytes())  # independent of the identities' numbers
         return digest.hexdigest()
-
-    def write_held_out(self, path: Path) -> None:
-        """Writes the held-out images as a list that eval.py takes, `<path> TAB <label>`."""
-        labels = self.table.values[self.held_out]
-        write_columns(path, self.table, self.held_out, [(labels, 4)])
 
 
 def read_training_list(config: TrainConfig) -> TrainingList:

@@ -27,6 +27,7 @@ from common.cpu import keep_freed_memory
 from common.device import Compute, choose_compute
 from common.distributed import ProcessGroup
 from dataset.alignment_check import doubt_alignment
+from dataset.columns import write_columns
 from dataset.loader import batches
 from models.backbones.layers import add_floor
 from models.checkpoints import read_resume, save_resume
@@ -165,7 +166,8 @@ class TrainingRun:
         print(f"start: {origin}")
         settings = {"command": sys.argv, "settings": self.config.plain()}
         write_json(self.folder / "config.json", settings)
-        data.write_held_out(self.folder / "held_out.txt")
+        labels = data.table.values[data.held_out]  # a list that eval.py takes
+        write_columns(self.folder / "held_out.txt", data.table, data.held_out, [(labels, 4)])
 
     def fit_head(self) -> None:
         """Gives the network a head in closed form, and measures and saves that network."""

@@ -51,11 +51,6 @@ class EdcResult:
         """Fewer than 30 genuine errors at phi = 0: not reliable."""
         return bool(self.curve.errors[0] < FEW_ERRORS) and not np.isnan(self.curve.fnmr[0])
 
-    @property
-    def smallest_fmr(self) -> float:
-        """The smallest FMR that the impostor pairs can show at phi = 0."""
-        return 1.0 / int(self.curve.impostors[0])
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -64,7 +59,6 @@ class Difference:
     Attributes:
         better: the result that comes first in its group.
         other: one that comes after it.
-        area: the area's name.
         value: the difference of the areas.
         low: the lower end of the bootstrap's interval; both scorers share the identities drawn.
         high: its upper end.
@@ -72,7 +66,6 @@ class Difference:
 
     better: EdcResult
     other: EdcResult
-    area: str
     value: float
     low: float
     high: float
@@ -175,7 +168,7 @@ def differences(
         drawn = grid_areas(result.curve, result.replicates, limits)[area]
         for better, of_better in group:
             value = better.areas[area] - result.areas[area]
-            found.append(Difference(better, result, area, value, *interval(of_better - drawn)))
+            found.append(Difference(better, result, value, *interval(of_better - drawn)))
         group.append((result, drawn))
     return found
 

@@ -27,7 +27,7 @@ from dataset.loader import Batch, batches, one_behind
 from models.backbones import Backbone
 from models.recognisers import Recogniser, load_recogniser
 from sdd_fiqa.files import lock_folder
-from sdd_fiqa.onnx_runner import Faces, Outputs
+from sdd_fiqa.onnx_runner import Outputs
 
 PROBED = 8  # faces on which bf16 is compared with float32
 
@@ -58,8 +58,15 @@ def main(
     check_at_least(1, {"--batch-size": batch_size, "--num-workers": num_workers})
     table = read_table(out_dir / LABELPATH)
     with join_process_group(device) as world:
-        recogniser = load_recogniser(weights, backbone, device, precision, first_faces(table))
-        writer = open_writer(table, recogniser, flip, out_dir)
+        first = next(batches(table, np.arange(min(PROBED, len(table))), PROBED))
+        probe = first.faces[first.readable]  # the same in all processes
+        recogniser = load_recogniser(weights, backbone, device, precision, probe)
+        about = {  # equal descriptions mean the same work
+            "list": {"path": str(table.file), "sha256": table.sha256, "rows": len(table)},
+            "weights": {k: v for k, v in recogniser.about.items() if k != "preprocessing"},
+            "preprocessing": {**recogniser.about["preprocessing"], "flip": flip},
+        }
+        writer = FeatureWriter(out_dir / "feats_npy", len(table), recogniser.dimension, about)
         with lock_folder(writer.folder) if world.first else nullcontext():
             if world.any(world.first and writer.is_done()):
                 unreadable = writer.unreadable()
@@ -79,24 +86,6 @@ def main(
         print(f"unreadable: {len(unreadable)} images, all named in {beside}; to try them again,")
         print("remove that file and run this again")
     return EXIT_SKIPPED if unreadable else EXIT_DONE
-
-
-def first_faces(table: ImageList) -> Faces:
-    """The first readable faces of a list, (B, 112, 112, 3): the same in all processes."""
-    batch = next(batches(table, np.arange(min(PROBED, len(table))), PROBED))
-    return batch.faces[batch.readable]
-
-
-def open_writer(
-    table: ImageList, recogniser: Recogniser, flip: bool, out_dir: Path
-) -> FeatureWriter:
-    """A writer with the description of this work; equal descriptions mean the same work."""
-    about = {
-        "list": {"path": str(table.file), "sha256": table.sha256, "rows": len(table)},
-        "weights": {k: v for k, v in recogniser.about.items() if k != "preprocessing"},
-        "preprocessing": {**recogniser.about["preprocessing"], "flip": flip},
-    }
-    return FeatureWriter(out_dir / "feats_npy", len(table), recogniser.dimension, about)
 
 
 def run(
