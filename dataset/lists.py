@@ -116,11 +116,9 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
     parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]] = []
     digest = hashlib.sha256()
     rows = offset = 0
-    if not file_path.exists():
-        maker = _MAKERS.get(file_path.name)
-        remedy = f"run {maker} first" if maker else "check its name"
-        raise UserError(f"{file_path}: does not exist; {remedy}")
-    with reading(file_path), open(file_path, "rb") as file:
+    maker = _MAKERS.get(file_path.name)
+    missing = f"run {maker} first" if maker else "check its name"
+    with reading(file_path, missing), open(file_path, "rb") as file:
         source = OpenFile(os.dup(file.fileno()))
         if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
             offset = len(_BYTE_ORDER_MARK)

@@ -33,9 +33,7 @@ def listed_paths(file: str | os.PathLike[str]) -> Iterator[str]:
         UserError: missing, unreadable, not text, or without a path; with the number of the line.
     """
     name = os.fspath(file)
-    if not os.path.exists(name):
-        raise UserError(f"{name}: does not exist; check its name")
-    with reading(name), open(name, "rb") as source:
+    with reading(name, "check its name"), open(name, "rb") as source:
         lines = _text(name, source)
         first = next(lines, "")
         lines = chain([first], lines)

