@@ -40,6 +40,7 @@ class LabelSettings:
         exclude_mislabelled: give images that look mislabelled no label.
         level_identities: scale each identity's distances to one upper quartile, so that labels
             compare pictures and not people; for labels to train on (not in the paper).
+        level_share: how far level_identities goes: 1 all the way, 0.5 half of it.
         label_power: raise labels, as shares of 100, to this power: above 1 spreads good pictures,
             below 1 bad ones; for labels to train on (not in the paper).
     """
@@ -53,6 +54,7 @@ class LabelSettings:
     drop_top_percent: float = 0.0
     exclude_mislabelled: bool = False
     level_identities: bool = False
+    level_share: float = 1.0
     label_power: float = 1.0
 
     def check(self) -> None:
@@ -66,6 +68,10 @@ class LabelSettings:
             raise UserError(
                 f"--drop-top-percent {self.drop_top_percent:g}: must be at least 0 and below 100"
             )
+        if not 0 <= self.level_share <= 1:
+            raise UserError(f"--level-share {self.level_share:g}: must be 0 to 1")
+        if self.level_share != 1 and not self.level_identities:
+            raise UserError("--level-share is a part of --level-identities; give both")
         if not 0 < self.label_power < math.inf:
             raise UserError(f"--label-power {self.label_power:g}: must be a number above 0")
 
@@ -185,7 +191,7 @@ def assign_labels(
     labelled = ~np.logical_or.reduce(list(left_out.values()))
     w1 = distances.w1
     if settings.level_identities:
-        w1 = with_level_identities(w1, groups.starts)
+        w1 = with_level_identities(w1, groups.starts, settings.level_share)
     labels = quality_labels(w1, labelled)
     dropped = drop_top(labels, labelled, settings.drop_top_percent)
     if dropped.any():
@@ -228,7 +234,7 @@ def quality_labels(w1: Float32, labelled: Mask) -> Float32:
     return labels.astype(np.float32)
 
 
-def with_level_identities(w1: Float32, starts: Indices) -> Float32:
+def with_level_identities(w1: Float32, starts: Indices, share: float = 1.0) -> Float32:
     """Distances on one scale for all identities: each identity's upper quartile becomes the same.
 
     How similar the pictures of a person are depends on the person too (taken years apart, or in one
@@ -238,10 +244,11 @@ def with_level_identities(w1: Float32, starts: Indices) -> Float32:
     Args:
         w1: (n, K).
         starts: (C + 1,) identity c is the rows starts[c] .. starts[c + 1].
+        share: the power of each identity's factor; below 1 the quartiles only come nearer.
 
     Returns:
-        (n, K): each identity's distances times the mean of all identities' upper quartiles over its
-        own; an identity without any distance above zero is unchanged.
+        (n, K): each identity's distances times (the mean of all identities' upper quartiles over
+        its own) ** share; an identity without any distance above zero is unchanged.
     """
     sizes = np.diff(starts)
     identity = np.repeat(np.arange(len(sizes)), sizes)
@@ -254,7 +261,7 @@ def with_level_identities(w1: Float32, starts: Indices) -> Float32:
     if not known.any():
         return w1
     factor = np.ones(len(sizes))
-    factor[known] = quartile[known].mean() / quartile[known]
+    factor[known] = (quartile[known].mean() / quartile[known]) ** share
     levelled: Float32 = w1 * np.repeat(factor, sizes)[:, None].astype(np.float32)
     return levelled
 

@@ -24,15 +24,16 @@ def made(repeats: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     return np.asarray(rng.uniform(0, 1, (SIZES.sum(), repeats)) * scale, np.float32)
 
 
+@pytest.mark.parametrize("share", [1, 0.5, 0])
 @pytest.mark.parametrize("repeats", [1, 12])
-def test_upper_quartiles_become_one(repeats: int) -> None:
+def test_upper_quartiles_become_one(repeats: int, share: float) -> None:
     w1 = made(repeats)
-    found = with_level_identities(w1, STARTS)
+    found = with_level_identities(w1, STARTS, share)
     spans = [slice(*span) for span in pairwise(STARTS)]
     quartiles = [np.sort(w1[span].mean(1))[3 * (len(w1[span]) - 1) // 4] for span in spans]
     wanted = np.mean([value for value in quartiles if value > 0])
     for span, quartile in zip(spans, quartiles, strict=True):
-        factor = wanted / quartile if quartile > 0 else 1
+        factor = (wanted / quartile) ** share if quartile > 0 else 1
         np.testing.assert_allclose(found[span], w1[span] * factor, rtol=1e-5)
 
 
@@ -59,7 +60,7 @@ def test_command(
     np.save(notes / "feats_npy/Embedding_Features.npy", feats)
     (notes / "DATA.labelpath").write_text("".join(f"f/{c}/{i}.jpg\t{c}\n" for i, c in enumerate(y)))
     between = []
-    for flags in ([], ["--level-identities"]):
+    for flags in ([], ["--level-identities", "--level-share", "0.5"], ["--level-identities"]):
         done = run_script(
             "generate_pseudo_labels/gen_pseudo_labels.py",
             "--estimator",
@@ -71,7 +72,7 @@ def test_command(
         labels = read_table(notes / "quality_pseudo_labels.txt", "label").values
         assert labels.min() == 0 and labels.max() == 100
         between.append(np.std([np.percentile(labels[y == c], 75) for c in range(6)]))
-    assert between[1] < 0.2 * between[0]
+    assert between[2] < 0.2 * between[0] and between[2] < between[1] < between[0]
     # A power keeps the ends of the scale and the order, and changes nothing but the labels.
     done = run_script(
         *("generate_pseudo_labels/gen_pseudo_labels.py", "--estimator", "exact"),
@@ -87,3 +88,9 @@ def test_command(
 def test_a_power_that_is_none(power: str) -> None:
     with pytest.raises(UserError, match="--label-power"):
         LabelSettings(label_power=float(power)).check()
+
+
+@pytest.mark.parametrize("settings", [{"level_share": 0.5}, {"level_share": 2.0}])
+def test_a_share_that_is_none(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="--level-share"):
+        LabelSettings(**settings).check()  # type: ignore[arg-type]
