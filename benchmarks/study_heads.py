@@ -61,6 +61,7 @@ def main(
     start: str = "sface",
     held_out: float = 0.1,
     folds: int = 0,
+    by_source: bool = False,
     seed: int = 0,
 ) -> int:
     """Trains a head for each variant and scores the test lists with it.
@@ -75,6 +76,9 @@ def main(
         folds: cross-validation instead: the identities are cut into so many parts, and a face is
             scored by the head that was trained without its part. The test lists then show the
             people of the training list, in folders of the same names.
+        by_source: cross-validation whose parts are the sources of the faces, the folders that hold
+            the people (`.../<source>/<person>/<file>`): a face is scored by the head that was
+            trained on the other sources.
         seed: random seed of that share, or of the parts.
     """
     table, identities = read_labelpath(train)
@@ -83,7 +87,10 @@ def main(
     seen = {path: trunk_features(start, t, out_dir) for path, t in tests}
     numbers, people = np.unique(identities), people_of(table)
     rng = np.random.default_rng([seed, 1])
-    if folds:
+    if by_source:
+        sources = np.array([path.split("/")[-3] for path in table.paths()])
+        parts = [np.unique(people[sources == source]) for source in np.unique(sources)]
+    elif folds:
         parts = np.array_split(rng.permutation(np.unique(people)), folds)
     else:  # the same people as train.py holds out
         out = rng.choice(numbers, round(held_out * len(numbers)), replace=False)
@@ -101,12 +108,14 @@ def main(
             measures = held_out_measures(head(features[judged]), labels[judged])
             spearman.append(measures["spearman"])
             for path, listed in tests:
-                rows = np.flatnonzero(np.isin(people_of(listed), part) | (folds == 0))
+                rows = np.flatnonzero(
+                    np.isin(people_of(listed), part) | (folds == 0 and not by_source)
+                )
                 scores[path][rows] = head(seen[path][rows])
         print(f"{variant.name}: {np.count_nonzero(weights)} faces, unseen {np.mean(spearman):.4f}")
         for path, listed in tests:
             if np.isnan(scores[path]).any():
-                raise UserError(f"{path}: --folds needs lists of the people in {train}")
+                raise UserError(f"{path}: these parts need lists of the people in {train}")
             write(out_dir / path.parent.name / f"{variant.name}.csv", listed, scores[path])
     return EXIT_DONE
 
