@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dataset.left_out import Skipped
+from dataset.left_out import NO_SUFFIX, Skipped, why_unread
 from dataset.lists import LABEL, LABELPATH, identity_in
 from dataset.path_lists import read_paths
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
+from sdd_fiqa.images import HEIC_SUFFIXES, IMAGE_SUFFIXES
 
 
 def write_lists(
@@ -47,10 +49,14 @@ def write_lists(
     per_identity: list[int] = []
     bar = tqdm(images, desc="list images", unit=" images", unit_scale=True, mininterval=0.5)
     draft = out_dir / f"{LABELPATH}.draft"
+    unread = () if find_spec("pillow_heif") else HEIC_SUFFIXES
     listed = 0
     try:
         with replacing(draft) as file, bar:
             for path, identity in bar:
+                if path.lower().endswith(unread):
+                    skipped.problem("HEIC pictures (pip install pillow-heif)", path)
+                    continue
                 number = numbers.setdefault(identity, len(numbers))
                 if number == len(per_identity):
                     per_identity.append(0)
@@ -88,15 +94,18 @@ def write_lists(
 def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str]:
     """The images that a list names, as `root/...`, in its order.
 
-    A line is a path below `root`, or begins with `root/` already. Names that are no file go to
-    `skipped`.
+    A line is a path below `root`, or begins with `root/` already. Names that are no file, videos
+    and pictures that are not read go to `skipped`.
     """
     for line in read_paths(image_list).paths():
         path = line if line.startswith(root + "/") else f"{root}/{line.lstrip('/')}"
-        if os.path.isfile(path):
+        named = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+        if not os.path.isfile(path):
+            skipped.problem("listed files that do not exist", path)
+        elif named or why_unread(path) in (None, NO_SUFFIX):
             yield path
         else:
-            skipped.problem("listed files that do not exist", path)
+            skipped.other_file(path)
 
 
 def with_identities(

@@ -227,6 +227,7 @@ def _start(pattern: bytes) -> re.Pattern[bytes]:
     return re.compile(pattern, re.DOTALL)
 
 
+HEIC_SUFFIXES = (".heic", ".heif")
 # Every kind that is read. The reserved bytes of a BMP are zero, which a text that begins with "BM"
 # has not. AVIF and HEIC share a container: what is inside is named by a list of four letters each.
 FORMATS = (
@@ -241,7 +242,7 @@ FORMATS = (
     Format("AVIF", (".avif",), _start(rb".{4}ftyp(?:.{4})*?avi[fs]"), _avif),
     Format(
         "HEIC",
-        (".heic", ".heif"),
+        HEIC_SUFFIXES,
         _start(rb".{4}ftyp(?:.{4})*?(?:hei[cxms]|hev[cxms]|mif1|msf1)"),
         _heic,
     ),

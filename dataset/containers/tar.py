@@ -144,13 +144,14 @@ class TarImages(Container):
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The members that are images, by their names."""
         for member in self._shown(skipped):
-            if _kind(member.name) in IMAGE_KINDS:
+            if _kind(member.name) in IMAGE_KINDS or self._other_file(member, skipped):
                 yield member.name
-            else:
-                reason = why_left_out(self._start(member, START), member.name)
-                path = f"{self.path}#{member.name}"
-                if reason is not None and skipped.picture_or_video(path, reason):
-                    yield member.name
+
+    def _other_file(self, member: Member, skipped: Skipped) -> bool:
+        """As `Skipped.other_file`, but text and the like is not counted."""
+        reason = why_left_out(self._start(member, START), member.name)
+        path = f"{self.path}#{member.name}"
+        return reason is not None and skipped.picture_or_video(path, reason)
 
     def _start(self, member: Member, most: int) -> bytes:
         """The first bytes of a file, or of the file that a link leads to."""
@@ -178,7 +179,11 @@ class TarImages(Container):
             return match[1] if match else ""
 
         kinds = (*IMAGE_KINDS, "cls", "json")
-        wanted = (member for member in self._shown(skipped) if _kind(member.name) in kinds)
+        wanted = (
+            member
+            for member in self._shown(skipped)
+            if _kind(member.name) in kinds or self._other_file(member, skipped)
+        )
         for sample, group in groupby(wanted, shared):
             parts: dict[str, Member] = {}
             for member in group if sample else ():

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,10 @@ VIDEO = b"\0\0\0\x18ftypisom" + bytes(20)
 
 
 def test_pictures_and_videos_that_are_left_out_are_problems(
-    here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By their first bytes, or else by their suffix; no list holds them."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     root = touch(here / "r", "a/1.jpg", "a/2.dat", "a/3")
     for name, content in [
         ("a/clip.mp4", b""),
@@ -341,6 +343,15 @@ def test_pictures_and_videos_that_are_left_out_are_problems(
     found = list(find_images(["r", "r/a/clip.mp4"], Skipped(unread=unread)))
     assert len(found) == 8 and set(found) == {"r/a/1.jpg", *unread}
     assert unread["r/a/clip"] == "is a video: add --frames-per-second 2"
+
+    touch(root, "a/phone.HEIC")
+    (here / "list").write_text("a/1.jpg\na/3\na/clip\na/phone.HEIC\n")
+    assert gen_datalist("r", image_list_file=Path("list")) == EXIT_SKIPPED
+    assert [path for path, _ in records(here / "annotations")] == ["r/a/1.jpg", "r/a/3"]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "left out: 1 HEIC pictures (pip install pillow-heif): 'r/a/phone.HEIC'",
+        "left out: 1 videos (eval.py scores them with --frames-per-second 2): 'r/a/clip'",
+    ]
 
 
 @pytest.mark.parametrize(

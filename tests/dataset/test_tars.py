@@ -168,6 +168,9 @@ def test_videos_in_a_tar_are_named(tmp_path: Path) -> None:
     assert list(TarImages(path).images(skipped)) == ["clip.mp4", "0.jpg", "clip"]
     assert skipped.unread is not None
     assert list(skipped.unread) == [f"{path}#clip.mp4", f"{path}#clip"]
+    skipped = Skipped()
+    assert list(identified_members([str(path)], None, skipped)) == [(f"{path}#0.jpg", "1")]
+    assert list(skipped.examples.values()) == [[f"{path}#clip.mp4", f"{path}#clip"]]
 
 
 @pytest.mark.parametrize("cut", ["in data", "in a header"])
