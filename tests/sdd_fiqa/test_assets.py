@@ -331,7 +331,7 @@ def test_a_damaged_wheel_is_one_line(
 )
 def test_a_redirect_stays_on_https(start: str, to: str, allowed: bool) -> None:
     request = urllib.request.Request(f"{start}://one.example/a")
-    follow = download._Redirects().redirect_request
+    follow = download._redirects().redirect_request
     arguments: tuple[Any, ...] = (request, None, 302, "Found", {}, f"{to}://two.example/b")
     if allowed:
         followed = follow(*arguments)
