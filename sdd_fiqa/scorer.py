@@ -172,7 +172,9 @@ class Scorer:
             )
         ]
 
-    def map(self, photos: Iterable[Photo]) -> Iterator[list[Face] | UnreadableImage]:
+    def map(
+        self, photos: Iterable[Photo], most: int | None = None
+    ) -> Iterator[list[Face] | UnreadableImage]:
         """Scores many photos, on all cores; only some photos are read ahead of those you take.
 
         Yields:
@@ -186,7 +188,7 @@ class Scorer:
         pool = ThreadPoolExecutor(self._threads, "sdd_fiqa")
         try:
             for photo in photos:
-                begun.append(pool.submit(self._faces_or_error, photo))
+                begun.append(pool.submit(self._faces_or_error, photo, most))
                 if len(begun) > _AHEAD * self._threads:
                     yield begun.popleft().result()
             while begun:
@@ -225,9 +227,9 @@ class Scorer:
     def _scores(self, found: Found) -> npt.NDArray[np.float32]:
         return self.score(np.stack([crop for _, crop in found])) if found else np.empty(0, "f4")
 
-    def _faces_or_error(self, photo: Photo) -> list[Face] | UnreadableImage:
+    def _faces_or_error(self, photo: Photo, most: int | None) -> list[Face] | UnreadableImage:
         try:
-            return self(photo)
+            return self(photo, most)
         except UnreadableImage as error:
             return error
 

@@ -129,6 +129,8 @@ def test_many_photos_come_in_their_order_and_bad_ones_end_nothing(
             assert isinstance(faces, UnreadableImage)
             with pytest.raises(UnreadableImage, match=str(faces)):
                 scorer(photo)
+    (largest,) = scorer.map([photos[3]], most=1)
+    assert isinstance(largest, list) and len(largest) == 1
     taken = 0
 
     def endless() -> Any:
