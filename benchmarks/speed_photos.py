@@ -74,7 +74,7 @@ def main(
                 preexec_fn=partial(os.sched_setaffinity, 0, chosen),
             )
         return EXIT_DONE
-    sources = list(islice(_sources(photos), 40))
+    sources = list(islice(_sources(photos), 20))
     if not sources:
         raise UserError(f"{photos}: no photo in which every look finds one face")
     for size in sizes:
