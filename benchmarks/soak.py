@@ -55,8 +55,8 @@ def main() -> int:
         if chosen.what == "kills":
             count = ("--kills", chosen.count, "--seed", chosen.seed)
             return run("killed_chain.py", folder, chosen.recogniser, *count)
-        score(Path(folder) / "faces", chosen.minutes, np.random.default_rng(chosen.seed))
-    return 0
+        random = np.random.default_rng(chosen.seed)
+        return int(score(Path(folder) / "faces", chosen.minutes, random) >= 1)
 
 
 def run(script: str, *arguments: object) -> int:
@@ -67,8 +67,8 @@ def run(script: str, *arguments: object) -> int:
     ).returncode
 
 
-def score(faces: Path, minutes: float, random: np.random.Generator) -> None:
-    """Scores a folder whose files come and go, in this process."""
+def score(faces: Path, minutes: float, random: np.random.Generator) -> float:
+    """Scores a folder whose files come and go, in this process; MB a minute that it grows by."""
     from dataset.faces import Faces
     from dataset.find import find_images, table_of
     from dataset.left_out import Skipped
@@ -95,6 +95,7 @@ def score(faces: Path, minutes: float, random: np.random.Generator) -> None:
         f"{len(rows)} passes in {minutes:g} minutes; {memory[-1]:.0f} MB, {handles[-1]:.0f} files"
     )
     print(f"slopes after the first third: {slopes[0]:.2f} MB and {slopes[1]:.3f} files a minute")
+    return slopes[0]
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
     parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]] = []
     digest = hashlib.sha256()
     rows = offset = 0
+    gap = b""
     maker = _MAKERS.get(file_path.name)
     missing = f"run {maker} first" if maker else "check its name"
     with reading(file_path, missing), open(file_path, "rb") as file:
@@ -126,9 +127,12 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
         else:
             file.seek(0)
         for block in whole_lines(file, _BLOCK, digest.update):
-            starts, sizes, values = _parse(file_path, block, rows, value)
-            parts.append((starts + offset, sizes, values))
-            rows += len(starts)
+            if records := block.rstrip(b"\r\n"):  # a list may end in blank lines
+                starts, sizes, values = _parse(file_path, gap + records + b"\n", rows, value)
+                parts.append((starts + offset, sizes, values))
+                rows += len(starts)
+            if block.count(b"\n", len(records)) > bool(records):
+                gap = b"\n"  # is refused where a record follows
             offset += len(block)
     if rows == 0:
         raise UserError(f"{file_path}: is empty; it must hold one `<path>` a line")

@@ -81,6 +81,8 @@ def test_table_is_what_a_plain_parser_reads(
     [
         ("", None, "list.txt: is empty"),
         ("\ufeff", None, "list.txt: is empty"),
+        ("\n\n", None, "list.txt: is empty"),
+        ("a\n\n\n\nb\n", None, "list.txt:2: has no path"),
         ("a\n\nb\n", None, "list.txt:2: has no path"),
         ("a\r\n\r\nb\r\n", None, "list.txt:2: has no path"),
         ("a\t1\n\t2\n", "label", "list.txt:2: has no path; expected `<path> TAB <label>`"),
@@ -110,6 +112,16 @@ def test_bad_lines_are_named(
     with pytest.raises(UserError) as caught:
         read_table(write(tmp_path, content), value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("block", [4, 1 << 24])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n", "\n" * 9])
+def test_blank_lines_at_the_end_are_no_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, block: int
+) -> None:
+    monkeypatch.setattr(lists, "_BLOCK", block)
+    table = read_table(write(tmp_path, f"a b\t1\nc\t2{end}"), "label")
+    assert list(table.paths()) == ["a b", "c"] and table.values.tolist() == [1, 2]
 
 
 def test_missing_lists_say_what_makes_them(tmp_path: Path) -> None:
