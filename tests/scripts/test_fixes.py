@@ -131,7 +131,7 @@ def test_identities_by_another_part_of_the_path(project: Path, run_script: Run) 
         np.save(file, row)
     (project / "names.txt").write_text("\n".join(names) + "\n")
     flags = ("--feature-root", "mine", "--image-list-file", "names.txt", "--score-dst", "scores")
-    (fix,) = refused(run_script(LABEL, *flags, cwd=project), r"identity; try (--id-key-index -2) ")
+    (fix,) = refused(run_script(LABEL, *flags, cwd=project), r"identity; try (--id-key-index -2)\b")
     done = run_script(LABEL, *flags, *fix.split(), cwd=project)
     assert done.returncode == 0, done.stderr
     assert "40 of 40 images of 8 identities" in done.stdout
