@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from forked_scripts import ForkedScripts
 from sdd_fiqa.assets import fetch
 from sdd_fiqa.errors import UserError
 
@@ -56,8 +57,9 @@ def script_env(**more: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def run_script() -> RunScript:
+def run_script() -> Iterator[RunScript]:
     """Runs a script of this project in a process of its own, or several under torchrun."""
+    forked = ForkedScripts(script_env())
 
     def run(
         script: str,
@@ -67,8 +69,12 @@ def run_script() -> RunScript:
         env: dict[str, str] | None = None,
         timeout: float = 240,
     ) -> "subprocess.CompletedProcess[str]":
+        command = script_command(script, arguments, processes)
+        of_python = any(name.startswith("PYTHON") for name in env or ())  # read as it starts
+        if processes == 1 and not of_python:
+            return forked.run(command[1:], cwd, script_env(**(env or {})), timeout)
         return subprocess.run(
-            script_command(script, arguments, processes),
+            command,
             cwd=cwd,
             env=script_env(**(env or {})),
             capture_output=True,
@@ -77,7 +83,8 @@ def run_script() -> RunScript:
             check=False,
         )
 
-    return run
+    yield run
+    forked.close()
 
 
 @pytest.fixture(scope="session")

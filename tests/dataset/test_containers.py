@@ -8,10 +8,9 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +48,12 @@ EXTRACT = "generate_pseudo_labels/extract_embedding/extract_feats.py"
 IDENTITIES, EACH = 5, 4
 
 
-def run(folder: Path, script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def run(run_script: Run) -> Run:
+    return lambda folder, script, *arguments: run_script(script, *arguments, cwd=folder)
 
 
 def face(seed: int) -> bytes:
@@ -68,7 +63,7 @@ def face(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def faces(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """A folder with `faces/<identity>/<n>.jpg`, and the same faces as faces.tar and faces.bin."""
     folder = tmp_path_factory.mktemp("faces")
     images: list[bytes] = []
@@ -116,7 +111,9 @@ def test_a_packed_folder_is_laid_out_as_insightface_does(faces: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["faces.rec", "faces.tar"])
-def test_the_list_of_a_container_is_that_of_the_folder(faces: Path, container: str) -> None:
+def test_the_list_of_a_container_is_that_of_the_folder(
+    faces: Path, container: str, run: Run
+) -> None:
     out = f"ann_{container}"
     listed = run(faces, GEN_DATALIST, "--data-root", container, "--out-dir", out)
     assert listed.returncode == 0, listed.stderr
@@ -130,7 +127,9 @@ def test_the_list_of_a_container_is_that_of_the_folder(faces: Path, container: s
     assert first == {"faces.rec": "faces.rec#1", "faces.tar": "faces.tar#000.jpg"}[container]
 
 
-def test_tars_in_a_folder_and_one_identity_in_two_of_them(faces: Path, tmp_path: Path) -> None:
+def test_tars_in_a_folder_and_one_identity_in_two_of_them(
+    faces: Path, tmp_path: Path, run: Run
+) -> None:
     (tmp_path / "shards").mkdir()
     for name in ("0.tar", "1.tar"):
         shutil.copy(faces / "faces.tar", tmp_path / "shards" / name)
@@ -140,7 +139,7 @@ def test_tars_in_a_folder_and_one_identity_in_two_of_them(faces: Path, tmp_path:
     assert (labels[0], labels[20]) == ("/0.tar#000.jpg", "/1.tar#000.jpg")
 
 
-def test_a_bin_gives_a_list_and_pairs(faces: Path) -> None:
+def test_a_bin_gives_a_list_and_pairs(faces: Path, run: Run) -> None:
     listed = run(faces, GEN_DATALIST, "--data-root", "faces.bin", "--out-dir", "ann_bin")
     assert listed.stdout.splitlines() == [
         "ann_bin/DATA.labelpath: 7 images of 4 identities",
@@ -156,7 +155,7 @@ def test_a_bin_gives_a_list_and_pairs(faces: Path) -> None:
     assert unknown == 0
 
 
-def test_listed_records_only_and_small_identities(faces: Path, tmp_path: Path) -> None:
+def test_listed_records_only_and_small_identities(faces: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "some.txt").write_text("faces.rec#2\nfaces.rec#1\nfaces.rec#9\nx.jpg\n")
     flags = ["--image-list-file", tmp_path / "some.txt", "--min-images-per-id", 2]
     listed = run(faces, GEN_DATALIST, "--data-root", "faces.rec", "--out-dir", tmp_path, *flags)
@@ -180,7 +179,9 @@ def test_listed_records_only_and_small_identities(faces: Path, tmp_path: Path) -
         (["--data-root", "empty.tar"], "empty.tar: "),
     ],
 )
-def test_wrong_arguments_are_one_line(faces: Path, arguments: list[object], message: str) -> None:
+def test_wrong_arguments_are_one_line(
+    faces: Path, arguments: list[object], message: str, run: Run
+) -> None:
     for name in ("empty.rec", "empty.tar"):
         (faces / name).touch()
     (faces / "twice").write_text("faces.rec#2\nfaces.rec#1\nfaces.rec#2\n")
@@ -193,7 +194,7 @@ def test_wrong_arguments_are_one_line(faces: Path, arguments: list[object], mess
     assert (faces / "faces.rec").read_bytes() == before
 
 
-def test_damaged_records_are_listed_as_left_out(faces: Path, tmp_path: Path) -> None:
+def test_damaged_records_are_listed_as_left_out(faces: Path, tmp_path: Path, run: Run) -> None:
     content = bytearray((faces / "faces.rec").read_bytes())
     _, offsets = read_index(faces / "faces.idx")
     content[offsets[7]] ^= 255
@@ -250,7 +251,7 @@ def test_ranks_and_workers_read_every_record_once(faces: Path, size: int, worker
     assert rows == list(range(len(table)))
 
 
-def test_the_chain_from_a_rec_equals_the_chain_from_a_folder(faces: Path) -> None:
+def test_the_chain_from_a_rec_equals_the_chain_from_a_folder(faces: Path, run: Run) -> None:
     import torch
 
     from models.checkpoints import save_network
@@ -279,7 +280,7 @@ def test_the_chain_from_a_rec_equals_the_chain_from_a_folder(faces: Path) -> Non
     assert "skipped" not in done.stderr
 
 
-def test_eval_and_its_page_show_faces_of_containers(faces: Path) -> None:
+def test_eval_and_its_page_show_faces_of_containers(faces: Path, run: Run) -> None:
     import torch
 
     from models.checkpoints import save_network
@@ -327,7 +328,9 @@ def test_a_damaged_record_is_scored_as_an_unreadable_image(faces: Path, tmp_path
     }
 
 
-def test_what_a_scan_finds_damaged_is_left_out_of_the_scores(faces: Path, tmp_path: Path) -> None:
+def test_what_a_scan_finds_damaged_is_left_out_of_the_scores(
+    faces: Path, tmp_path: Path, run: Run
+) -> None:
     content = bytearray((faces / "faces.rec").read_bytes())
     _, offsets = read_index(index_path(faces / "faces.rec"))
     content[offsets[3] : offsets[3] + 4] = b"XXXX"

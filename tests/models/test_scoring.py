@@ -8,9 +8,8 @@ import io
 import json
 import os
 import struct
-import subprocess
-import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -76,16 +75,9 @@ def grey(path: Any, level: Any, size: Any = (112, 112)) -> Any:
     return path
 
 
-def run(*arguments: Any, cwd: Any, **more: Any) -> Any:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        **more,
-    )
+@pytest.fixture(scope="session")
+def run(run_script: Any) -> Any:
+    return partial(run_script, "eval.py")
 
 
 def rows_of(path: Any) -> Any:
@@ -96,7 +88,7 @@ def rows_of(path: Any) -> Any:
 # --- the calibration ---------------------------------------------------------------------------
 
 
-def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any) -> None:
+def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any, run: Any) -> None:
     for level in (0, 51, 102, 128, 255):  # scores 0, 20, 40, 50.2, 100
         grey(tmp_path / "faces" / f"{level:03}.png", level)
     (tmp_path / "faces" / "zero.png").touch()
@@ -116,7 +108,7 @@ def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any) -> None:
     assert done.stderr == "accept 0.75: threshold 30; 1 of 1 scored faces reach it\n"
 
 
-def test_scores_that_hardly_a_face_has_are_said(tmp_path: Any, calibrated: Any) -> None:
+def test_scores_that_hardly_a_face_has_are_said(tmp_path: Any, calibrated: Any, run: Any) -> None:
     for number in range(9):
         grey(tmp_path / "faces" / f"{number}.png", 0 if number < 5 else 128)
     done = run("faces", "--model", calibrated, cwd=tmp_path)
@@ -126,7 +118,9 @@ def test_scores_that_hardly_a_face_has_are_said(tmp_path: Any, calibrated: Any) 
     assert "calibration faces" not in done.stderr
 
 
-def test_without_asking_there_are_no_extra_columns(tmp_path: Any, calibrated: Any) -> None:
+def test_without_asking_there_are_no_extra_columns(
+    tmp_path: Any, calibrated: Any, run: Any
+) -> None:
     grey(tmp_path / "a.png", 51)
     done = run("a.png", "--model", calibrated, "--out", "-", cwd=tmp_path)
     assert done.stdout == "path,score,status\na.png,20.0000,ok\n"
@@ -134,7 +128,7 @@ def test_without_asking_there_are_no_extra_columns(tmp_path: Any, calibrated: An
 
 @pytest.mark.parametrize("asked", [["--percentile"], ["--accept", "0.95"]])
 def test_model_without_calibration_says_how_to_make_one(
-    tmp_path: Any, model: Any, asked: Any
+    tmp_path: Any, model: Any, asked: Any, run: Any
 ) -> None:
     grey(tmp_path / "a.png", 51)
     done = run("a.png", "--model", model, *asked, cwd=tmp_path)
@@ -144,7 +138,7 @@ def test_model_without_calibration_says_how_to_make_one(
 
 
 @pytest.mark.parametrize("share", ["0", "1.01", "95", "nan"])
-def test_accept_takes_a_share(tmp_path: Any, calibrated: Any, share: Any) -> None:
+def test_accept_takes_a_share(tmp_path: Any, calibrated: Any, share: Any, run: Any) -> None:
     grey(tmp_path / "a.png", 51)
     done = run("a.png", "--model", calibrated, "--accept", share, cwd=tmp_path)
     assert done.returncode == 1
@@ -154,7 +148,7 @@ def test_accept_takes_a_share(tmp_path: Any, calibrated: Any, share: Any) -> Non
 @pytest.mark.parametrize(
     "damage", [{"percentiles": [1.0, 2.0]}, {"percentiles": None}, {"thresholds": 3}, []]
 )
-def test_damaged_calibration_stops_only_what_needs_it(tmp_path: Any, damage: Any) -> None:
+def test_damaged_calibration_stops_only_what_needs_it(tmp_path: Any, damage: Any, run: Any) -> None:
     whole = {**CALIBRATION, **damage} if isinstance(damage, dict) else [1]
     broken = brightness_model(tmp_path / "broken.onnx", whole)
     grey(tmp_path / "a.png", 51)
@@ -345,7 +339,7 @@ def read_list(folder: Any, paths: Any) -> Any:
     not (SHARED_PHOTOS.exists() and (cache_folder() / ASSETS["yunet"].file_name).exists()),
     reason="needs the photos of ../shared and the detector in the cache",
 )
-def test_real_photos_are_aligned_as_a_person_would(tmp_path: Any, model: Any) -> None:
+def test_real_photos_are_aligned_as_a_person_would(tmp_path: Any, model: Any, run: Any) -> None:
     import tarfile
 
     with tarfile.open(SHARED_PHOTOS) as archive:
@@ -383,7 +377,7 @@ def huge_png(width: Any, height: Any) -> Any:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_every_bad_input_is_a_row_or_a_line(tmp_path: Any, model: Any) -> None:
+def test_every_bad_input_is_a_row_or_a_line(tmp_path: Any, model: Any, run: Any) -> None:
     good = grey(tmp_path / "in" / "good.png", 51)
     whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (112, 112, 3)))[1]
     (tmp_path / "in" / "damaged.jpg").write_bytes(bytes(20) + whole.tobytes()[20:200])
@@ -439,7 +433,7 @@ def test_file_that_vanishes_while_we_run(tmp_path: Any, model: Any) -> None:
     np.testing.assert_allclose(scores.values, [20, np.nan, 20], atol=1e-4)
 
 
-def test_hostile_names_come_back_from_the_csv(tmp_path: Any, model: Any) -> None:
+def test_hostile_names_come_back_from_the_csv(tmp_path: Any, model: Any, run: Any) -> None:
     names = ['a,b "c".png', "=1+2.png", "Zoë 李雷.png", "new;semi'colon.png", "#1.png", " lead.png"]
     for name in names:
         grey(tmp_path / "in" / name, 51)
