@@ -3,6 +3,7 @@
     python benchmarks/speed_labels.py                                  200,000 images
     python benchmarks/speed_labels.py --images 2000000
     python benchmarks/speed_labels.py --images 5000000 --images-per-id 5
+    python benchmarks/speed_labels.py --device cuda                    also with rows on the GPU
 
 It makes synthetic float16 embeddings in a temporary folder. The plain reference runs on some
 images; the whole command (process start to files on disk) runs on all. The same run measures how
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from common.cli import EXIT_DONE, run_script
 from common.cpu import one_blas_thread
@@ -41,6 +43,7 @@ def main(
     images_per_id: int = 10,
     dimension: int = 512,
     runs: int = 3,
+    device: str = "cpu",
     folder: Path | None = None,
 ) -> int:
     """Measures gen_pseudo_labels.
@@ -50,6 +53,7 @@ def main(
         images_per_id: images of each identity.
         dimension: length of an embedding.
         runs: how often each command runs; the best counts.
+        device: cpu or cuda.
         folder: the set is made here and kept; without it, a temporary folder is used.
     """
     one_blas_thread()
@@ -65,7 +69,7 @@ def main(
         for estimator, products, passes in (("sampled", 288, 1), ("exact", 1024, 2)):
             # Every implementation of this estimator needs these products and reads these bytes.
             least = 2 * products * dimension / flops + passes * 2 * dimension / reading
-            best, peak = min(time_command(target, estimator) for _ in range(runs))
+            best, peak = min(time_command(target, estimator, device) for _ in range(runs))
             rate = images / best
             arrays = images * (4 + 4 * (12 + 3 if estimator == "sampled" else 4)) / 1e6
             print(
@@ -73,6 +77,8 @@ def main(
                 f"reference, {rate * least:.0%} of the machine's limit; peak memory {peak:.0f} MB "
                 f"({peak - arrays:.0f} MB above identities and results)"
             )
+        if device.startswith("cuda"):
+            time_resident(target, images, dimension, device)
     return EXIT_DONE
 
 
@@ -162,7 +168,7 @@ def _rate_on_all_cores(work: Callable[[], float]) -> float:
     return best
 
 
-def time_command(folder: Path, estimator: str) -> tuple[float, float]:
+def time_command(folder: Path, estimator: str, device: str) -> tuple[float, float]:
     """Seconds of the whole command, and its peak memory in MB."""
     script = _ROOT / "generate_pseudo_labels" / "gen_pseudo_labels.py"
     command = [sys.executable, str(script), "--out-dir", str(folder), "--estimator", estimator]
@@ -170,7 +176,7 @@ def time_command(folder: Path, estimator: str) -> tuple[float, float]:
     # A process inherits the memory peak of its parent; a small parent in between avoids that.
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", _IN_BETWEEN, *command],
+        [sys.executable, "-c", _IN_BETWEEN, *command, "--device", device],
         env=environment,
         capture_output=True,
         text=True,
@@ -179,6 +185,55 @@ def time_command(folder: Path, estimator: str) -> tuple[float, float]:
     if done.returncode != 0:
         raise UserError(f"{' '.join(command)} failed: {done.stderr[-300:]}")
     return seconds, int(done.stdout.split()[-1]) / 1024
+
+
+def time_resident(folder: Path, images: int, dimension: int, device: str) -> None:
+    """Images/s with the embeddings in GPU memory; also its matrix rate and copy bandwidth."""
+    import numpy as np
+    import torch
+
+    from dataset.lists import read_labelpath
+    from generate_pseudo_labels.distance.array_backend import TorchArrays
+    from generate_pseudo_labels.distance.blocks import group_by_identity
+    from generate_pseudo_labels.similarity_distance import similarity_distances
+
+    rows = torch.from_numpy(np.load(folder / "feats_npy" / "Embedding_Features.npy")).to(device)
+    groups = group_by_identity(read_labelpath(folder / "DATA.labelpath")[1])
+    big = torch.randn(8192, 8192, device=device)
+    flops = 2 * 8192**3 / _seconds(lambda: big @ big, device)
+    copy = 2 * rows.nbytes / _seconds(lambda: rows.clone(), device)
+    print(f"{device}: {flops / 1e12:.1f} TFLOP/s float32, copies {copy / 1e12:.2f} TB/s")
+    for estimator, products, passes in (("sampled", 288, 1), ("exact", 1024, 2)):
+
+        def run(estimator: Any = estimator) -> None:
+            similarity_distances(
+                rows,
+                groups,
+                estimator=estimator,
+                arrays=TorchArrays(device),
+                threads=usable_cores(),
+            )
+
+        rate = images / _seconds(run, device)
+        least = 2 * products * dimension / flops + passes * 2 * dimension / copy
+        print(
+            f"{estimator}, rows on the GPU: {rate:,.0f} images/s, {rate * least:.0%} of its limit"
+        )
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    """Seconds of the best of three runs, after one to warm up."""
+    import torch
+
+    best = float("inf")
+    for attempt in range(4):
+        torch.cuda.synchronize(device)
+        begin = time.perf_counter()
+        work()
+        torch.cuda.synchronize(device)
+        if attempt:
+            best = min(best, time.perf_counter() - begin)
+    return best
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from generate_pseudo_labels.distance import Float32, Indices
+from generate_pseudo_labels.distance.array_backend import Float32, Indices, NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
 from generate_pseudo_labels.label_files import LabelInput, Labelling
@@ -54,7 +54,7 @@ def draw_picture(
     from dataset.images import read_face
 
     rng = np.random.default_rng(seed)
-    embedded = EmbeddedSet(inputs.embeddings, groups)
+    embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
     others = np.sort(rng.choice(len(groups), min(_OTHERS, len(groups)), replace=False))
     of = partial(_similarities, embedded, others, embedded.at(others))
     labels = labelling.labels if groups.rows is None else labelling.labels[groups.rows]

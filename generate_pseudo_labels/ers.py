@@ -21,7 +21,7 @@ from dataset.find import find_images
 from dataset.images import read_face
 from dataset.left_out import Skipped
 from dataset.lists import LABELPATH
-from generate_pseudo_labels.distance import Float32
+from generate_pseudo_labels.distance.array_backend import Float32, NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, UnusableRow
 from generate_pseudo_labels.label_files import LabelInput
@@ -81,7 +81,8 @@ def find_centre(
     try:
         if source.ui_from_cluster:
             groups = group_by_identity(inputs.identities, inputs.reasons == 0)
-            centre, count = find_cluster(EmbeddedSet(inputs.embeddings, groups), source.seed)
+            embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
+            centre, count = find_cluster(embedded, source.seed)
             return centre, f"a cluster of {count} images of different people"
         if source.ui_feats is not None:
             name = str(source.ui_feats)
@@ -114,7 +115,7 @@ def write_scores(out_dir: Path, inputs: LabelInput, centre: Float32, about: str)
         raise UserError(f"{inputs.images.file}: none of its images has an embedding")
     # Identities do not matter here: all images are one group, in list order.
     groups = Groups(rows if len(rows) < images else None, np.array([0, len(rows)]))
-    embedded = EmbeddedSet(inputs.embeddings, groups)
+    embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
     scores = np.empty(len(rows), np.float32)
     try:
         for start in range(0, len(rows), _BLOCK):

@@ -29,9 +29,10 @@ from common.distributed import join_process_group
 from dataset.lists import PSEUDO_LABELS
 from generate_pseudo_labels import distributions_plot as picture
 from generate_pseudo_labels import label_files, label_run
+from generate_pseudo_labels.distance.array_backend import arrays_for
 from generate_pseudo_labels.labels import LabelSettings
 from generate_pseudo_labels.npy_folder import NpyFolder, open_input
-from sdd_fiqa.cores import parse_device, usable_cores
+from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import make_parent
 
@@ -51,20 +52,19 @@ def main(
     Args:
         out_dir: folder of the list and its embeddings; the labels are written there.
         process_num: threads of each process; 0 takes all cores.
-        device: auto, cpu, cuda or cuda:i, as for the other steps; labels are always computed on the
-            CPU, which takes a minute for millions of images.
+        device: auto, cpu, cuda or cuda:i.
         settings: what decides the labels.
         files: one .npy an image, in place of out_dir.
     """
     if process_num < 0:
         raise UserError(f"--process-num {process_num}: must be 0 (all cores) or more")
-    parse_device(device)
     settings.check()
     with join_process_group(device, host_arrays=True) as processes:
+        arrays = arrays_for(device)
         threads = process_num or max(1, usable_cores() // processes.local_size)
         out_dir, inputs = open_input(out_dir, files, settings, threads, processes)
         make_parent(out_dir / PSEUDO_LABELS)  # before hours of work, not after
-        found = label_run.find_distances(inputs, settings, processes, threads)
+        found = label_run.find_distances(inputs, settings, arrays, processes, threads)
         if found is None:
             return EXIT_DONE
         groups, result = found

@@ -20,7 +20,7 @@ from dataset.lists import (
     read_labelpath,
     refuse_repeats,
 )
-from generate_pseudo_labels.distance import Float32, Mask
+from generate_pseudo_labels.distance.array_backend import Float32, Mask
 from generate_pseudo_labels.distance.embedded_set import Embeddings, UnusableRow
 from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances
 from sdd_fiqa.errors import UserError

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from common.distributed import ProcessGroup
-from generate_pseudo_labels.distance import Float32
+from generate_pseudo_labels.distance.array_backend import Arrays, Float32
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import UnusableRow
 from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances, gather
@@ -25,6 +25,7 @@ _MARKS = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # percentiles of the summary
 def find_distances(
     inputs: LabelInput,
     settings: LabelSettings,
+    arrays: Arrays,
     processes: ProcessGroup,
     threads: int,
 ) -> tuple[Groups, DistanceResult] | None:
@@ -49,6 +50,7 @@ def find_distances(
             part = settings.distances(
                 inputs.embeddings,
                 groups,
+                arrays=arrays,
                 processes=processes,
                 threads=threads,
                 progress=lambda count: bar.update(min(count, images - bar.n)),

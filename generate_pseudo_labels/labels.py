@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dataset.containers import split_member
 from dataset.lists import ImageList, explain_identities
-from generate_pseudo_labels.distance import Float32, Indices, Mask
+from generate_pseudo_labels.distance.array_backend import Float32, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import Embeddings
 from generate_pseudo_labels.distance.results import Distances

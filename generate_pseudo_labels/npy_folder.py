@@ -30,7 +30,7 @@ from dataset.lists import (
     read_table,
     refuse_repeats,
 )
-from generate_pseudo_labels.distance import Float32
+from generate_pseudo_labels.distance.array_backend import Float32
 from generate_pseudo_labels.label_files import UNREADABLE, LabelInput, read_input
 from generate_pseudo_labels.labels import LabelSettings, doubt_identities
 from sdd_fiqa.errors import UserError

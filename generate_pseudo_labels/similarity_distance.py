@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from common.distributed import ProcessGroup
+from generate_pseudo_labels.distance.array_backend import Arrays, NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups, plan_blocks
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, Embeddings
 from generate_pseudo_labels.distance.exact import ExactEstimator, draw_pools, mean_embedding
@@ -60,6 +61,8 @@ def similarity_distances(
     repeats: int = 12,
     seed: int = 0,
     pool_size: int = 1024,
+    arrays: Arrays | None = None,
+    batch_rows: int | None = None,
     processes: ProcessGroup | None = None,
     threads: int = 1,
     progress: Progress | None = None,
@@ -76,24 +79,31 @@ def similarity_distances(
         seed: random seed; the same seed gives the same distances on any split of the work.
         pool_size: random images with which overlap is looked for (exact); with all images the
             result is exact to float rounding.
+        arrays: where to compute; numpy when None.
+        batch_rows: images worked on together; None takes what suits `arrays`.
         processes: those that share the set; None for this one alone.
-        threads: blocks of images worked on at a time.
+        threads: batches worked on at a time, at most as many as `arrays` allows.
         progress: is told how many images are done.
 
     Raises:
         TooFewOutsiders: fewer outsiders than `m` (exact: none).
         UnusableRow: a row that is zero or not finite.
     """
-    processes = processes or ProcessGroup(0, 1)
-    outsiders = len(groups) - int(groups.sizes().max(initial=0))
-    needed = m if estimator == "sampled" else 1
+    arrays, processes = arrays or NumpyArrays(), processes or ProcessGroup(0, 1)
+    outsiders, needed = (
+        len(groups) - int(groups.sizes().max(initial=0)),
+        m if estimator == "sampled" else 1,
+    )
     if outsiders < needed:
         raise TooFewOutsiders(
             f"the largest identity leaves {outsiders} images of others, fewer than the {needed} "
             "negatives asked for; add identities"
         )
-    plan, embedded = plan_blocks(groups), EmbeddedSet(embeddings, groups)
-    runner = BlockRunner(plan, plan.share(processes.rank, processes.size), threads, progress)
+    plan = plan_blocks(groups)
+    embedded = EmbeddedSet(embeddings, groups, arrays)
+    at_once = int(min(threads, arrays.most_batches))
+    rows = batch_rows or arrays.batch_rows
+    runner = BlockRunner(plan, plan.share(processes.rank, processes.size), rows, at_once, progress)
     if estimator == "sampled":
         sampled = SampledEstimator(embedded, plan, m, repeats, seed)
         return DistanceResult(runner.begin, runner.collect(sampled.distances, repeats))

@@ -7,12 +7,13 @@ computed by blocks do not depend on how the work is split.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from generate_pseudo_labels.distance import Indices, Mask
+from generate_pseudo_labels.distance.array_backend import Indices, Mask
 
 BLOCK = 4096  # images that are worked on together
 OWN_BLOCK = 256  # an identity with more images than this has blocks of its own
@@ -76,10 +77,10 @@ def _run_starts(identities: npt.NDArray[np.int32]) -> Indices:
 
 @dataclass(frozen=True)
 class Block:
-    """Images that are worked on together: whole identities, or a piece of one large identity.
+    """Positions start .. stop: some whole identities, or a piece of one large one.
 
     Attributes:
-        start, stop: their positions; a block's row 0 is at `start`.
+        start, stop: positions.
         starts: (c + 1,) int64, where each of its identities starts, and the end of the last one;
             for a piece, the whole identity's start and end.
         whole: whether it holds whole identities.
@@ -90,10 +91,28 @@ class Block:
     starts: Indices
     whole: bool
 
+
+@dataclass(frozen=True)
+class BlockBatch:
+    """Consecutive blocks that are worked on together; their images are its rows.
+
+    Attributes:
+        blocks: the blocks.
+        starts, stops: (I,) the positions of each identity; one entry for each piece of a cut one.
+        rows: (I + 1,) the first row of each entry, and the end.
+        begin, end: the position of the first row, and the one after the last row.
+    """
+
+    blocks: list[Block]
+    starts: Indices
+    stops: Indices
+    rows: Indices
+    begin: int
+    end: int
+
     def owners(self) -> Indices:
-        """(R,) which of its identities each row belongs to."""
-        bounds = self.starts.clip(self.start, self.stop)
-        return np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        """(R,) the entry of `starts` that each row belongs to."""
+        return np.repeat(np.arange(len(self.starts)), np.diff(self.rows))
 
 
 @dataclass(frozen=True)
@@ -114,18 +133,36 @@ class BlockPlan:
         """The number of blocks."""
         return len(self.firsts)
 
-    def block(self, number: int) -> Block:
-        """One of the blocks."""
-        start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
-        last = int(np.searchsorted(self.groups.starts, stop, side="left"))
-        starts = self.groups.starts[int(self.firsts[number]) : last + 1]
-        return Block(start, stop, starts, bool(starts[0] == start and starts[-1] == stop))
+    def batch(self, numbers: range) -> BlockBatch:
+        """Consecutive blocks as a batch."""
+        blocks = []
+        for number in numbers:
+            start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
+            last = int(np.searchsorted(self.groups.starts, stop, side="left"))
+            of_block = self.groups.starts[int(self.firsts[number]) : last + 1]
+            whole = bool(of_block[0] == start and of_block[-1] == stop)
+            blocks.append(Block(start, stop, of_block, whole))
+        begin, end = blocks[0].start, blocks[-1].stop
+        starts = np.concatenate([block.starts[:-1] for block in blocks])
+        stops = np.concatenate([block.starts[1:] for block in blocks])
+        firsts = [np.maximum(block.starts[:-1], block.start) for block in blocks]
+        rows = np.append(np.concatenate(firsts), end) - begin
+        return BlockBatch(blocks, starts, stops, rows, begin, end)
 
     def share(self, rank: int, size: int) -> range:
         """The blocks of one of `size` processes: about equally many images each."""
         cuts = np.searchsorted(self.bounds, np.arange(size + 1) * (len(self.groups) / size))
         cuts[0], cuts[-1] = 0, len(self)
         return range(int(cuts[rank]), int(cuts[rank + 1]))
+
+    def batches(self, blocks: range, rows: int) -> Iterator[range]:
+        """Consecutive blocks of together about `rows` images (at least one block)."""
+        first = blocks.start
+        while first < blocks.stop:
+            reach = int(np.searchsorted(self.bounds, self.bounds[first] + rows, side="right")) - 1
+            last = min(max(reach, first + 1), blocks.stop)
+            yield range(first, last)
+            first = last
 
 
 def plan_blocks(groups: Groups) -> BlockPlan:

@@ -14,25 +14,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from common.distributed import ProcessGroup
-from generate_pseudo_labels.distance import Float32, Float64, Indices, Mask
-from generate_pseudo_labels.distance.blocks import Block, BlockPlan
+from generate_pseudo_labels.distance.array_backend import Array, Indices, Mask
+from generate_pseudo_labels.distance.blocks import BlockPlan
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
 from generate_pseudo_labels.distance.mates import SameIdentitySimilarities
 from generate_pseudo_labels.distance.results import BlockRunner, Distances
-from generate_pseudo_labels.distance.wasserstein import (
-    may_cross,
-    negative_excess_ragged,
-    ragged,
-)
+from generate_pseudo_labels.distance.wasserstein import may_cross, negative_excess_ragged
 
 ALL_NEGATIVES = 20_000  # images up to which the second pool is all images
 SECOND_POOL = 16_384  # images of the second pool in larger sets
 _PIECE = 2048  # pool images of one product
-_CELLS = 1 << 20  # similarities that are sorted at a time: they fit the cache
 _CHECKED = 8  # images of a block for which two halves of the second pool are compared
 _FIXED_POINT = 2.0**32
+
+Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Pool:
     """
 
     positions: Indices
-    rows: Float32
+    rows: Array
     half: Mask
 
     def own(self, starts: Indices, stops: Indices) -> tuple[Indices, Indices]:
@@ -68,12 +66,13 @@ def draw_pools(embedded: EmbeddedSet, size: int, seed: int) -> tuple[Pool, Pool]
     if size == second:
         pool = Pool(order, rows, half)
         return pool, pool
-    return Pool(order[chosen], rows[chosen], half[chosen]), Pool(order, rows, half)
+    first = rows[embedded.arrays.device(np.flatnonzero(chosen))]
+    return Pool(order[chosen], first, half[chosen]), Pool(order, rows, half)
 
 
 def mean_embedding(
     embedded: EmbeddedSet, runner: BlockRunner, processes: ProcessGroup, weight: float
-) -> Float32:
+) -> Array:
     """(D,) float32: the mean of all unit rows.
 
     Blocks are summed in whole numbers of 2**-32, so the order of addition does not change the mean.
@@ -84,16 +83,22 @@ def mean_embedding(
         processes: all of them, whose sums are added up.
         weight: of an image's whole work, for the progress.
     """
-    sums = [np.zeros(embedded.source.shape[1], np.int64)]
+    arrays = embedded.arrays
+    sums: list[npt.NDArray[np.int64]] = []
 
-    def work(block: Block) -> None:
-        total = embedded.span(block.start, block.stop).sum(0).astype(np.float64)
-        sums.append(np.rint(total * _FIXED_POINT).astype(np.int64))
+    def work(numbers: range) -> None:
+        batch = runner.plan.batch(numbers)
+        faces, begin = embedded.span(batch.begin, batch.end), batch.begin
+        parts = [faces[block.start - begin : block.stop - begin].sum(0) for block in batch.blocks]
+        exactly = arrays.host(arrays.xp.stack(parts)).astype(np.float64) * _FIXED_POINT
+        sums.append(np.rint(exactly).astype(np.int64).sum(axis=0))
 
     runner.run(work, weight)
-    total = processes.add_up(np.sum(sums, axis=0))
-    mean: Float64 = total / (_FIXED_POINT * len(embedded.groups))
-    return mean.astype(np.float32)
+    total = np.zeros(embedded.source.shape[1], np.int64)
+    for part in sums:
+        total += part
+    mean = processes.add_up(total).astype(np.float64) / (_FIXED_POINT * len(embedded.groups))
+    return arrays.device(mean.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class ExactEstimator:
         embedded, plan: the set and its blocks.
         pool, second: random images that represent all; the second pool is larger.
         mean: (D,) of all unit rows.
-        errors: for each block: images that overlap, those whose error was measured, and the sum of
+        errors: for each batch: images that overlap, those whose error was measured, and the sum of
             their squared standard errors. The error is the second pool's, where there is one.
     """
 
@@ -112,50 +117,57 @@ class ExactEstimator:
     plan: BlockPlan
     pool: Pool
     second: Pool
-    mean: Float32
+    mean: Array
     errors: list[tuple[int, int, float]] = field(default_factory=list)
 
-    def distances(self, block: Block) -> Distances:
-        """Distances of the images of a block; NaN for the only image of an identity."""
-        faces = self.embedded.span(block.start, block.stop)  # (R, D)
-        mates = SameIdentitySimilarities(self.embedded, block, faces)
-        images, sizes = len(self.plan.groups), (mates.counts + 1).astype(np.float32)
-        pos = (mates.total - mates.itself) / (sizes - 1).clip(1)
+    def distances(self, numbers: range) -> Distances:
+        """Distances of the images of consecutive blocks; NaN for the only image of an identity."""
+        batch = self.plan.batch(numbers)
+        arrays = self.embedded.arrays
+        faces = self.embedded.span(batch.begin, batch.end)  # (R, D)
+        mates = SameIdentitySimilarities(self.embedded, batch, faces)
+        owners = batch.owners()
+        counts = (batch.stops - batch.starts)[owners]
+        images, sizes = len(self.plan.groups), arrays.device(counts.astype(np.float32))
+        mean_p = (mates.total - mates.itself) / (sizes - 1).clip(1)
         # The mean over all images, without the part of the own identity. (einsum rounds the same
-        # way in blocks of any size.)
-        to_all = np.einsum("ij,j->i", faces, self.mean)
-        neg = (to_all - mates.total / images) * (images / (images - sizes))
+        # way in batches of any size.)
+        to_all = arrays.xp.einsum("ij,j->i", faces, self.mean)
+        mean_n = (to_all - mates.total / images) * (images / (images - sizes))
         excess = np.zeros(len(faces), np.float32)
         overlapping = self._overlapping(mates)
         if len(overlapping):
             excess[overlapping] = self._excess(mates, overlapping)
         self._check(mates, overlapping)
+        pos, neg = arrays.host(mean_p), arrays.host(mean_n)
         w1 = np.maximum(pos - neg + 2 * excess, 0)
         share = np.divide(excess, w1, out=np.zeros_like(w1), where=w1 > 0)
-        w1[sizes == 1] = pos[sizes == 1] = np.nan
+        w1[counts == 1] = np.nan
+        pos = np.where(counts == 1, np.float32(np.nan), pos)
         return Distances(w1[:, None], pos, neg, share.clip(0, 1))
 
     def _overlapping(self, mates: SameIdentitySimilarities) -> Indices:
         """The rows whose N^-1 may be above P^-1 somewhere, by the first pool."""
-        block, faces = mates.block, mates.faces
-        first, last = self.pool.own(block.starts[:-1], block.starts[1:])
-        bounds = block.starts.clip(block.start, block.stop) - block.start  # rows of the identities
-        highest = np.full(len(faces), -np.inf, np.float32)
+        arrays, batch, faces = self.embedded.arrays, mates.batch, mates.faces
+        xp = arrays.xp
+        first, last = self.pool.own(batch.starts, batch.stops)
+        highest = xp.full_like(faces[:, 0], -np.inf)
         for begin in range(0, len(self.pool.positions), _PIECE):
             products = self.pool.rows[begin : begin + _PIECE] @ faces.T  # (M, R)
             for owner in np.flatnonzero((last > begin) & (first < begin + _PIECE) & (last > first)):
                 low, high = max(first[owner] - begin, 0), last[owner] - begin
-                products[low:high, bounds[owner] : bounds[owner + 1]] = -np.inf
-            highest = np.maximum(highest, products.max(0))
+                products[low:high, batch.rows[owner] : batch.rows[owner + 1]] = -np.inf
+            highest = xp.maximum(highest, xp.amax(products, 0))
         # Most images are done here: they have no positive below any negative.
-        some = np.flatnonzero(highest > mates.lowest)
+        some = np.flatnonzero(arrays.host(highest > mates.lowest))
         if len(self.pool.positions) > _PIECE or len(some) == 0:
             return some
         crossing = []
-        absent = (last - first)[block.owners()]
+        absent = (last - first)[batch.owners()]
         for part in self._portions(some, len(self.pool.positions), mates):
             p, counts = mates.sorted(part)
-            crossing.append(part[may_cross(p, counts, np.sort(products[:, part].T), absent[part])])
+            n = arrays.sort(products[:, arrays.device(part)].T)
+            crossing.append(part[arrays.host(may_cross(arrays, p, counts, n, absent[part]))])
         return np.concatenate(crossing)
 
     def _portions(
@@ -164,7 +176,7 @@ class ExactEstimator:
         """Cuts rows into portions whose similarities are few enough to be sorted at a time."""
         if len(some) == 0:
             return
-        step = max(1, _CELLS // (width + int(mates.counts[some].max())))
+        step = max(1, self.embedded.arrays.cells // (width + int(mates.counts[some].max())))
         for begin in range(0, len(some), step):
             yield some[begin : begin + step]
 
@@ -172,34 +184,45 @@ class ExactEstimator:
         """Integral (N^-1 - P^-1)+ of some rows, where N is the second pool."""
         parts: list[Float64] = []
         for some in self._portions(overlapping, len(self.second.positions), mates):
-            n, first, last = self._similarities(mates, some)
-            parts.append(negative_excess_ragged(*mates.sorted(some), np.sort(n), last - first))
+            n, (first, last) = self._similarities(mates, some)
+            parts.append(self._sorted_excess(*mates.sorted(some), n, last - first))
         return np.concatenate(parts)
 
     def _similarities(
         self, mates: SameIdentitySimilarities, some: Indices
-    ) -> tuple[Float32, Indices, Indices]:
+    ) -> tuple[Array, tuple[Indices, Indices]]:
         """(r, M) similarities to the second pool, -inf to the own identity; its first and end."""
-        n = mates.faces[some] @ self.second.rows.T
-        starts, owners = mates.block.starts, mates.block.owners()[some]
-        first, last = self.second.own(starts[owners], starts[owners + 1])
-        rows, places = ragged(last - first)
-        n[rows, first[rows] + places] = -np.inf
-        return n, first, last
+        arrays, batch = self.embedded.arrays, mates.batch
+        n = mates.faces[arrays.device(some)] @ self.second.rows.T
+        owners = np.searchsorted(batch.rows, some, side="right") - 1
+        first, last = self.second.own(batch.starts[owners], batch.stops[owners])
+        own = last - first
+        rows = np.repeat(np.arange(len(some)), own)
+        columns = np.arange(len(rows)) - np.repeat(np.cumsum(own) - own - first, own)
+        n[arrays.device(rows), arrays.device(columns)] = -np.inf
+        return n, (first, last)
+
+    def _sorted_excess(self, p: Array, counts: Indices, n: Array, absent: Indices) -> Float64:
+        arrays = self.embedded.arrays
+        return arrays.host(negative_excess_ragged(arrays, p, counts, arrays.sort(n), absent))
 
     def _check(self, mates: SameIdentitySimilarities, overlapping: Indices) -> None:
-        """Notes the standard error of W1 of a block's first rows, by two halves of the pool."""
+        """Notes the standard error of W1 of each block's first rows, by two halves of the pool."""
         if len(self.second.positions) == len(self.plan.groups):
             return self.errors.append((len(overlapping), 0, 0.0))
-        checked, squares = overlapping[:_CHECKED], 0.0
+        batch = mates.batch
+        ends = np.array([block.stop - batch.begin for block in batch.blocks])
+        block = np.searchsorted(ends, overlapping, side="right")
+        nth = np.arange(len(block)) - np.searchsorted(block, block)
+        checked, squares = overlapping[nth < _CHECKED], 0.0
         for some in self._portions(checked, len(self.second.positions), mates):
             p, counts = mates.sorted(some)
-            n, first, last = self._similarities(mates, some)
+            n, (first, last) = self._similarities(mates, some)
             halves = []
             for half in (self.second.half, ~self.second.half):
                 before = np.concatenate([[0], np.cumsum(half)])
-                part, absent = np.sort(n[:, half]), before[last] - before[first]
-                halves.append(negative_excess_ragged(p, counts, part, absent))
+                part = n[:, self.embedded.arrays.device(np.flatnonzero(half))]
+                halves.append(self._sorted_excess(p, counts, part, before[last] - before[first]))
             # W1 holds the integral twice; the mean of two halves has half their difference's
             # deviation.
             squares += float(((halves[0] - halves[1]) ** 2).sum())

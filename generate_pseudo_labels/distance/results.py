@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.distributed import ProcessGroup
-from generate_pseudo_labels.distance import Float32, Mask
-from generate_pseudo_labels.distance.blocks import Block, BlockPlan
+from generate_pseudo_labels.distance.array_backend import Float32, Mask
+from generate_pseudo_labels.distance.blocks import BlockPlan
 
 Progress = Callable[[float], object]
 
@@ -77,57 +77,55 @@ def gather(processes: ProcessGroup, begin: int, part: Distances, images: int) ->
 
 @dataclass(frozen=True)
 class BlockRunner:
-    """Runs work over this process's blocks, on threads.
+    """Runs work over this process's blocks, batch by batch, on threads.
 
     Attributes:
         plan: the blocks of the set.
-        numbers: those of this process.
-        threads: blocks worked on at a time.
-        progress: is told the number of images of each block that is done.
+        blocks: those of this process.
+        batch_rows: images of a batch, about; changes speed and memory, never a result.
+        threads: batches worked on at a time.
+        progress: is told the number of images of each batch that is done.
     """
 
     plan: BlockPlan
-    numbers: range
+    blocks: range
+    batch_rows: int
     threads: int = 1
     progress: Progress | None = None
 
     @property
     def begin(self) -> int:
         """The position of the first image."""
-        return int(self.plan.bounds[self.numbers.start])
+        return int(self.plan.bounds[self.blocks.start])
 
     def collect(
-        self, distances: Callable[[Block], Distances], repeats: int, weight: float = 1.0
+        self, distances: Callable[[range], Distances], repeats: int, weight: float = 1.0
     ) -> Distances:
         """The distances of all blocks, in order.
 
         Args:
-            distances: of the images of a block; runs on any thread.
+            distances: of the images of consecutive blocks; runs on any thread.
             repeats: columns of W1.
             weight: how much of an image's whole work this is, for the progress.
         """
-        end = int(self.plan.bounds[self.numbers.stop])
+        end = int(self.plan.bounds[self.blocks.stop])
         results = Distances.empty(end - self.begin, repeats)
 
-        def work(block: Block) -> None:
-            results.put(block.start - self.begin, distances(block))
+        def work(batch: range) -> None:
+            results.put(int(self.plan.bounds[batch.start]) - self.begin, distances(batch))
 
         self.run(work, weight)
         return results
 
-    def run(self, work: Callable[[Block], None], weight: float = 1.0) -> None:
-        """Calls `work` for every block; the first exception ends it."""
-
-        def images(number: int) -> int:
-            block = self.plan.block(number)
-            work(block)
-            return block.stop - block.start
-
+    def run(self, work: Callable[[range], None], weight: float = 1.0) -> None:
+        """Calls `work` for every batch of blocks; the first exception ends it."""
+        batches = list(self.plan.batches(self.blocks, self.batch_rows))
         with ThreadPoolExecutor(self.threads) as pool:
             try:
-                for done in pool.map(images, self.numbers):
+                for batch, _ in zip(batches, pool.map(work, batches), strict=True):
+                    images = int(self.plan.bounds[batch.stop] - self.plan.bounds[batch.start])
                     if self.progress is not None:
-                        self.progress(done * weight)
+                        self.progress(images * weight)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -15,14 +15,15 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
-from generate_pseudo_labels.distance import Float32, Float64, Indices, Mask
+from generate_pseudo_labels.distance.array_backend import Array, Arrays, Indices
 
 _MARGIN = 4.0  # standard deviations of a rank
 
 
 @lru_cache(maxsize=4096)
-def merged_quantiles(a: int, b: int) -> tuple[Indices, Indices, Float64]:
+def merged_quantiles(a: int, b: int) -> tuple[Indices, Indices, npt.NDArray[np.float64]]:
     """The steps on which both quantile functions of samples of sizes a and b are constant.
 
     Returns:
@@ -36,16 +37,11 @@ def merged_quantiles(a: int, b: int) -> tuple[Indices, Indices, Float64]:
     return begins // b, begins // a, (ends - begins) / (a * b)
 
 
-def ragged(counts: Indices) -> tuple[Indices, Indices]:
-    """For rows of different lengths, one after the other: row and place in it, of each entry."""
-    row = np.repeat(np.arange(len(counts)), counts)
-    return row, np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
-
-
-def negative_excess(p: Float32, n: Float32) -> Float32:
+def negative_excess(arrays: Arrays, p: Array, n: Array) -> Array:
     """Integral of (N^-1 - P^-1)+ for rows of samples of two sizes.
 
     Args:
+        arrays: the array library.
         p: (r, a) sorted rows.
         n: (r, b) sorted rows.
 
@@ -54,12 +50,12 @@ def negative_excess(p: Float32, n: Float32) -> Float32:
     """
     i, j, weights = merged_quantiles(p.shape[1], n.shape[1])
     if not len(i) == p.shape[1] == n.shape[1]:
-        p, n = p[:, i], n[:, j]
-    excess: Float32 = (n - p).clip(0) @ weights.astype(np.float32)
-    return excess
+        p, n = p[:, arrays.device(i)], n[:, arrays.device(j)]
+    gaps = n - p
+    return gaps.clip(0) @ arrays.device(weights.astype(np.float32))
 
 
-def may_cross(p: Float32, counts: Indices, n: Float32, absent: Indices) -> Mask:
+def may_cross(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices) -> Array:
     """Whether N^-1 may be above P^-1 somewhere, where only a random sample of N is known.
 
     Over the quantiles of one positive, N^-1 is largest at their end, u. There the sample's quantile
@@ -69,22 +65,28 @@ def may_cross(p: Float32, counts: Indices, n: Float32, absent: Indices) -> Mask:
     Returns:
         (r,) bool.
     """
+    xp = arrays.xp
     rows, width = n.shape
-    row, place = ragged(counts)
-    u = (place + 1) / counts[row]
-    present = (width - absent)[row]
+    row_of = np.repeat(np.arange(rows), counts)
+    u = (np.arange(len(row_of)) - (np.cumsum(counts) - counts)[row_of] + 1) / counts[row_of]
+    present = (width - absent)[row_of]
     ranks = u * present + _MARGIN * np.sqrt(u * (1 - u) * present)
-    at = absent[row] + np.minimum(np.ceil(ranks).astype(np.int64), present) - 1
-    return np.bincount(row, weights=n[row, at] > p, minlength=rows) > 0
+    at = absent[row_of] + np.minimum(np.ceil(ranks).astype(np.int64), present) - 1
+    row = arrays.device(row_of)
+    above = xp.asarray(n[row, arrays.device(at)] > p, dtype=xp.float64)
+    return xp.bincount(row, weights=above, minlength=rows) > 0
 
 
-def negative_excess_ragged(p: Float32, counts: Indices, n: Float32, absent: Indices) -> Float64:
+def negative_excess_ragged(
+    arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices
+) -> Array:
     """Integral of (N^-1 - P^-1)+ for rows whose sample sizes differ from row to row.
 
     Over the quantiles of one positive, N^-1 is above it from the positive's rank among the
     negatives on. The integral of N^-1 is a running sum.
 
     Args:
+        arrays: the array library.
         p: (counts.sum(),) the rows' sorted positives, one row after the other, in [-1, 1].
         counts: (r,) how many positives each row has.
         n: (r, M) sorted negatives, in [-1, 1]; a row's absent ones come first, as -inf.
@@ -93,25 +95,29 @@ def negative_excess_ragged(p: Float32, counts: Indices, n: Float32, absent: Indi
     Returns:
         (r,) float64.
     """
+    xp = arrays.xp
     rows, width = n.shape
-    row, place = ragged(counts)
-    size = counts[row]
-    begins, ends = place / size, (place + 1) / size
-    skipped, present = absent[row], (width - absent)[row]
-    p, sample = p.astype(np.float64), n.astype(np.float64).clip(-2.0)
+    first = np.cumsum(counts) - counts
+    row_of = np.repeat(np.arange(rows), counts)
+    place = np.arange(len(row_of)) - first[row_of]
+    size = counts[row_of]
+    begins, ends = arrays.device(place / size), arrays.device((place + 1) / size)
+    skipped, present = arrays.device(absent[row_of]), arrays.device((width - absent)[row_of])
+    row = arrays.device(row_of)
+    p, n = xp.asarray(p, dtype=xp.float64), xp.asarray(n, dtype=xp.float64).clip(-2.0)
     # Rows are shifted 4 apart and make one ascending sequence, so one search serves all rows.
-    offsets = 4.0 * np.arange(rows)
-    below = np.searchsorted((sample + offsets[:, None]).ravel(), p + offsets[row])
-    begins = np.minimum(np.maximum((below - row * width - skipped) / present, begins), ends)
-    sample = np.where(sample < -1.5, 0.0, sample)
-    sums = sample.cumsum(1)
+    offsets = 4.0 * arrays.device(np.arange(rows, dtype=np.float64))
+    below = xp.searchsorted((n + offsets[:, None]).ravel(), p + offsets[row])
+    # float64, since torch divides whole numbers in float32.
+    below = xp.asarray(below - row * width - skipped, dtype=xp.float64)
+    begins = xp.minimum(xp.maximum(below / present, begins), ends)
+    n = xp.where(n < -1.5, 0.0, n)
+    sums = n.cumsum(1)
 
-    def integral(u: Float64) -> Float64:  # of N^-1 from 0 to u
-        whole = np.minimum((u * present).astype(np.int64), present - 1)
-        value = sample[row, skipped + whole]
-        total = sums[row, skipped + whole] - value + (u * present - whole) * value
-        found: Float64 = total / present
-        return found
+    def integral(u: Array) -> Array:  # of N^-1 from 0 to u
+        whole = xp.minimum(xp.asarray(u * present, dtype=xp.int64), present - 1)
+        value = n[row, skipped + whole]
+        return (sums[row, skipped + whole] - value + (u * present - whole) * value) / present
 
     shares = (integral(ends) - integral(begins) - p * (ends - begins)).clip(0)
-    return np.bincount(row, weights=shares, minlength=rows).astype(np.float64)
+    return xp.bincount(row, weights=shares, minlength=rows)

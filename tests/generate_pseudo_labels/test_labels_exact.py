@@ -12,6 +12,7 @@ from scipy.stats import wasserstein_distance
 from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance import blocks, exact
 from generate_pseudo_labels.distance import mates as mates_module
+from generate_pseudo_labels.distance.array_backend import TorchArrays
 from generate_pseudo_labels.distance.blocks import group_by_identity
 from generate_pseudo_labels.similarity_distance import (
     DistanceResult,
@@ -111,16 +112,16 @@ def test_permuting_images_and_identities_permutes_the_distances() -> None:
     assert np.allclose(mixed, plain[order][groups.rows], atol=1e-6)
 
 
-def test_same_results_whatever_the_threads_and_ranks(
+def test_same_results_whatever_the_batches_threads_and_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 64)
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, spread=(0.5, 3))
     whole = found_by(f, y).distances.w1
-    threaded = found_by(f, y, threads=2).distances.w1
+    batched = found_by(f, y, batch_rows=10_000, threads=2).distances.w1
     # Not to the last bit: on CPUs without AVX-512, OpenBLAS rounds a row of a product by the
     # number of rows beside it.
-    assert np.allclose(threaded, whole, rtol=0, atol=2e-7, equal_nan=True)
+    assert np.allclose(batched, whole, rtol=0, atol=2e-7, equal_nan=True)
     groups = group_by_identity(y)
     sums: list[npt.NDArray[Any]] = []  # of each process in a first run; a second has their total
 
@@ -137,6 +138,14 @@ def test_same_results_whatever_the_threads_and_ranks(
         run(rank)
     parts = [run(rank) for rank in range(3)]
     assert np.allclose(np.concatenate(parts), whole, rtol=0, atol=2e-7, equal_nan=True)
+
+
+def test_the_torch_path_agrees_with_the_numpy_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 64)  # one batch of many blocks, and pieces among them
+    f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, spread=(0.5, 3), swapped=9)
+    ours, twin = found_by(f, y).distances, found_by(f, y, arrays=TorchArrays("cpu")).distances
+    for name in ("w1", "pos", "neg", "excess"):
+        assert np.allclose(getattr(ours, name), getattr(twin, name), atol=3e-6, equal_nan=True)
 
 
 def test_planted_faces_are_found_out() -> None:

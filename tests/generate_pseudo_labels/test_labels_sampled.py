@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,13 @@ import pytest
 from scipy.stats import spearmanr, wasserstein_distance
 
 from common.distributed import ProcessGroup
+from generate_pseudo_labels import similarity_distance
 from generate_pseudo_labels.distance import blocks, draws
-from generate_pseudo_labels.distance.blocks import group_by_identity, plan_blocks
+from generate_pseudo_labels.distance.array_backend import Arrays, NumpyArrays, TorchArrays
+from generate_pseudo_labels.distance.blocks import BlockPlan, group_by_identity, plan_blocks
 from generate_pseudo_labels.distance.draws import draw_negatives, draw_positives, random_words
-from generate_pseudo_labels.distance.embedded_set import UnusableRow, with_squares
-from generate_pseudo_labels.distance.results import Distances
+from generate_pseudo_labels.distance.embedded_set import UnusableRow
+from generate_pseudo_labels.distance.results import BlockRunner, Distances, Progress
 from generate_pseudo_labels.distance.wasserstein import negative_excess, negative_excess_ragged
 from generate_pseudo_labels.labels import drop_top, quality_labels
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
@@ -91,13 +92,14 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
     n, m, K = 20, 6, 12
     counts = np.zeros((n, n))
     plan = plan_blocks(groups)
-    for seed, number in product(range(60), range(len(plan))):
-        block = plan.block(number)
-        draw = draw_negatives(block, n, m, K, seed)
-        for group, shared in enumerate(draw.shared):
+    batch = plan.batch(range(len(plan)))
+    for seed in range(60):
+        draw = draw_negatives(batch, n, m, K, seed)
+        for number, shared in enumerate(draw.shared):
+            block, group = batch.blocks[number // 2], number % 2
             images = np.arange(block.start + group, block.stop, 2)
             chosen = np.repeat(shared[None], len(images), 0)
-            replaced = draw.replacements[draw.replacements[:, 0] == group]
+            replaced = draw.replacements[draw.replacements[:, 0] == number]
             for _, k, slot, first, stop, other in replaced:
                 chosen[first:stop, k, slot] = other
             for image, negatives in zip(images, chosen, strict=True):
@@ -113,9 +115,9 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
 
 
 @pytest.mark.parametrize("size", [8, 26, 100, 101, 5000])
-def test_mates_are_drawn_equally_often(size: int) -> None:
+def test_mates_are_drawn_equally_often_and_alike_on_every_device(size: int) -> None:
     starts = np.arange(40) * size
-    drawn = draw_positives(starts, size, 5, 12, 0)
+    drawn = draw_positives(NumpyArrays(), starts, size, 5, 12, 0)
     assert drawn.shape == (40, draws.NEGATIVE_GROUPS, 12, 6)
     assert drawn.min() >= 0 and drawn.max() < size
     assert (np.diff(np.sort(drawn, axis=-1), axis=-1) > 0).all()  # nobody twice
@@ -123,6 +125,8 @@ def test_mates_are_drawn_equally_often(size: int) -> None:
         counts = np.bincount(drawn[..., slot].ravel() * 8 // size, minlength=8)
         expected = np.bincount(np.arange(size) * 8 // size) * (drawn[..., 0].size / size)
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
+    twin = draw_positives(TorchArrays("cpu"), starts, size, 5, 12, 0)
+    assert np.array_equal(TorchArrays("cpu").host(twin), drawn)
 
 
 def test_random_words_are_splitmix64() -> None:
@@ -134,37 +138,47 @@ def test_random_words_are_splitmix64() -> None:
         word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
         return word ^ word >> 31
 
-    words = random_words(-3, 2, np.array([5, 2**50]), 2, 3)
+    words = random_words(NumpyArrays(), -3, 2, np.array([5, 2**50]), 2, 3)
     for key, row in zip((5, 2**50), words, strict=True):
         for k, slot in np.ndindex(2, 3):
             expected = mixed(mixed(mixed(mixed(2**64 - 3, 2), key), k), slot)
-            assert int(row[k, slot]) == expected
+            assert int(row[k, slot]) % 2**64 == expected
 
 
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
 def test_a_large_identity_may_have_fewer_mates_than_are_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
+    arrays: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     f, y = faces_of([30, 20] + [3] * 20)
     whole = sampled(f, y, m=50)
     monkeypatch.setattr(blocks, "OWN_BLOCK", 8)
     monkeypatch.setattr(blocks, "BLOCK", 16)  # the first two come in pieces
-    pieces = sampled(f, y, m=50)
+    pieces = sampled(f, y, m=50, arrays=arrays)
     assert np.allclose(pieces.pos, whole.pos, atol=1e-6)  # all mates, every time
 
 
-def test_same_seed_same_labels_whatever_the_threads_and_ranks(
+def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 64)
     f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2)
     whole = sampled(f, y)
-    assert np.array_equal(sampled(f, y, threads=2).w1, whole.w1, equal_nan=True)
+    assert np.array_equal(sampled(f, y, batch_rows=10_000, threads=2).w1, whole.w1, equal_nan=True)
     groups = group_by_identity(y)
     parts = [
         similarity_distances(f, groups, processes=ProcessGroup(r, 3)).distances.w1 for r in range(3)
     ]
     assert np.array_equal(np.concatenate(parts), whole.w1, equal_nan=True)
     assert not np.array_equal(sampled(f, y, seed=1).w1, whole.w1, equal_nan=True)
+
+
+def test_the_torch_path_agrees_with_the_numpy_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 64)  # one batch of many blocks, and pieces among them
+    f, y = faces_of([3, 40, 2, 1, 9, 300, 5, 27] * 2, swapped=9)
+    f = f.astype(np.float16)
+    ours, twin = sampled(f, y), sampled(f, y, arrays=TorchArrays("cpu"))
+    for name in ("w1", "pos", "neg", "excess"):
+        assert np.allclose(getattr(ours, name), getattr(twin, name), atol=2e-6, equal_nan=True)
 
 
 def test_a_list_out_of_order_and_one_with_gaps() -> None:
@@ -196,24 +210,25 @@ def test_rows_of_any_length_and_float_type_have_the_same_labels() -> None:
 def test_halves_become_floats_to_the_bit() -> None:
     bits = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = bits[np.isfinite(bits)]
-    rows, _ = with_squares(finite.reshape(-1, 8))
+    rows, _ = NumpyArrays().rows(finite.reshape(-1, 8))
     assert np.array_equal(rows.ravel(), finite.astype(np.float32))
     with np.errstate(invalid="ignore"):
-        rows, squares = with_squares(np.array([[np.inf, 0], [np.nan, 1]], np.float16))
+        rows, squares = NumpyArrays().rows(np.array([[np.inf, 0], [np.nan, 1]], np.float16))
     assert not np.isfinite(squares).any()
 
 
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
 @pytest.mark.parametrize(
     "value, fault",
     [(0, "is zero"), (np.nan, "is not finite"), (1e300, "is too large for float32")],
 )
 @pytest.mark.filterwarnings("error")
-def test_a_row_without_direction_is_named(value: float, fault: str) -> None:
+def test_a_row_without_direction_is_named(arrays: Arrays, value: float, fault: str) -> None:
     f, y = faces_of([12] * 20)
     f = f.astype(np.float64)
     f[17] = value
     with pytest.raises(UnusableRow, match=fault) as caught:
-        sampled(f, y)
+        sampled(f, y, arrays=arrays)
     assert caught.value.row == 17
 
 
@@ -230,14 +245,15 @@ def test_an_image_without_mates_has_no_distance_but_is_an_outsider() -> None:
     assert np.flatnonzero(~np.isnan(found.w1[:, 0])).tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
 @pytest.mark.parametrize("a, b", [(1, 1), (1, 24), (7, 24), (24, 24), (60, 24), (13, 1), (12, 18)])
-def test_two_means_and_the_negative_excess_are_w1(a: int, b: int) -> None:
+def test_two_means_and_the_negative_excess_are_w1(arrays: Arrays, a: int, b: int) -> None:
     rng = np.random.default_rng(a * 100 + b)
     p = np.sort(rng.normal(0.4, 0.2, (5, a)).astype(np.float32))
     n = np.sort(rng.normal(0.2, 0.3, (5, b)).astype(np.float32))
 
     def w1(p: Floats, n: Floats) -> Floats:
-        excess = negative_excess(p, n)
+        excess = arrays.host(negative_excess(arrays, arrays.device(p), arrays.device(n)))
         return np.asarray(p.mean(1) - n.mean(1) + 2 * excess, np.float32)
 
     expected = [wasserstein_distance(x, y) for x, y in zip(p, n, strict=True)]
@@ -248,7 +264,8 @@ def test_two_means_and_the_negative_excess_are_w1(a: int, b: int) -> None:
     assert np.allclose(w1(p, np.repeat(p, 3, axis=1)), 0, atol=1e-6)
 
 
-def test_the_negative_excess_of_ragged_rows_against_the_quantile_functions() -> None:
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu")], ids=["numpy", "torch"])
+def test_the_negative_excess_of_ragged_rows_against_the_quantile_functions(arrays: Arrays) -> None:
     rng = np.random.default_rng(5)
     counts, absent = np.array([1, 5, 30, 2, 7]), np.array([0, 3, 39, 12, 0])
     p = [np.sort(rng.uniform(-1, 1, count)).astype(np.float32) for count in counts]
@@ -257,7 +274,9 @@ def test_the_negative_excess_of_ragged_rows_against_the_quantile_functions() -> 
     p[4][:] = n[4, 5]
     for row, skip in enumerate(absent):
         n[row, :skip] = -np.inf
-    found = negative_excess_ragged(np.concatenate(p), counts, n, absent)
+    found = negative_excess_ragged(
+        arrays, arrays.device(np.concatenate(p)), counts, arrays.device(n), absent
+    )
     for row, skip in enumerate(absent):
         real = n[row, skip:].astype(np.float64)
         expected = (wasserstein_distance(p[row], real) - p[row].mean() + real.mean()) / 2
@@ -282,3 +301,20 @@ def test_embeddings_that_are_equal_up_to_rounding_have_no_labels() -> None:
         for constant in (rows, np.abs(rows[:, :1])):
             with pytest.raises(ValueError, match="all distances are equal up to rounding"):
                 all_labelled(sampled(constant, y.astype(np.int32), estimator=estimator).w1)
+
+
+def test_a_gpu_has_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a GB of its memory: a batch for each core of a server would not fit."""
+    asked: list[int] = []
+
+    def runner(
+        plan: BlockPlan, blocks: range, rows: int, threads: int, progress: Progress | None
+    ) -> BlockRunner:
+        asked.append(threads)
+        return BlockRunner(plan, blocks, rows, threads, progress)
+
+    monkeypatch.setattr(similarity_distance, "BlockRunner", runner)
+    f, y = faces_of([3] * 30)
+    for arrays in (TorchArrays("cpu"), NumpyArrays()):
+        similarity_distances(f, group_by_identity(y), arrays=arrays, threads=64)
+    assert asked == [4, 64]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ import pytest
 import torch
 
 import train
+from generate_pseudo_labels.distance.array_backend import TorchArrays
+from generate_pseudo_labels.distance.blocks import group_by_identity
+from generate_pseudo_labels.distance.embedded_set import Embeddings
+from generate_pseudo_labels.similarity_distance import similarity_distances
 from models import load_quality_model
 from models.recognisers import load_recogniser
 from pretended_gpu import pretended_gpu
@@ -34,6 +38,31 @@ def gpu() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def crops(make_face: Callable[[int, int], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     return np.stack([make_face(identity, image) for identity in range(5) for image in range(4)])
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+@pytest.mark.parametrize("layout", ["even", "uneven", "shuffled", "one of half"])
+def test_labels(gpu: None, estimator: Literal["sampled", "exact"], layout: str) -> None:
+    rng, n = np.random.default_rng(5), 2000
+    people = np.repeat(np.arange(n), 10 if layout == "even" else rng.integers(1, 60, n))[:n]
+    if layout == "shuffled":
+        people = rng.permutation(people)
+    if layout == "one of half":
+        people = np.sort(np.where(np.arange(n) % 2, 0, people + 1))
+    noise = rng.standard_normal((n, 32)) * rng.uniform(0.5, 2, (n, 1))
+    rows = (rng.standard_normal((n + 1, 32))[people] + noise).astype(np.float16)
+    groups = group_by_identity(np.unique(people, return_inverse=True)[1].astype(np.int32))
+    here = similarity_distances(rows, groups, estimator=estimator).distances
+    sources: list[Embeddings] = [rows, torch.from_numpy(rows).to(GPU)]
+    for source in sources:
+        there = similarity_distances(
+            source, groups, estimator=estimator, arrays=TorchArrays(GPU), threads=2, batch_rows=700
+        ).distances
+        for name in ("w1", "pos", "neg", "excess"):
+            a, b = getattr(here, name), getattr(there, name)
+            # In points of labels: 1e-4 sampled; exact adds up millions of products.
+            points = 1e-4 if estimator == "sampled" else 1e-3
+            assert np.allclose(a, b, rtol=0, atol=points / 100 * np.nanmax(a), equal_nan=True), name
 
 
 def test_scores(gpu: None, weights: dict[str, Path], crops: npt.NDArray[np.uint8]) -> None:
