@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -36,6 +37,7 @@ Forms = Mapping[str, tuple[str, tuple[int, ...]]]  # of arrays by row: type, sha
 
 BEGINNING = -1.0  # what comes before the first frame of a video
 _START = b"sdd-fiqa journal of scores 1"
+_SYNC_SECONDS = 10.0  # a power cut loses at most so much
 _DECODERS = ("opencv-python-headless", "opencv-python", "simplejpeg", "pillow", "pillow-heif")
 
 
@@ -81,6 +83,7 @@ class Journal:
         self._places: dict[tuple[str, str], list[tuple[int, int]]] = {}  # offset and size of lines
         self._containers: dict[str, Key] = {}
         self._handle: IO[bytes] | None = None
+        self._synced = time.monotonic()
         about = {**about, "the decoder's version": decoder_version()}
         try:
             fresh = not self._continues(about)
@@ -219,6 +222,9 @@ class Journal:
         text = json.dumps(content).encode()
         self._handle.write(b"\n%08x %s" % (zlib.crc32(text), text))
         self._handle.flush()
+        if time.monotonic() - self._synced >= _SYNC_SECONDS:
+            os.fsync(self._handle.fileno())
+            self._synced = time.monotonic()
 
     def _give_up(self, error: OSError) -> None:
         note(f"{self._file}: cannot be written ({error.strerror}); this run cannot be resumed")

@@ -158,9 +158,20 @@ def _bmp(content: bytes) -> Image:
     if header == 12:
         _check_size(*struct.unpack("<HH", content[18:22]))
         return _over_black(_by_opencv(content))
-    width, height = struct.unpack("<ii", content[18:26])
+    width, height, _, bits, packing = struct.unpack("<iiHHI", content[18:34])
     _check_size(width, abs(height))
+    masks = content[54:70] if packing else _BGRA
+    if bits == 32 and packing in (0, 3) and masks == _BGRA and width > 0:
+        # OpenCV ignores the fourth byte here. It is transparency, unless it is 0 all over.
+        (start,) = struct.unpack("<I", content[10:14])
+        pixels = np.frombuffer(content, np.uint8, width * abs(height) * 4, start)
+        pixels = pixels.reshape(abs(height), width, 4)
+        if pixels[:, :, 3].any():
+            return _over_black(pixels[::-1] if height > 0 else pixels)
     return _over_black(_by_opencv(content)[:, :, :3])
+
+
+_BGRA = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # the masks of R, G, B and alpha
 
 
 def _pnm(content: bytes) -> Image:
@@ -238,7 +249,7 @@ FORMATS = (
     Format("BMP", (".bmp",), _start(rb"BM.{4}\0\0\0\0"), _bmp),
     Format("PNM", (".pgm", ".ppm", ".pnm"), _start(rb"P[1-6](?:\s+\d|\s*#)"), _pnm),
     Format("JPEG 2000", (".jp2",), _start(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), _jpeg2000),
-    Format("TIFF", (".tif", ".tiff"), _start(rb"II\*\0|MM\0\*"), _tiff),
+    Format("TIFF", (".tif", ".tiff"), _start(rb"II[*+]\0|MM\0[*+]"), _tiff),
     Format("AVIF", (".avif",), _start(rb".{4}ftyp(?:.{4})*?avi[fs]"), _avif),
     Format(
         "HEIC",
@@ -312,15 +323,19 @@ def _to_eight_bits(pixels: npt.NDArray[np.uint16]) -> Image:
 
     An image of 8 bits that was spread over 16, v * 257, uses them all, however dark it is.
     """
-    most = int(pixels.max())
+    colours = pixels if pixels.shape[2] in (1, 3) else pixels[:, :, :-1]
+    most = int(colours.max())
     # Lossy compression overshoots a little.
     bits = next((bits for bits in (8, 10, 12, 14) if most < (1 << bits) + (1 << bits >> 6)), 16)
-    if bits == 16 or not (pixels % 257).any():
+    if bits == 16 or not (colours % 257).any():
         return np.asarray(pixels >> 8, np.uint8)
     if "bits" not in _noted:
         _noted.add("bits")
         _log.warning("note: a 16-bit image uses %d bits only; such images are scaled to 8", bits)
-    return np.asarray(np.minimum(pixels >> (bits - 8), 255), np.uint8)
+    scaled: Image = np.minimum(pixels >> (bits - 8), 255).astype(np.uint8)
+    if colours.shape != pixels.shape and int(pixels[:, :, -1].max()) >> bits:
+        scaled[:, :, -1] = pixels[:, :, -1] >> 8  # transparency that uses all bits
+    return scaled
 
 
 def _exif_orientation(block: bytes) -> int:
@@ -347,16 +362,20 @@ def _upright(image: Image, orientation: int) -> Image:
 def _tiff_tags(block: bytes) -> dict[int, tuple[int, ...]]:
     """The whole numbers in the first directory of a TIFF or EXIF block: {tag: values}."""
     order = "<" if block[:2] == b"II" else ">"
-    (place,) = struct.unpack_from(order + "I", block, 4)
-    (count,) = struct.unpack_from(order + "H", block, place)
+    big = block[2:3] == b"+" or block[3:4] == b"+"
+    word, count_kind, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    (place,) = struct.unpack_from(order + word, block, 8 if big else 4)
+    (count,) = struct.unpack_from(order + count_kind, block, place)
+    place += struct.calcsize(count_kind)
     tags = {}
-    for start in range(place + 2, min(place + 2 + count * 12, len(block) - 11), 12):
-        tag, kind, number = struct.unpack_from(f"{order}HHI", block, start)
-        letter = {1: "B", 3: "H", 4: "I"}.get(kind)
+    for start in range(place, min(place + count * entry, len(block) - entry + 1), entry):
+        tag, kind, number = struct.unpack_from(f"{order}HH{word}", block, start)
+        letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
         if letter is None or not 0 < number <= 64:
             continue
-        values, at = f"{order}{number}{letter}", start + 8
-        if struct.calcsize(values) > 4:
-            (at,) = struct.unpack_from(order + "I", block, at)
+        values = f"{order}{number}{letter}"
+        at = start + entry - (8 if big else 4)
+        if struct.calcsize(values) > (8 if big else 4):
+            (at,) = struct.unpack_from(order + word, block, at)
         tags[tag] = struct.unpack_from(values, block, at)
     return tags

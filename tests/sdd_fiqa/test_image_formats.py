@@ -74,7 +74,7 @@ def over_black(face: Image.Image, alpha: Pixels) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["PNG", "WEBP", "TIFF", "TIFF LA", "JPEG2000", "AVIF", "HEIF", "GIF"]
+    "kind", ["PNG", "WEBP", "TIFF", "TIFF LA", "BMP", "JPEG2000", "AVIF", "HEIF", "GIF"]
 )
 def test_transparency_is_laid_over_black(face: Image.Image, kind: str) -> None:
     alpha = np.full((112, 80), 255, np.uint8)
@@ -94,10 +94,12 @@ def test_transparency_is_laid_over_black(face: Image.Image, kind: str) -> None:
     assert pixels[:50, :36].max(initial=0) <= (0 if bound == 1 else 4)
 
 
-def test_the_fourth_byte_of_a_bitmap_is_not_used(face: Image.Image) -> None:
+def test_bitmaps_whose_fourth_byte_is_not_used_are_opaque(face: Image.Image) -> None:
     clear = face.copy()
     clear.putalpha(0)
     assert off(encode(clear, "BMP"), face) == 0
+    masked = cv2.imencode(".bmp", np.dstack([np.asarray(face)[:, :, ::-1], np.full((112, 80), 60)]))
+    assert np.abs(decode_image(masked[1].tobytes()) - np.asarray(face) * (60 / 255)).max() <= 1
 
 
 @pytest.mark.parametrize("bits", [10, 12])
