@@ -210,16 +210,23 @@ def explain_identities(images: ImageList, counts: npt.NDArray[np.int64]) -> str:
     total = int(counts.sum())
     if total < 2 or 1 < len(counts) < total:
         return ""
+    first, last = images.path(0), images.path(len(images) - 1)
+    shown, better = [], None
+    for index in (-2, -3, -4):
+        names = identity_in(first, index), identity_in(last, index)
+        if None in names:
+            break
+        shown.append(f"{index} takes {names[0]} and {names[1]}")
+        with suppress(UserError):  # a shorter path between the two
+            if better is None and 1 < len(set(identities_in(images, index).tolist())) < len(images):
+                better = index
     found = f"each of the {total} images has an identity of its own"
     if len(counts) == 1:
         found = f"all {total} images have one identity"
-    first = images.path(0)
-    for index in (-2, -3, -4):
-        with suppress(UserError):  # a path without such a part
-            if 1 < len(set(identities_in(images, index).tolist())) < len(images):
-                taken = f"which takes {identity_in(first, index)} of {first}"
-                return f"{found}; try --id-key-index {index}, {taken}"
-    return f"{found}; put each person's images into a folder of their own"
+    advice = "put each person's images into a folder of their own"
+    if better is not None:
+        advice = f"try --id-key-index {better} (of {first} and {last}, {', '.join(shown)})"
+    return f"{found}; {advice}"
 
 
 def _parse(

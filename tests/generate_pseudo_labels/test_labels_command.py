@@ -352,8 +352,10 @@ def test_one_identity_or_one_an_image_names_another_index(here: Path, each: int)
         gen_pseudo_labels.main()
     said = "each of the 120 images has an identity of its own"
     assert ("all 120 images have one identity" if each == 120 else said) in str(caught.value)
-    advice = "try --id-key-index -3, which takes p0 of faces/p0/0/x.jpg"
-    assert advice in str(caught.value)
+    assert (
+        "try --id-key-index -3 (of faces/p0/0/x.jpg and faces/p11/119/x.jpg, -2 takes 0 and 119, "
+        "-3 takes p0 and p11, -4 takes faces and faces)"
+    ) in str(caught.value)
 
 
 def test_a_list_says_which_fix_num_its_labels_need(
