@@ -1,6 +1,6 @@
 """Mean scores by pose, eye distance, mask and light: do they fall where a picture gets worse?
 
-    python benchmarks/study_variation.py --faces checkpoints/small/held_out.txt --model small
+    python -m benchmarks.study_variation --faces checkpoints/small/held_out.txt --model small
 
 Prints a line for each variation, in Markdown: the mean score in each bin, from the best to the
 worst, and the largest rise from a bin to the next worse one. The poses are those of the faces
