@@ -86,10 +86,12 @@ class ProcessGroup:
             dist.all_reduce(value)
         return float(value.item()) / self.size
 
-    def add_up(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The sum of an array over the processes, in place, for the first process alone.
+    def add_up(self, array: npt.NDArray[Any], first_only: bool = False) -> npt.NDArray[Any]:
+        """The sum of an array over the processes, in place; needs a group of `host_arrays`.
 
-        Needs a group of `host_arrays`; the array has one shape and type in every process.
+        Args:
+            array: of the same shape and type in every process.
+            first_only: only the first process needs the sum.
         """
         if self.size > 1:
             import torch
@@ -97,7 +99,11 @@ class ProcessGroup:
 
             flat = array.reshape(-1)
             for start in range(0, len(flat), _PIECE):
-                dist.reduce(torch.from_numpy(flat[start : start + _PIECE]), 0)
+                tensor = torch.from_numpy(flat[start : start + _PIECE])
+                if first_only:
+                    dist.reduce(tensor, 0)
+                else:
+                    dist.all_reduce(tensor)
         return array
 
 

@@ -70,7 +70,7 @@ def gather(processes: ProcessGroup, begin: int, part: Distances, images: int) ->
     for into, mine in zip(whole.columns(), part.columns(), strict=True):
         values = np.zeros(images, np.float32)
         values[begin : begin + len(mine)] = mine
-        processes.add_up(values)
+        processes.add_up(values, first_only=True)
         into[:] = values[: len(into)]
     return whole if processes.first else None
 
