@@ -127,11 +127,12 @@ class EmbeddingsFile:
         return self.read(rows.start, rows.stop) if isinstance(rows, slice) else self.take(rows)
 
     def usable_rows(self) -> npt.NDArray[np.bool_]:
-        """(N,) False where a row is zero (an unreadable image) or not finite."""
+        """(N,) False where a row is zero (an unreadable image), not finite or above float32."""
         usable = np.empty(self.shape[0], np.bool_)
         for start in range(0, len(usable), _BLOCK):
             rows = self.read(start, min(start + _BLOCK, len(usable)))
-            length = np.linalg.norm(rows.astype(np.float32), axis=1)
+            with np.errstate(over="ignore"):  # such a row is told as one that is not usable
+                length = np.linalg.norm(rows.astype(np.float32), axis=1)
             usable[start : start + _BLOCK] = np.isfinite(length) & (length > 0)
         return usable
 

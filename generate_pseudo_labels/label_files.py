@@ -21,7 +21,7 @@ from dataset.lists import (
     refuse_repeats,
 )
 from generate_pseudo_labels.distance.array_backend import Float32, Mask
-from generate_pseudo_labels.distance.embedded_set import Embeddings, UnusableRow
+from generate_pseudo_labels.distance.embedded_set import TOO_LARGE, Embeddings, UnusableRow
 from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing, write_json
@@ -73,10 +73,12 @@ class LabelInput:
 
     def unusable(self, error: UnusableRow) -> UserError:
         """The error for a row without a direction, with its image."""
+        remedy = "extract the embeddings again, or remove that row and its line in the list"
+        if error.fault == TOO_LARGE:
+            remedy = "divide each row by its length"
         return UserError(
             f"{getattr(self.embeddings, 'path', 'embeddings')}: row {error.row} "
-            f"({self.images.path(error.row)}) {error.fault}; extract the embeddings again, or take "
-            "that image out of the list"
+            f"({self.images.path(error.row)}) {error.fault}; {remedy}"
         )
 
 

@@ -139,7 +139,8 @@ def usable_images(
     for name, file in features.items():
         parts.append(file.usable_rows())
         missing = int(np.count_nonzero(~parts[-1]))
-        line = f"{missing:,} images have no embedding by {name} (zero or not finite)"
+        why = "zero, not finite or too large for float32"
+        line = f"{missing:,} images have no embedding by {name} ({why})"
         notes.leave_out(missing, line)
     return np.asarray(np.logical_and.reduce(parts))
 

@@ -13,6 +13,7 @@ from generate_pseudo_labels.distance.blocks import Block, Groups
 
 # (N, D) rows: an array, a tensor on a GPU, or a file that reads what is asked for.
 Embeddings = Any
+TOO_LARGE = "is too large for float32"
 
 
 class UnusableRow(ValueError):
@@ -65,7 +66,7 @@ class EmbeddedSet:
             values = self.arrays.host(squares)
             bad = int(np.flatnonzero(~((values > 0) & (values < np.inf)))[0])
             row = raw[bad] if isinstance(raw, np.ndarray) else self.arrays.host(raw[bad])
-            fault = "is too large for float32" if np.isfinite(row).all() else "is not finite"
+            fault = TOO_LARGE if np.isfinite(row).all() else "is not finite"
             fault = "is zero" if values[bad] == 0 else fault
             raise UnusableRow(int(row_numbers[bad]), fault)
         rows *= (1 / squares**0.5)[:, None]

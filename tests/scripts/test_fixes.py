@@ -146,6 +146,43 @@ def test_constant_embeddings(project: Path, run_script: Run) -> None:
     refused(done, "all distances are equal up to rounding, so they cannot be put on a scale")
 
 
+def test_embeddings_that_are_too_large(project: Path, run_script: Run, edc: Run) -> None:
+    file = project / "annotations/feats_npy/Embedding_Features.npy"
+    features = np.load(file)
+    try:
+        np.save(file, features * 1e300)
+        advice = (
+            r"row 0 \(faces/p0/0\.jpg\) is too large for float32; divide each row by its length\n"
+        )
+        done = run_script(LABEL, cwd=project)
+        refused(done, advice)
+        assert "Warning" not in done.stderr
+        done = edc("--fmr", "0.1")
+        refused(done, r"40 images have no embedding by annotations \(zero, not finite or too large")
+        assert "Warning" not in done.stderr
+        np.save(file, features / np.linalg.norm(features, axis=1, keepdims=True))
+        assert run_script(LABEL, cwd=project).returncode == 0
+        assert edc("--fmr", "0.1").returncode == 0
+    finally:
+        np.save(file, features)
+
+
+def test_a_path_with_two_scores(project: Path, edc: Run) -> None:
+    once = (project / "scores.csv").read_text()
+    (project / "twice.csv").write_text(once + "faces/p0/0.jpg;7\n")
+    path, scores = refused(
+        edc("--fmr", "0.1", scores="twice.csv"),
+        r"twice\.csv: (\S+) is listed twice, with the scores (.*); keep one\n",
+    )
+    assert path == "faces/p0/0.jpg" and scores.endswith(" and 7")
+    lines = once.splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(path + ";")] + [f"{path};7\n"]
+    (project / "twice.csv").write_text("".join(kept))
+    assert edc("--fmr", "0.1", scores="twice.csv").returncode == 0
+    (project / "twice.csv").write_text(once + lines[1])  # the same row again is taken once
+    assert edc("--fmr", "0.1", scores="twice.csv").returncode == 0
+
+
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Faces of two people, 12 and 10, in a .rec whose records all have the id 0; and in a tar."""
