@@ -107,6 +107,7 @@ _STALL = """
 import os, signal, sys, threading, time
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 
 def stall(event, arguments):
     if threading.current_thread().name == "alignment":
