@@ -32,6 +32,7 @@ from sdd_fiqa.storage import MAX_BYTES, File
 IMAGE_KINDS = tuple(suffix[1:] for kind in FORMATS for suffix in kind.suffixes)
 # Keys of a .json that hold an identity, in the order of preference.
 IDENTITY_KEYS = ("identity", "id", "label", "cls", "class")
+_NO_IDENTITY = "samples without .cls or .json (unpack a tar of folders of people)"
 _MOST_META = 1 << 20  # bytes of a .cls, a .json or a long name
 _MOST_LINKS = 8  # that lead from one to the next
 _NOWHERE = "links to nothing in the tar, and files with holes"
@@ -203,7 +204,7 @@ class TarImages(Container):
                 identity = _json_identity(self._start(parts["json"], _MOST_META))
                 problem = f"samples whose .json has no identity (one of {', '.join(IDENTITY_KEYS)})"
             else:
-                identity, problem = None, "samples without .cls or .json"
+                identity, problem = None, _NO_IDENTITY
             if identity is None:
                 skipped.problem(problem, f"{self.path}#{image}")
             else:

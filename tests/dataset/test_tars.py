@@ -154,7 +154,8 @@ def test_samples_without_an_identity_are_reported(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "a.tar", files)
     skipped = Skipped()
     assert list(identified_members([str(path)], None, skipped)) == [(f"{path}#5.jpg", "1")]
-    assert skipped.problems["samples without .cls or .json"] == 1
+    problem = "samples without .cls or .json (unpack a tar of folders of people)"
+    assert skipped.problems[problem] == 1
     assert skipped.problems["samples whose .cls is empty"] == 1
     assert sum(n for kind, n in skipped.problems.items() if "whose .json" in kind) == 3
     assert sum(n for kind, n in skipped.problems.items() if "TAB" in kind) == 1
