@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import methodcaller
 from pathlib import Path
@@ -35,6 +34,7 @@ _BLOCK = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows put it before the text
 _TAB, _NEWLINE, _RETURN, _UNDERSCORE = 9, 10, 13, 95
 
+Rows = npt.NDArray[np.int64]
 Identities = npt.NDArray[np.int32]
 Values = npt.NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class ImageList:
     """
 
     file: Path
-    starts: npt.NDArray[np.int64]
+    starts: Rows
     path_sizes: npt.NDArray[np.int32]
     values: Values
     sha256: str
@@ -113,7 +113,7 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
             message names file, line and what was expected.
     """
     file_path = Path(path)
-    parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]] = []
+    parts: list[tuple[Rows, npt.NDArray[np.int32], Values]] = []
     digest = hashlib.sha256()
     rows = offset = 0
     gap = b""
@@ -198,47 +198,15 @@ def identities_in(table: ImageList, index: int) -> Identities:
     return identities
 
 
-def explain_identities(images: ImageList, counts: npt.NDArray[np.int64]) -> str:
-    """Why identities look wrong, and which --id-key-index to try; empty where they do not.
-
-    They look wrong where all images have one identity, or each image has its own.
-
-    Args:
-        images: the list.
-        counts: (C,) images of each identity.
-    """
-    total = int(counts.sum())
-    if total < 2 or 1 < len(counts) < total:
-        return ""
-    first, last = images.path(0), images.path(len(images) - 1)
-    shown, better = [], None
-    for index in (-2, -3, -4):
-        names = identity_in(first, index), identity_in(last, index)
-        if None in names:
-            break
-        shown.append(f"{index} takes {names[0]} and {names[1]}")
-        with suppress(UserError):  # a shorter path between the two
-            if better is None and 1 < len(set(identities_in(images, index).tolist())) < len(images):
-                better = index
-    found = f"each of the {total} images has an identity of its own"
-    if len(counts) == 1:
-        found = f"all {total} images have one identity"
-    advice = "put each person's images into a folder of their own"
-    if better is not None:
-        advice = f"try --id-key-index {better} (of {first} and {last}, {', '.join(shown)})"
-    return f"{found}; {advice}"
-
-
 def _parse(
     path: Path, block: bytes, rows_before: int, value: str | None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Values]:
+) -> tuple[Rows, npt.NDArray[np.int32], Values]:
     """Line starts, path sizes and second-column numbers of whole lines."""
-    if not block.isascii():
-        try:
-            block.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = rows_before + block.count(b"\n", 0, error.start) + 1
-            raise UserError(f"{path}:{line}: is not UTF-8 text; write the list again") from error
+    try:
+        block.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = rows_before + block.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: is not UTF-8 text; write the list again") from error
     if (nul := block.find(b"\0")) >= 0:
         line = rows_before + block.count(b"\n", 0, nul) + 1
         raise UserError(f"{path}:{line}: holds a zero byte; a list is text, one `<path>` a line")
@@ -246,23 +214,16 @@ def _parse(
     ends = np.flatnonzero(data == _NEWLINE)
     starts = np.concatenate([[0], ends[:-1] + 1])
     ends = ends - (data[np.maximum(ends - 1, 0)] == _RETURN)  # written on Windows
-    tabs = np.flatnonzero(data == _TAB)
+    tabs = np.append(np.flatnonzero(data == _TAB), [len(data), len(data)])
     first = np.searchsorted(tabs, starts)
-    path_ends = ends.copy()
-    has_tab = first < len(tabs)
-    has_tab[has_tab] = tabs[first[has_tab]] < ends[has_tab]
-    path_ends[has_tab] = tabs[first[has_tab]]
+    path_ends = np.minimum(tabs[first], ends)  # a tab of a later line is beyond the end
     if np.any(path_ends <= starts):
         line = rows_before + int(np.flatnonzero(path_ends <= starts)[0]) + 1
         raise UserError(f"{path}:{line}: has no path; expected `<path> TAB <{value or 'value'}>`")
     numbers = np.empty(0)
     if value is not None:
-        value_ends = ends.copy()
-        second = first + 1
-        two = has_tab & (second < len(tabs))
-        two[two] = tabs[second[two]] < ends[two]
-        value_ends[two] = tabs[second[two]]
-        numbers = _numbers(path, data, path_ends + 1, value_ends, has_tab, rows_before, value)
+        value_ends = np.minimum(tabs[first + 1], ends)
+        numbers = _numbers(path, data, path_ends + 1, value_ends, rows_before, value)
     return starts.astype(np.int64), (path_ends - starts).astype(np.int32), numbers
 
 
@@ -271,14 +232,13 @@ def _numbers(
     data: npt.NDArray[np.uint8],
     begins: npt.NDArray[np.intp],
     ends: npt.NDArray[np.intp],
-    present: npt.NDArray[np.bool_],
     rows_before: int,
     value: str,
 ) -> Values:
-    widths = np.where(present, ends - begins, 0)
-    width = int(widths.max(initial=1))
+    widths = ends - begins
     bad = (widths <= 0) | (widths > 40)
     if not bad.any():
+        width = int(widths.max())
         columns = np.arange(width)
         picked = data[np.minimum(begins[:, None] + columns, len(data) - 1)]
         text = np.where(columns < widths[:, None], picked, 0).astype(np.uint8)
@@ -309,22 +269,19 @@ def last_parts(path: str, count: int = 2) -> str:
 
 def refuse_repeats(table: ImageList) -> None:
     """Raises UserError on a path listed twice: an image would be its own mate."""
-    _join_keys(np.empty(0, np.int64), table, whole=True)
+    if len(again := repeated_rows(table)[1]):
+        row = int(again[0])
+        raise UserError(f"{table.file}:{row + 1}: {table.path(row)} is listed twice; list it once")
 
 
-def repeated_rows(table: ImageList) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Rows whose path is listed before, and for each the row before it with this path.
-
-    Returns:
-        The rows before, and the rows that repeat them, of one length.
-    """
-    keys = _keys(table.raw_paths(), len(table))
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
+def repeated_rows(table: ImageList) -> tuple[Rows, Rows]:
+    """Rows whose path is listed again, and the rows that repeat them, of one length."""
+    order, keys = _sorted_keys(table)
+    same = keys[1:] == keys[:-1]
     return order[:-1][same], order[1:][same]
 
 
-def join(left: ImageList, right: ImageList) -> npt.NDArray[np.int64]:
+def join(left: ImageList, right: ImageList) -> Rows:
     """For every record of `left`, the row of `right` with the same path, or -1.
 
     `./a` is taken as `a`. Where no path at all matches, the last two parts of the paths are
@@ -333,39 +290,30 @@ def join(left: ImageList, right: ImageList) -> npt.NDArray[np.int64]:
     Raises:
         UserError: `right` holds a path twice.
     """
-    rows = _join_keys(_keys(left.raw_paths(), len(left)), right, whole=True)
+    order, others = _sorted_keys(right)
+    if np.any(others[1:] == others[:-1]):
+        refuse_repeats(right)
+    rows = _find(_keys(left), order, others)
     if np.all(rows < 0):
-        short = _keys((_last_two(raw) for raw in left.raw_paths()), len(left))
-        if len(np.unique(short)) == len(short):
-            rows = _join_keys(short, right, whole=False)
+        short, (order, others) = _keys(left, _last_two), _sorted_keys(right, _last_two)
+        if len(np.unique(short)) == len(short) and not np.any(others[1:] == others[:-1]):
+            rows = _find(short, order, others)
     return rows
 
 
-def _join_keys(
-    keys: npt.NDArray[np.int64], right: ImageList, *, whole: bool
-) -> npt.NDArray[np.int64]:
-    raw = right.raw_paths()
-    others = _keys(raw if whole else (_last_two(path) for path in raw), len(right))
+def _find(keys: Rows, order: Rows, others: Rows) -> Rows:
+    """For each key the row of the same one among others, which are sorted; else -1."""
     if not len(others):
         return np.full(len(keys), -1, np.int64)
-    order = np.argsort(others, kind="stable")
-    ordered = others[order]
-    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(twice):
-        if not whole:
-            return np.full(len(keys), -1, np.int64)
-        row = int(order[twice[0] + 1])
-        raise UserError(f"{right.file}:{row + 1}: {right.path(row)} is listed twice; list it once")
-    # Keys in ascending order walk through `ordered` once; at random, each would miss the cache.
+    # Keys in ascending order walk through `others` once; at random, each would miss the cache.
     ascending = np.argsort(keys)
-    at = np.searchsorted(ordered, keys[ascending])
-    np.minimum(at, len(ordered) - 1, out=at)
+    at = np.minimum(np.searchsorted(others, keys[ascending]), len(others) - 1)
     rows = np.empty(len(keys), np.int64)
-    rows[ascending] = np.where(ordered[at] == keys[ascending], order[at], -1)
+    rows[ascending] = np.where(others[at] == keys[ascending], order[at], -1)
     return rows
 
 
-def place_in_group(groups: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+def place_in_group(groups: npt.NDArray[np.integer]) -> Rows:
     """(N,) numbers -> (N,) for each, how many equal ones come before it."""
     order = np.argsort(groups, kind="stable")
     places = np.empty(len(groups), np.int64)
@@ -373,11 +321,21 @@ def place_in_group(groups: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return places
 
 
-def _keys(raw_paths: Iterable[bytes], count: int) -> npt.NDArray[np.int64]:
-    """64-bit hashes of paths; they hold within one process only."""
-    plain = map(methodcaller("removeprefix", b"./"), raw_paths)
-    return np.fromiter(map(hash, plain), np.int64, count)
-
-
 def _last_two(raw: bytes) -> bytes:
     return b"/".join(raw.rsplit(b"/", 2)[-2:])
+
+
+def _keys(table: ImageList, part: Callable[[bytes], bytes] | None = None) -> Rows:
+    """64-bit hashes of (parts of) paths; they hold within one process only."""
+    raw = table.raw_paths() if part is None else map(part, table.raw_paths())
+    plain = map(methodcaller("removeprefix", b"./"), raw)
+    return np.fromiter(map(hash, plain), np.int64, len(table))
+
+
+def _sorted_keys(
+    table: ImageList, part: Callable[[bytes], bytes] | None = None
+) -> tuple[Rows, Rows]:
+    """The rows of a table in the order of their keys, and the keys in this order."""
+    keys = _keys(table, part)
+    order = np.argsort(keys, kind="stable")
+    return order, keys[order]

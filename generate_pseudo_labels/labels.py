@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.containers import split_member
-from dataset.lists import ImageList, explain_identities
+from dataset.lists import ImageList, identities_in, identity_in
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import Embeddings
@@ -140,20 +141,19 @@ def pseudo_labels(
 def doubt_identities(
     images: ImageList, counts: Indices, settings: LabelSettings | None = None
 ) -> str:
-    """Why identities give no labels, with what to try; empty where they do.
-
-    Args:
-        images: the list.
-        counts: (C,) images of each identity.
-        settings: None takes the published ones.
-    """
+    """Why identities with (C,) `counts` of images give no labels, with what to try; else empty."""
     settings = settings or LabelSettings()
-    outsiders = int(counts.sum()) - int(counts.max(initial=0))
-    doubt = explain_identities(images, counts)
-    if doubt and split_member(images.path(0)):
-        doubt = f"{doubt.partition(';')[0]}, as the container says; take one of more people"
-    if doubt or outsiders >= settings.negatives:
-        return doubt
+    total = int(counts.sum())
+    if total > 1 and not 1 < len(counts) < total:
+        found = f"each of the {total} images has an identity of its own"
+        if len(counts) == 1:
+            found = f"all {total} images have one identity"
+        if split_member(images.path(0)):
+            return f"{found}, as the container says; take one of more people"
+        return f"{found}; {_other_index(images)}"
+    outsiders = total - int(counts.max(initial=0))
+    if outsiders >= settings.negatives:
+        return ""
     return (
         f"the largest identity leaves {outsiders} images of others, fewer than the "
         f"{settings.negatives} negatives asked for; add identities"
@@ -161,17 +161,29 @@ def doubt_identities(
     )
 
 
+def _other_index(images: ImageList) -> str:
+    """The --id-key-index to try, by what the others take of the first and the last path."""
+    first, last = images.path(0), images.path(len(images) - 1)
+    shown, better = [], None
+    for index in (-2, -3, -4):
+        names = identity_in(first, index), identity_in(last, index)
+        if None in names:
+            break
+        shown.append(f"{index} takes {names[0]} and {names[1]}")
+        with suppress(UserError):  # a shorter path between the two
+            if better is None and 1 < len(set(identities_in(images, index).tolist())) < len(images):
+                better = index
+    if better is None:
+        return "put each person's images into a folder of their own"
+    return f"try --id-key-index {better} (of {first} and {last}, {', '.join(shown)})"
+
+
 def assign_labels(
     distances: Distances, groups: Groups, settings: LabelSettings
 ) -> tuple[Float32, dict[str, Mask]]:
     """Decides which images get a label, and which label.
 
-    The best are dropped first; the rest is then put on the scale again.
-
-    Args:
-        distances: of all images, by position.
-        groups: the identities.
-        settings: see `LabelSettings`.
+    The best are dropped first; the rest is then put on the scale again. Distances are by position.
 
     Returns:
         (n,) labels by position, NaN without one, and for each reason to have none the images that
@@ -203,14 +215,9 @@ def assign_labels(
 
 
 def quality_labels(w1: Float32, labelled: Mask) -> Float32:
-    """Distances -> labels 0..100: min-max per repeat over the labelled images, then the mean.
+    """Distances (n, K) -> (n,) labels 0..100: min-max per repeat, then the mean.
 
-    Args:
-        w1: (n, K).
-        labelled: (n,) which images get a label; the others neither get one nor set the range.
-
-    Returns:
-        (n,) float32; NaN where `labelled` is False.
+    Images that are not `labelled`, (n,), get NaN, and do not set the range.
 
     Raises:
         ValueError: in some repeat all distances are equal up to rounding (or there are none).
