@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from common.cli import EXIT_DONE, run_script
 from dataset.containers import read_run
-from dataset.containers.pack import RecordWriter
+from dataset.containers.pack import write_records
 from dataset.find import table_of, walk_images
 from dataset.left_out import Skipped
 from dataset.lists import ImageList
@@ -95,7 +95,7 @@ def write_sources(folder: Path, contents: list[bytes]) -> dict[str, Source]:
     """Writes the images in each form; {name: (list, reader of the bytes)}."""
     (folder / "files").mkdir()
     names = [f"{number:07}.jpg" for number in range(len(contents))]
-    with RecordWriter(folder / "a.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
+    with write_records(folder / "a.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
         for name, content in zip(names, contents, strict=True):
             (folder / "files" / name).write_bytes(content)
             records.add((0.0,), content)

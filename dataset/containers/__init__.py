@@ -12,36 +12,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import repeat
 
 from dataset.containers.base import Container
+from dataset.containers.pair_bin import PairBin
+from dataset.containers.rec import RecordFile
+from dataset.containers.tar import TarImages
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.images import Content
 from sdd_fiqa.storage import read_file, retried
 
-
-def _rec() -> type[Container]:
-    from dataset.containers.rec import RecordFile
-
-    return RecordFile
-
-
-def _tar() -> type[Container]:
-    from dataset.containers.tar import TarImages
-
-    return TarImages
-
-
-def _bin() -> type[Container]:
-    from dataset.containers.pair_bin import PairBin
-
-    return PairBin
-
-
-# Suffix -> what imports its format, when such a file is opened.
-FORMATS: dict[str, Callable[[], type[Container]]] = {".rec": _rec, ".tar": _tar, ".bin": _bin}
+FORMATS: dict[str, type[Container]] = {".rec": RecordFile, ".tar": TarImages, ".bin": PairBin}
 
 
 class _Slot:
@@ -152,7 +135,7 @@ def _open(path: str) -> Container:
         raise UnreadableImage(f"{path}: no such file")
     if not is_container(path):
         raise UnreadableImage(f"{path}: is none of the containers {', '.join(FORMATS)}")
-    return FORMATS[os.path.splitext(path)[1]]()(path)
+    return FORMATS[os.path.splitext(path)[1]](path)
 
 
 def _is_file(path: str) -> bool:

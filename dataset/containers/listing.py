@@ -76,10 +76,8 @@ def identified_members(
 ) -> Iterator[tuple[str, str]]:
     """The images of containers of one format as (path, identity), in order.
 
-    Args:
-        containers: as `containers_of` gives them.
-        image_list: only these: lines `<container>#<member>`.
-        skipped: takes damaged images and those without an identity.
+    With `image_list` only its lines `<container>#<member>`. `skipped` takes damaged images and
+    those without an identity.
 
     Raises:
         UserError: a container that cannot be opened or holds no image.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -32,12 +34,7 @@ def pack_images(labelpath: Path, target: Path, skipped: Skipped) -> int:
 
     Record 0 announces the others. Images follow from key 1, those of one identity together, in the
     order of the identities' numbers. After them a record for each identity holds the first key of
-    its images and the key after the last.
-
-    Args:
-        labelpath: the list, `<path> TAB <identity index>`.
-        target: the .rec, replaced whole; the .idx goes beside it.
-        skipped: takes images that cannot be read.
+    its images and the key after the last. Images that cannot be read go to `skipped`.
 
     Returns:
         How many images were packed.
@@ -55,10 +52,8 @@ def pack_images(labelpath: Path, target: Path, skipped: Skipped) -> int:
     order = np.argsort(identities, kind="stable")
     firsts: list[int] = []  # the key of the first image of each identity
     before = -1
-    with (
-        RecordWriter(target) as records,
-        tqdm(total=len(order), desc="pack", unit=" images") as bar,
-    ):
+    bar = tqdm(total=len(order), desc="pack", unit=" images")
+    with write_records(target) as records, bar:
         records.add((0.0, 0.0))
         for row, path in zip(order.tolist(), table.paths_at(order), strict=True):
             bar.update()
@@ -83,22 +78,29 @@ def pack_images(labelpath: Path, target: Path, skipped: Skipped) -> int:
     return end - 1
 
 
-class RecordWriter:
+@contextmanager
+def write_records(path: str | os.PathLike[str]) -> Iterator[RecordWriter]:
     """Writes a .rec and its .idx, whole or not at all.
 
-    with RecordWriter("train.rec") as records:
+    with write_records("train.rec") as records:
         records.add((7.0,), image_bytes)
     """
+    index = index_path(path)
+    with replacing(path, "wb") as file:
+        records = RecordWriter(file)
+        yield records
+        index.unlink(missing_ok=True)  # it names records of the old file
+    keys, offsets = np.array(records.keys, np.int64), np.array(records.offsets, np.int64)
+    write_index(index, keys, offsets)
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+
+class RecordWriter:
+    """Writes the records of a .rec one after the other."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self.keys, self.offsets = array("q"), array("q")
         self._size = 0
-
-    def __enter__(self) -> RecordWriter:
-        self._replacing = replacing(self.path, "wb")
-        self._file = self._replacing.__enter__()
-        return self
 
     def add(self, labels: tuple[float, ...], image: bytes = b"", key: int | None = None) -> int:
         """Adds a record and returns its key: the number of records before it unless given."""
@@ -118,16 +120,6 @@ class RecordWriter:
         self._file.seek(WORDS.size + HEADER.size)
         self._file.write(_floats(labels))
         self._file.seek(self._size)
-
-    def __exit__(self, *error: object) -> None:
-        """Removes the old .idx, puts the .rec in place, and writes the new .idx last."""
-        if error[0] is None:
-            with suppress(FileNotFoundError):
-                index_path(self.path).unlink()  # it names records of the old file
-        self._replacing.__exit__(*error)  # type: ignore[arg-type]
-        if error[0] is None:
-            keys, offsets = np.array(self.keys, np.int64), np.array(self.offsets, np.int64)
-            write_index(index_path(self.path), keys, offsets)
 
 
 def _floats(labels: tuple[float, ...]) -> bytes:

@@ -23,7 +23,6 @@ from dataset.containers.base import Container
 from dataset.containers.rec_format import (
     MARK,
     MAX_IDENTITIES,
-    MAX_PART,
     Damaged,
     Keys,
     Record,
@@ -95,13 +94,7 @@ class RecordFile(Container):
         Raises:
             UnreadableImage: no such record, damaged, or without an image.
         """
-        row = self._row(_key_of(member))
-        begin, end = self._bounds[row], self._bounds[row + 1]
-        if 0 < end - begin <= MAX_PART:
-            (image,) = plain_images(self.file.read(begin, end - begin), self._bounds, [row])
-            if image is not None:
-                return image.tobytes()
-        record = self._at(row, self.file.read)  # every other case, and every damage
+        record = self.record(_key_of(member))
         if not record.image:
             raise UnreadableImage(f"record {record.key} at offset {record.offset} holds no image")
         return record.image

@@ -140,12 +140,8 @@ def plain_images(
     """The images of some records, as parts of the block that holds them.
 
     None for a record that is not whole, has several labels or a label that is not finite, or is
-    damaged: `content_at` and `parse` handle these.
-
-    Args:
-        block: a file's bytes from where the first of these records begins.
-        bounds: where each record of the file begins, and where the last one ends.
-        rows: which records.
+    damaged: `content_at` and `parse` handle these. The block begins with the first of these
+    records; `bounds` says where each record of the file begins, and where the last one ends.
     """
     content, size = np.frombuffer(block, np.uint8), len(block)
     first = bounds[rows[0]]
@@ -167,11 +163,7 @@ def content_at(
 ) -> tuple[bytes, int]:
     """The content of the record at `offset`, its parts put together, and where it ends.
 
-    Args:
-        read: (offset, size) -> bytes.
-        offset: where the record begins.
-        following: a guess of where it ends; a good one saves a read.
-        size: of the file.
+    `following` is a guess of where it ends; a good one saves a read. `size` is that of the file.
 
     Raises:
         Damaged: there is no whole record.

@@ -31,7 +31,7 @@ from dataset.containers import (
     split_member,
 )
 from dataset.containers.base import Container
-from dataset.containers.pack import RecordWriter, pack_images
+from dataset.containers.pack import pack_images, write_records
 from dataset.containers.rec import RecordFile
 from dataset.containers.rec_format import index_path, read_index
 from dataset.find import find_images
@@ -311,7 +311,7 @@ def test_eval_and_its_page_show_faces_of_containers(faces: Path, run: Run) -> No
 
 def test_a_damaged_record_is_scored_as_an_unreadable_image(faces: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "a.rec")
-    with RecordWriter(path) as records:
+    with write_records(path) as records:
         for image in (face(0), b"no image", face(1)):
             records.add((0.0,), image)
     content = bytearray(Path(path).read_bytes())
@@ -359,7 +359,7 @@ def test_which_paths_name_members(tmp_path: Path) -> None:
 def test_only_images_of_one_container_are_read_in_one_go(tmp_path: Path) -> None:
     path, other = f"{tmp_path}/a.rec", f"{tmp_path}/b.rec"
     for name in (path, other):
-        with RecordWriter(name) as records:
+        with write_records(name) as records:
             for key in range(10):
                 records.add((0.0,), f"{name} {key}".encode())
         assert read_bytes(f"{name}#0") == f"{name} 0".encode()  # now it is open
@@ -375,7 +375,7 @@ def test_only_images_of_one_container_are_read_in_one_go(tmp_path: Path) -> None
 def test_a_closed_container_is_read_anew(tmp_path: Path) -> None:
     path = str(tmp_path / "a.rec")
     for image in (b"first", b"another"):
-        with RecordWriter(path) as records:
+        with write_records(path) as records:
             records.add((0.0,), image)
         close_container(path)
         assert read_bytes(f"{path}#0") == image
@@ -405,7 +405,7 @@ class ZipImages(Container):
 def test_a_new_format_is_a_class_and_an_entry(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FORMATS, ".zip", lambda: ZipImages)
+    monkeypatch.setitem(FORMATS, ".zip", ZipImages)
     monkeypatch.chdir(faces)
     packed = tmp_path / "faces.zip"
     assert gen_datalist("faces", tmp_path / "folder") == EXIT_DONE

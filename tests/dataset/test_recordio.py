@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.containers.pack import RecordWriter
+from dataset.containers.pack import write_records
 from dataset.containers.rec import RecordFile
 from dataset.containers.rec_format import MARK, Damaged, content_at, frame, index_path, read_index
 from dataset.left_out import Skipped
@@ -101,7 +101,7 @@ def test_the_missing_index_is_rebuilt_and_kept(
 def unordered(path: Path, ids: list[int]) -> dict[int, bytes]:
     """A .rec with an index of the keys 5, 2, 9, 3 in this order; returns the images by key."""
     images = {key: b"image %d" % key for key in (5, 2, 9, 3)}
-    with RecordWriter(path) as records:
+    with write_records(path) as records:
         for key, (number, image) in zip(ids, images.items(), strict=True):
             records.add((float(number),), image, key)
         records.keys = array("q", images)
@@ -146,7 +146,7 @@ def test_without_ids_a_rebuilt_index_serves_new_lists_alone(
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_an_index_of_another_file_is_said_to_be_one(tmp_path: Path, count: int) -> None:
     path = written(tmp_path)
-    with RecordWriter(tmp_path / "other.rec") as other:
+    with write_records(tmp_path / "other.rec") as other:
         for number in range(count):
             other.add((0.0,), b"x" * (number % 7 + 100), number)
     index_path(path).write_bytes(
@@ -187,7 +187,7 @@ def test_round_trip_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, images: list[bytes], rng: random.Random
 ) -> None:
     path = tmp_path_factory.mktemp("rec") / "a.rec"
-    with RecordWriter(path) as records:
+    with write_records(path) as records:
         for number, image in enumerate(images):
             assert records.add((float(number),), image) == number
     back = RecordFile(path)
@@ -251,7 +251,7 @@ def test_records_that_stand_together_are_read_in_one_go(
 ) -> None:
     path = tmp_path / "a.rec"
     images = [bytes([number]) * 1000 for number in range(32)]
-    with RecordWriter(path) as records:
+    with write_records(path) as records:
         for image in images:
             records.add((0.0,), image)
     back = RecordFile(path)
@@ -277,7 +277,7 @@ def test_records_that_stand_together_are_read_in_one_go(
 
 
 def test_keys_before_the_first_are_no_records_counted_from_the_end(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path / "a.rec") as records:
+    with write_records(tmp_path / "a.rec") as records:
         for key in (5, 6, 7):
             records.add((0.0,), b"%d" % key, key)
     back = RecordFile(tmp_path / "a.rec")
@@ -288,7 +288,7 @@ def test_keys_before_the_first_are_no_records_counted_from_the_end(tmp_path: Pat
 
 
 def test_records_that_stand_in_another_order_than_their_keys(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path / "a.rec") as records:
+    with write_records(tmp_path / "a.rec") as records:
         for key in (1, 0, 2, 3):
             records.add((0.0,), b"%d" % key, key)
     back = RecordFile(tmp_path / "a.rec")
@@ -313,7 +313,7 @@ def test_a_file_cut_off_loses_its_last_record_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [-1.0, 0.5])
 def test_a_label_that_is_no_identity(tmp_path: Path, label: float) -> None:
-    with RecordWriter(tmp_path / "a.rec") as records:
+    with write_records(tmp_path / "a.rec") as records:
         records.add((label,), b"image")
     with pytest.raises(UnreadableImage, match="record 0 at offset 0: its label"):
         _ = RecordFile(tmp_path / "a.rec").record(0).identity
@@ -372,7 +372,7 @@ def test_no_record_at_all(tmp_path: Path) -> None:
 def test_a_failed_writer_leaves_what_stood_there(tmp_path: Path) -> None:
     path = written(tmp_path)
     before = path.read_bytes(), index_path(path).read_bytes()
-    with pytest.raises(RuntimeError), RecordWriter(path) as records:
+    with pytest.raises(RuntimeError), write_records(path) as records:
         records.add((1.0,), b"image")
         raise RuntimeError
     assert (path.read_bytes(), index_path(path).read_bytes()) == before

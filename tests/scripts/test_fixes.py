@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.containers.pack import RecordWriter
+from dataset.containers.pack import write_records
 
 LIST = "generate_pseudo_labels/gen_datalist.py"
 LABEL = "generate_pseudo_labels/gen_pseudo_labels.py"
@@ -188,7 +188,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Faces of two people, 12 and 10, in a .rec whose records all have the id 0; and in a tar."""
     folder = tmp_path_factory.mktemp("album")
     rng = np.random.default_rng(0)
-    with RecordWriter(folder / "album.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
+    with write_records(folder / "album.rec") as records, tarfile.open(folder / "a.tar", "w") as tar:
         for number in range(22):
             pixels = cv2.resize(rng.integers(0, 255, (7, 7, 3), np.uint8), (112, 112))
             person, image = float(number >= 12), folder / f"p{number >= 12}/{number}.png"

@@ -141,13 +141,13 @@ def journal(which: str) -> tuple[str, bytes, Callable[[Path], object]]:
 
 def container(kind: str) -> tuple[str, bytes, Callable[[Path], object]]:
     from dataset.containers import close_container, open_container
-    from dataset.containers.pack import RecordWriter
+    from dataset.containers.pack import write_records
     from dataset.left_out import Skipped
 
     images = [cv2.imencode(".png", FACE + n)[1].tobytes() for n in range(6)]
     name = f"a.{kind}"
     if kind in ("rec", "idx"):
-        with RecordWriter("a.rec") as records:
+        with write_records("a.rec") as records:
             for number, content in enumerate(images):
                 records.add((float(number // 2),), content)
     elif kind == "tar":
