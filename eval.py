@@ -33,9 +33,8 @@ from dataset.left_out import Skipped
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import calibrated_columns
 from evaluation.best_shot import best_shots, check_copies, copy_best, key_of, print_best
-from evaluation.outputs import check_targets, write_csv, write_page
+from evaluation.outputs import check_targets, note_unaligned, summarise, write_csv, write_page
 from evaluation.scoring import open_faces, open_journal, score, score_turned
-from evaluation.summary import note_unaligned, summarise
 from models import load_quality_model
 from models.backbones import Backbone
 from models.pretrained import DEFAULT_MODEL

@@ -1,29 +1,35 @@
-"""What eval.py writes: the CSV file and the report page, and what it must not write over."""
+"""What eval.py writes and prints, and what it must not write over."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
+import numpy.typing as npt
 
 from common.cli import note, printable
 from dataset.containers import split_member
 from dataset.faces import Faces
+from dataset.left_out import Skipped
 from dataset.photo_faces import PhotoFaces
-from dataset.scores import Scores, write_scores
+from dataset.scores import Scores, calibrated_columns, write_scores
 from evaluation.best_shot import BestShots
 from models import QualityModel
 from models.pretrained import PRETRAINED
-from sdd_fiqa.calibration import ScoreInterpretation
+from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
 from sdd_fiqa.images import thumbnail
+
+_FEW = 20  # scores from which statistics say more than the numbers
+_NAMED = 5  # images without a score that are named; scores.csv names all
 
 
 def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str]) -> None:
@@ -91,18 +97,9 @@ def write_page(
     groups: BestShots | None,
     per: str | None,
 ) -> None:
-    """Writes the report page and prints where it is.
+    """Writes the report page of scored faces of so many images, and prints where it is.
 
-    Args:
-        page: the file to write.
-        faces: scored.
-        images: how many images they are of.
-        scores: of the faces.
-        network: what scored them.
-        meaning: of the scores.
-        model: as --model names it.
-        groups: of the faces, or None.
-        per: what they are grouped by, as --per says it.
+    `network` scored them; `model` and `per` are what --model and --per say.
     """
     from evaluation.report.contents import FacePlaces, Report
     from evaluation.report.page import write_report
@@ -146,3 +143,71 @@ def write_page(
     )
     write_report(page, report)
     note(f"report: {page}")
+
+
+def summarise(
+    paths_at: Callable[[Iterable[int]], Iterator[str]],
+    scores: Scores,
+    images: int,
+    skipped: Skipped,
+    meaning: ScoreInterpretation,
+    top: int,
+    bottom: int,
+    alone: bool,
+    all_faces: bool,
+    to: TextIO,
+) -> None:
+    """Prints one line for one image; for more, counts, quantiles, extremes and what went wrong.
+
+    Rows are more than images if photos have several faces. Where one image was named `alone`, each
+    face has a line, which names it if all faces were asked for, and there are no statistics. What
+    went wrong goes to stderr.
+    """
+    values, sentence = scores.values, meaning.sentence(scores.values)
+    good = np.flatnonzero(np.isfinite(values))
+    if alone or (len(values) == 1 and len(good)):
+        columns = calibrated_columns(meaning, values)
+        for row, path in zip(good.tolist(), paths_at(good), strict=True):
+            parts = [f"{values[row]:.2f}", *(f"{name} {text[row]}" for name, text in columns)]
+            print("\t".join([*parts, printable(path, to)] if all_faces else parts), file=to)
+        if sentence:
+            note(sentence)
+    else:
+        print(_counted(values, images), file=to)
+        if sentence:
+            print(sentence, file=to)
+        order = good[np.argsort(values[good], kind="stable")]
+        for word, rows in (("top", order[::-1][:top]), ("bottom", order[:bottom])):
+            for row, path in zip(rows, paths_at(rows), strict=True):
+                print(f"{word}\t{values[row]:.2f}\t{printable(path, to)}", file=to)
+    failed = sorted(scores.reasons)
+    for row, path in zip(failed[:_NAMED], paths_at(failed[:_NAMED]), strict=True):
+        note(f"not scored: {path}: {scores.reasons[row]}")
+    if len(failed) > _NAMED:
+        note(f"not scored: {len(failed)} images in all; the status column says why")
+    for text in skipped.lines():
+        note(text)
+
+
+def note_unaligned(faces: Faces, scores: Scores, meaning: ScoreInterpretation) -> None:
+    """Notes where faces that were taken as aligned score as if they were not."""
+    plain = not isinstance(faces, PhotoFaces) and not faces.like_photos  # noted already
+    if plain and seem_unaligned(scores.values, meaning.calibration):
+        note(
+            "most score below 99 % of the calibration faces, as faces that are not aligned do: "
+            "add --align unless they are"
+        )
+
+
+def _counted(values: npt.NDArray[np.float32], images: int) -> str:
+    """How many faces or images have a score, and their scores or quantiles."""
+    good = values[np.isfinite(values)]
+    line = f"scored {len(good)} of {len(values)} images"
+    if images != len(values):
+        line = f"scored {len(good)} faces in {images} images"
+    if len(good) >= _FEW:
+        low, middle, high = np.percentile(good, [5, 50, 95])
+        line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"
+    elif len(good):
+        line += ": " + ", ".join(f"{value:.1f}" for value in np.sort(good)[::-1])
+    return line
