@@ -56,6 +56,7 @@ def train_epoch(config: TrainConfig, run: TrainingRun, stop: StopRequest) -> boo
     for rows, faces, labels in run.batches():  # (B,), (B, 112, 112, 3) uint8 RGB, (B,)
         with run.compute.autocast():
             scores = learner.model(faces)[:, 0]  # (B,)
+        # Not the mean: an image weighs the same in batches that lack unreadable ones.
         loss = point_losses(config, scores, labels).sum() / run.plan.local_batch
 
         learner.optimiser.zero_grad(set_to_none=True)

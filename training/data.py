@@ -105,14 +105,8 @@ def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = Fals
     """The rows of an epoch, in order: (data.epoch_images,) int64, the same in every process.
 
     Of an identity with more than `data.max_per_identity` images, each epoch takes that many at
-    random.
-
-    Args:
-        data: the list.
-        seed: of the training.
-        epoch: from 0.
-        balanced: draw with replacement, so that each of LABEL_BINS equal label ranges that holds
-            images comes equally often.
+    random. If `balanced`, rows are drawn with replacement, so that each of LABEL_BINS equal label
+    ranges that holds images comes equally often.
     """
     rng = np.random.default_rng([seed, _ORDER, epoch])
     rows = rng.permutation(data.train)
@@ -139,7 +133,7 @@ def sampling_weights(data: TrainingList) -> npt.NDArray[np.float32]:
     return np.minimum(1, data.max_per_identity / sizes[who]).astype(np.float32)
 
 
-def to_device(
+def faces_and_labels(
     batch: Batch, data: TrainingList, flips: npt.NDArray[np.bool_], compute: Compute
 ) -> tuple[Tensor, Tensor]:
     """The readable images of a batch: (B, 112, 112, 3) uint8 RGB faces and (B,) float32 labels."""

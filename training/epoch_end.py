@@ -164,9 +164,9 @@ class EpochEnd:
 
     def check_constant(self, model: nn.Module) -> None:
         """Sets `doubt` from the scores of some training images; every process must call it."""
-        self._judge(self.scores(model, self.unreadable.data.train[:_PROBED]))
+        self._doubt_constant(self.scores(model, self.unreadable.data.train[:_PROBED]))
 
-    def _judge(self, scores: Scores) -> None:
+    def _doubt_constant(self, scores: Scores) -> None:
         good, self.doubt = scores[np.isfinite(scores)], ""
         if len(good) > 1 and np.ptp(good) < _CONSTANT:
             self.doubt = f"the network gives every image the score {good[0]:.1f}; {_LEARN}"
@@ -181,7 +181,7 @@ class EpochEnd:
         data = self.unreadable.data
         labels = data.table.values[data.held_out]
         measures = held_out_measures(scores, labels)
-        self._judge(scores)
+        self._doubt_constant(scores)
         if not self.doubt and np.ptp(labels) and measures["spearman"] < _NO_CORRELATION:
             correlation = f"Spearman {measures['spearman']:.2f} on {len(labels)} held-out images"
             self.doubt = f"{correlation}: the scores do not follow the labels; {_LEARN}"

@@ -1,8 +1,9 @@
 """A training run: everything around the loop of train.py.
 
-`Learner` makes the network, the optimiser and the schedule of the learning rate. `TrainingRun`
-gives the batches of an epoch (`batches`), checks, logs and saves (`after_step`, `finish_epoch`),
-and writes and reads last.ckpt (`_save`, `_resume`).
+`Learner` makes the network, the optimiser and the schedule of the learning rate. train.py calls
+`TrainingRun` in this order: the constructor, `opened`, `fit_head` if asked for; in each epoch
+`batches`, `after_step` and `finish_epoch`; and `finish`. `_save` and `_resume` write and read
+last.ckpt.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ from training.data import (
     Unreadable,
     epoch_flips,
     epoch_order,
+    faces_and_labels,
     read_training_list,
     sampling_weights,
-    to_device,
 )
 from training.epoch_end import EpochEnd, FiniteCheck, check_held_out
 from training.labels import check_labels
@@ -116,7 +117,8 @@ class Learner:
 class TrainingRun:
     """A run of train.py: data, plan (all steps), position (finished steps), learner.
 
-    The constructor reads the data and makes the network; `opened` then uses the folder of the run.
+    The constructor reads the data and makes the network. `opened` then uses the folder of the run,
+    and adds the log and what ends an epoch; `batches` adds the bar of each epoch.
     """
 
     def __init__(self, config: TrainConfig, processes: ProcessGroup) -> None:
@@ -187,7 +189,7 @@ class TrainingRun:
         bar = tqdm(total=len(rows), desc="fit head", unit="image", disable=hidden, leave=False)
         for batch in batches(data.table, rows, config.batch_size, config.num_workers):
             self._unreadable.check(batch, least=0)
-            faces, labels = to_device(batch, data, flips, self.compute)
+            faces, labels = faces_and_labels(batch, data, flips, self.compute)
             yield faces, labels, self.compute.put(weights[batch.rows[batch.readable]])
             bar.update(len(batch.rows))
         bar.close()
@@ -210,7 +212,7 @@ class TrainingRun:
         flips = epoch_flips(len(data.table), config.seed, position.epoch) & config.flip
         for batch in batches(data.table, rows, self.plan.local_batch, config.num_workers):
             self._unreadable.check(batch)
-            faces, labels = to_device(batch, data, flips, self.compute)
+            faces, labels = faces_and_labels(batch, data, flips, self.compute)
             # Dropout depends on the position only: a resumed run draws the same numbers.
             key = (config.seed, position.epoch, position.step, self.processes.rank)
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
