@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -38,55 +37,42 @@ def doubt_alignment(table: ImageList) -> str:
     most of the sample shows no face, and nothing counts that is not seen within _SECONDS.
     """
     rows = np.random.default_rng(0).choice(len(table), min(_SAMPLE, len(table)), replace=False)
-    sample = _Sample(list(table.paths_at(rows)), time.monotonic() + _SECONDS)
-    # In a thread, as storage may hang. Python must not end while OpenCV works in it: that aborts.
-    thread = threading.Thread(target=sample.look, name="alignment", daemon=True)
-    thread.start()
-    thread.join(_SECONDS + _LAST_IMAGE)
-    remedy = (
-        "unaligned faces give wrong labels and scores; align photos with: python -m "
-        "dataset.aligned_copies --data-root PHOTOS --out-dir FACES"
-    )
-    if photos := sample.photos:
-        return (
-            f"{photos} of {sample.seen} images tried look like photos, not aligned faces; {remedy}"
-        )
-    away = list(sample.away)
-    if len(away) > sample.seen / 2 and np.median(away) > _FARTHEST:
-        return (
-            f"the faces in {len(away)} images tried are not where those of aligned faces are "
-            f"(median distance of the landmarks: {np.median(away):.0f} pixels of {FACE_SIZE}); "
-            f"{remedy}"
-        )
-    return ""
+    paths, until = list(table.paths_at(rows)), time.monotonic() + _SECONDS
+    seen: list[bool] = []  # of each image looked at, whether it is a photo
+    away: list[float] = []  # mean distances of landmarks, in the pixels of a crop
 
-
-@dataclass
-class _Sample:
-    """Images, looked at one by one until a time (of time.monotonic)."""
-
-    paths: list[str]
-    until: float
-    seen: int = 0
-    photos: int = 0
-    away: list[float] = field(default_factory=list)
-
-    def look(self) -> None:
-        """Looks at the images."""
+    def look() -> None:
         model = cached("yunet")
         aligner = None if model is None else FaceAligner(model)
-        for path in self.paths:
+        for path in paths:
             try:
                 image = read_image(path)
                 photo = bool(like_photos(np.array([image.shape[:2]], np.int32))[0])
                 faces = [] if aligner is None or photo else aligner.search(image)
             except (ValueError, cv2.error):  # unreadable: told when it is needed
                 continue
-            if time.monotonic() > self.until:
+            if time.monotonic() > until:
                 return
-            self.seen += 1
-            self.photos += photo
-            if faces:  # the largest one's landmarks, in the pixels of a crop
+            seen.append(photo)
+            if faces:  # of the largest one
                 scale = FACE_SIZE / np.array(image.shape[1::-1])
                 landmarks = (faces[0].landmarks + 0.5) * scale - 0.5
-                self.away.append(float(np.linalg.norm(landmarks - TEMPLATE, axis=1).mean()))
+                away.append(float(np.linalg.norm(landmarks - TEMPLATE, axis=1).mean()))
+
+    # In a thread, as storage may hang. Python must not end while OpenCV works in it: that aborts.
+    thread = threading.Thread(target=look, name="alignment", daemon=True)
+    thread.start()
+    thread.join(_SECONDS + _LAST_IMAGE)
+    remedy = (
+        "unaligned faces give wrong labels and scores; align photos with: python -m "
+        "dataset.aligned_copies --data-root PHOTOS --out-dir FACES"
+    )
+    if photos := sum(seen):
+        return f"{photos} of {len(seen)} images tried look like photos, not aligned faces; {remedy}"
+    if len(away) > len(seen) / 2 and np.median(away) > _FARTHEST:
+        return (
+            f"the faces in {len(away)} images tried are not where those of aligned faces are "
+            f"(median distance of the landmarks: {np.median(away):.0f} pixels of {FACE_SIZE}); "
+            f"{remedy}"
+        )
+    return ""

@@ -24,13 +24,10 @@ def write_columns(
     rows: npt.NDArray[np.intp],
     columns: Sequence[tuple[npt.NDArray[np.floating], int]],
 ) -> None:
-    """Writes one line for some records of a table: their path and their numbers.
+    """Writes one line for each of (n,) ascending rows of a table: its path and its numbers.
 
-    Args:
-        path: the file to write, whole or not at all.
-        table: where the paths come from.
-        rows: (n,) ascending records.
-        columns: for each column its (n,) finite numbers, below 1e9, and its decimals.
+    A column is (n,) finite numbers below 1e9, and its decimals. The file is written whole or not at
+    all.
 
     Raises:
         UserError: the file cannot be written.

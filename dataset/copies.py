@@ -83,11 +83,7 @@ def in_order(
 
 
 def report(failures: Sequence[tuple[str, str]], skipped: Skipped, named: str = "") -> int:
-    """Notes the (path, reason) of images without a copy, and what was skipped.
-
-    Returns:
-        The exit code.
-    """
+    """Notes the (path, reason) of images without a copy, and what was skipped; the exit code."""
     for path, reason in failures[:_SHOWN]:
         note(f"skipped: {path}: {reason}")
     if failures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -29,12 +30,12 @@ def write_lists(
 ) -> npt.NDArray[np.int64]:
     """Writes DATA.label and DATA.labelpath.
 
-    Identities are numbered from 0 in the order of their first image.
+    Identities are numbered from 0 in the order of their first image. Both files are replaced whole.
 
     Args:
         images: their paths, which begin with `root`, and the names of their identities.
         root: as typed, without a `/` at its end.
-        out_dir: where the two files go; both are replaced whole.
+        out_dir: where the two files go.
         min_images_per_id: identities with fewer images are left out.
         skipped: takes what is left out here too.
 
@@ -46,11 +47,10 @@ def write_lists(
             folders, or has too few images an identity.
     """
     numbers: dict[str, int] = {}
-    per_identity: list[int] = []
+    per_identity: Counter[int] = Counter()  # in the order of the numbers
     bar = tqdm(images, desc="list images", unit=" images", unit_scale=True, mininterval=0.5)
     draft = out_dir / f"{LABELPATH}.draft"
     unread = () if find_spec("pillow_heif") else HEIC_SUFFIXES
-    listed = 0
     try:
         with replacing(draft) as file, bar:
             for path, identity in bar:
@@ -58,12 +58,9 @@ def write_lists(
                     skipped.problem("HEIC pictures (pip install pillow-heif)", path)
                     continue
                 number = numbers.setdefault(identity, len(numbers))
-                if number == len(per_identity):
-                    per_identity.append(0)
                 per_identity[number] += 1
                 file.write(f"{path}\t{number}\n")
-                listed += 1
-        if not listed:
+        if not numbers:
             if outside := skipped.expected["images outside an identity folder"]:
                 raise UserError(
                     f"{root}: has {outside} images but none in an identity folder; put each "
@@ -73,17 +70,15 @@ def write_lists(
             raise UserError(
                 f"{root}: no images found ({found}); expected {root}/<identity>/<image>"
             )
-        counts = np.array(per_identity, np.int64)
+        counts = np.array(list(per_identity.values()), np.int64)
         kept = counts >= min_images_per_id
-        small = int((~kept).sum())
         if not kept.any():
             raise UserError(
                 f"{root}: no identity has {min_images_per_id} images (the largest has "
                 f"{counts.max()}); lower --min-images-per-id"
             )
-        if small:
-            kind = f"identities with fewer than {min_images_per_id} images"
-            skipped.expected[kind] += small
+        if small := int((~kept).sum()):
+            skipped.expected[f"identities with fewer than {min_images_per_id} images"] += small
         _finish(draft, root, out_dir, kept)
         return counts[kept]
     finally:

@@ -36,13 +36,9 @@ class FeatureWriter:
     """
 
     def __init__(self, folder: Path, rows: int, dimension: int, about: dict[str, Any]) -> None:
-        """Describes the work; touches no file.
+        """Describes the work, (rows, dimension) embeddings; touches no file.
 
-        Args:
-            folder: annotations/feats_npy.
-            rows: N, records of the list.
-            dimension: D of the embeddings.
-            about: list, weights and preprocessing: what makes two runs the same work.
+        `about`: list, weights and preprocessing: what makes two runs the same work.
         """
         self.folder, self.rows, self.dimension, self.about = folder, rows, dimension, about
         self.features = folder / FEATURES
@@ -183,11 +179,8 @@ class FeatureWriter:
     def finish(self, table: ImageList) -> list[dict[str, Any]]:
         """Gives the parts their final names and writes the .json; one process does this.
 
-        Args:
-            table: the list, for the paths of unreadable rows.
-
         Returns:
-            The rows without an embedding: row, path, reason.
+            The rows without an embedding: row, path (from the list), reason.
 
         Raises:
             UserError: no image at all could be read, or some rows were not written; nothing is put

@@ -115,12 +115,9 @@ class EmbeddingsFile:
         sizes = (counts * self._row_bytes).tolist()
         # One read a run: bytes joined cost a third of reading into a slice each.
         content = b"".join([pread(handle, *place) for place in zip(sizes, starts, strict=True)])
-        if len(content) == len(rows) * self._row_bytes:
-            return np.frombuffer(content, self.dtype).reshape(len(rows), self.shape[1])
-        found = np.empty((len(rows), self.shape[1]), self.dtype)  # some read came back short
-        for begin, count in zip(begins.tolist(), counts.tolist(), strict=True):
-            self._fill(found[begin : begin + count], int(rows[begin]))
-        return found
+        if len(content) < len(rows) * self._row_bytes:  # some read came back short
+            return np.concatenate([self.read(row, row + 1) for row in rows.tolist()])
+        return np.frombuffer(content, self.dtype).reshape(len(rows), self.shape[1])
 
     def __getitem__(self, rows: slice | Indices) -> Rows:
         """As of an array: `start:stop`, or rows by their numbers."""

@@ -114,13 +114,9 @@ class Journal:
     def runs(
         self, section: str, table: ImageList, rows: npt.NDArray[np.int64], forms: Forms
     ) -> Iterator[tuple[int, int, Block | None]]:
-        """Divides some records of a list into those of blocks and those to be scored.
+        """Divides some records of a list into those of a section's blocks and those to be scored.
 
-        Args:
-            section: whose blocks.
-            table: the list.
-            rows: which records.
-            forms: what a block must hold beside scores.
+        A block must hold `forms` beside scores.
 
         Yields:
             start, stop: a part of `rows`, in order; and its block, or None. Where a block ends with

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dataset.video import START, begins_as_video
+from dataset.video import begins_as_video, first_bytes
 from sdd_fiqa.images import format_of
 
 BAD_NAMES = "names with a TAB, a line break or no UTF-8 (rename them)"
@@ -94,14 +94,7 @@ class Skipped:
 
 def why_unread(path: str) -> str | None:
     """Why a picture or a video is left out by a search; None: the file is neither."""
-    if not os.path.isfile(path):
-        return None
-    try:
-        with open(path, "rb") as file:
-            start = file.read(START)
-    except OSError:
-        start = b""
-    return why_left_out(start, path)
+    return why_left_out(first_bytes(path) or b"", path) if os.path.isfile(path) else None
 
 
 def why_left_out(start: bytes, name: str) -> str | None:

@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
+from dataset.degradations import degrade
+from dataset.images import encode_face, read_image
+from sdd_fiqa.alignment import FaceAligner
+from sdd_fiqa.assets import fetch
+from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, replacing, write_json
-
-if TYPE_CHECKING:
-    from sdd_fiqa.images import Image
+from sdd_fiqa.images import Image
 
 MANIFEST = "orl_faces.json"
 IDENTITIES = 40
@@ -103,10 +107,6 @@ def make_faces(out_dir: Path, copies: list[Copy], seed: int) -> dict[str, Any]:
         "missed": paths of the faces that the detector did not find; "strengths": of every copy
         that was made, by its path.
     """
-    from tqdm import tqdm
-
-    from dataset.degradations import degrade
-
     missed: list[str] = []
     strengths: dict[str, float] = {}
     for identity, number, face in tqdm(_aligned(), "aligning", FACES, unit="face"):
@@ -132,11 +132,6 @@ def _is_complete(out_dir: Path, done: dict[str, Any]) -> bool:
 
 def _aligned() -> Iterator[tuple[int, int, Image | None]]:
     """Identity, number and aligned face of all 400; None where no face is found."""
-    from dataset.images import read_image
-    from sdd_fiqa.alignment import FaceAligner
-    from sdd_fiqa.assets import fetch
-    from sdd_fiqa.cores import usable_cores
-
     source = fetch("orl")
     aligner = FaceAligner()
 
@@ -162,8 +157,6 @@ def _path(identity: int, number: int, kind: str = "") -> str:
 
 
 def _write(path: Path, face: Image) -> None:
-    from dataset.images import encode_face
-
     if not path.is_file():
         with replacing(path, "wb") as file:
             file.write(encode_face(face, ".png"))

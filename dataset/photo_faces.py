@@ -226,9 +226,7 @@ class PhotoFaces(Faces):
     def tasks(self, start: int, stop: int) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
         """The row of the list that each task begins with, and what searches it.
 
-        Args:
-            start: the first of the photos, counted in those to be searched.
-            stop: the one after the last.
+        `start` and `stop` count the photos to be searched.
         """
         for at in range(start, stop, _CHUNK):
             rows = self._photos[at : min(at + _CHUNK, stop)]

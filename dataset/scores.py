@@ -76,15 +76,10 @@ def write_scores(
     scores: Scores,
     columns: Sequence[tuple[str, Sequence[Any]]] = (),
 ) -> None:
-    """Writes the header line and a row an image, in the order of `paths`.
+    """Writes the header line and a row for each of N images: its score is empty if it has none.
 
-    A path that a spreadsheet would take for a formula gets `./` before it.
-
-    Args:
-        file: open for text.
-        paths: N paths.
-        scores: their scores; empty where there is none.
-        columns: names and N values of optional columns.
+    `columns` are names and N values of optional columns. A path that a spreadsheet would take for a
+    formula gets `./` before it.
     """
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["path", "score", "status", *(name for name, _ in columns)])

@@ -43,12 +43,17 @@ _SIGNATURES = re.compile(
 
 def is_video(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a video: by its first bytes; by its suffix if it is damaged from there."""
+    start = first_bytes(path)
+    return start is not None and begins_as_video(start, os.fspath(path))
+
+
+def first_bytes(path: str | os.PathLike[str]) -> bytes | None:
+    """The first START bytes of a file; None where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            start = file.read(START)
+            return file.read(START)
     except OSError:
-        return False
-    return begins_as_video(start, os.fspath(path))
+        return None
 
 
 def begins_as_video(start: bytes, name: str) -> bool:

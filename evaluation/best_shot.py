@@ -126,19 +126,11 @@ def print_best(
     threshold: float | None,
     to: TextIO,
 ) -> None:
-    """Prints a line for each of the best, and of the worst, of each group; names the poor groups.
+    """Prints a line for each of the `top` best, and of the `bottom` worst, of each group.
 
     A line holds, with TAB between them: the group, the score, the path, how many the group has with
-    a score, and the next best score (of the worst: the next worst).
-
-    Args:
-        shots: the groups.
-        values: (N,) scores.
-        paths_at: rows -> their paths.
-        top: how many of the best of each group.
-        bottom: how many of the worst.
-        threshold: groups whose best is below it are named; None: none are.
-        to: where the lines go; the names of poor groups go to stderr.
+    a score, and the next best score (of the worst: the next worst). Groups without a score, and
+    those whose best of the (N,) values is below the threshold, are named on stderr.
     """
     groups, ranks = shots.group[shots.order], shots.rank[shots.order]
     sizes = np.bincount(groups, minlength=len(shots.names))

@@ -43,14 +43,7 @@ def held_out_curve(
     """Error against discard of (V,) scores on all pairs of (V, D) embeddings.
 
     Images are discarded and the threshold is recomputed, as in the paper; NaN scores are left out.
-
-    Args:
-        scores: of the faces.
-        features: their embeddings.
-        identities: (V,) who is on each.
-        fmr: the false match rate.
-        flag: the flag that sets it, for the messages.
-        remedy: what gives more pairs, for the messages.
+    For the messages: `flag` is the one that sets the FMR, and `remedy` gives more pairs.
 
     Raises:
         UserError: no pairs, too few for this FMR at some share, or no genuine error.

@@ -140,16 +140,9 @@ def score(
 def score_turned(
     faces: PhotoFaces, scores: Scores, network: QualityModel, meaning: ScoreInterpretation
 ) -> tuple[Scores, bool]:
-    """Scores photos that may lie on their side or upside down again, turned.
+    """Scores photos that may lie on their side or upside down again, turned; returns as `score`.
 
-    Args:
-        faces: scored; their rows are changed (see `turn_photos`).
-        scores: of the rows.
-        network: what scored them.
-        meaning: of the scores.
-
-    Returns:
-        As `score`.
+    The rows of `faces` are changed (see `turn_photos`).
     """
     lowest = lowest_upright(meaning.calibration)
 

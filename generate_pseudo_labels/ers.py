@@ -159,10 +159,6 @@ def find_cluster(embedded: EmbeddedSet, seed: int) -> tuple[Float32, int]:
     would be a mislabelled image.) Images belong to the cluster that are at least half as far above
     the usual similarity as the first member's neighbours are; they are found in rounds.
 
-    Args:
-        embedded: the set.
-        seed: of the sample.
-
     Returns:
         (D,) f_UI and how many images of the sample belong to the cluster.
 

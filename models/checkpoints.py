@@ -24,12 +24,8 @@ def load_network(
     """Makes the network that a checkpoint file holds; every key must match.
 
     The .json next to the file records whether the head has a floor. If the trunk came from an ONNX
-    file, the .json also holds the list of its layers.
-
-    Args:
-        path: the file.
-        recognition: which head is wanted.
-        backbone: its name; None finds it from the keys.
+    file, the .json also holds the list of its layers. `recognition`: which head is wanted. Without
+    `backbone` its name is found from the keys.
 
     Returns:
         The backbone's name; the network, in evaluation mode; and what `read_about` gives, for a
@@ -99,10 +95,7 @@ _OUTLINE = "outline"  # of a save: what it must hold to be resumed
 def save_resume(folder: Path, key: dict[str, Any], content: dict[str, Any]) -> None:
     """Writes last.ckpt; the existing one becomes previous.ckpt.
 
-    Args:
-        folder: of the training.
-        key: settings that a resume must not change.
-        content: state dicts and plain values.
+    `key` holds the settings that a resume must not change, `content` state dicts and plain values.
     """
     last = folder / RESUME
     with replacing(folder / f"{RESUME}.new", "wb") as file:

@@ -36,7 +36,7 @@ _ALONG_THE_WAY = (
 
 
 def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -> Image:
-    """A degraded copy of an aligned face.
+    """A degraded copy of an aligned face: a new array, (112, 112, 3) uint8, RGB; grey stays grey.
 
     Args:
         face: (112, 112, 3) uint8, RGB.
@@ -44,9 +44,6 @@ def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -
         strength: in [0, 1].
         rng: its numbers choose direction, shape, colour and noise; as many are drawn whatever the
             strength.
-
-    Returns:
-        (112, 112, 3) uint8, RGB, a new array. A grey face stays grey.
 
     Raises:
         ValueError: unknown kind, strength outside [0, 1], or another shape or type of face.
@@ -67,19 +64,7 @@ def degrade(face: Image, kind: str, strength: float, rng: np.random.Generator) -
 
 
 def degrade_by(face: Image, strengths: Mapping[str, float], rng: np.random.Generator) -> Image:
-    """A copy degraded in several ways, in the order in which they happen to a picture.
-
-    Args:
-        face: (112, 112, 3) uint8, RGB.
-        strengths: {kind: strength in [0, 1]}, in any order.
-        rng: as for `degrade`.
-
-    Returns:
-        (112, 112, 3) uint8, RGB, a new array.
-
-    Raises:
-        ValueError: as `degrade`.
-    """
+    """As `degrade`, in several ways: {kind: strength}, in the order in which they happen."""
     degraded = face.copy()
     for kind in sorted(strengths, key=_ALONG_THE_WAY.index):
         degraded = degrade(degraded, kind, strengths[kind], rng)

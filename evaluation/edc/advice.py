@@ -63,9 +63,7 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
     trials is compatible with a rate of 3/n). The point is unknown if fewer than 30 errors remain
     there, which are too few to show an improvement, and if it is the last one.
 
-    Args:
-        curve: from curves.evaluate.
-        replicates: (B, S) from bootstrap.resampled.
+    `replicates`, (B, S), are from bootstrap.resampled.
 
     Raises:
         ValueError: every point of the curve is refused.

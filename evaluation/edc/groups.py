@@ -58,14 +58,10 @@ def read_groups(
 ) -> dict[str, Mask]:
     """Reads lines `path group`, between TABs, commas, semicolons or spaces.
 
-    Args:
-        path: the file; an image is named as in a verification list. None: no groups.
-        images: the list.
-        chosen: (N,) the images that take part.
-        notes: gets what is left out.
+    An image is named as in a verification list. Images that are left out get a note.
 
     Returns:
-        By group, (n,) which of the chosen images belong to it.
+        By group, (n,) which of the images that take part, (N,) `chosen`, belong to it.
 
     Raises:
         UserError: another form, an image of two groups, or no chosen image named.
@@ -95,15 +91,9 @@ def compare_groups(
     replicates: int,
     seed: int,
 ) -> list[GroupResult]:
-    """Each group's results at the common thresholds.
+    """Each group's results at the common thresholds, and its own bootstrap over identities.
 
-    Args:
-        source: the pairs of all images.
-        scores: (n,) of one scorer.
-        whole: its result on these pairs.
-        groups: by name, (n,) which images.
-        replicates: of the bootstrap over the identities of a group; 0 for none.
-        seed: of the bootstrap.
+    `scores` are the (n,) of one scorer, `whole` is its result on the pairs of all n images.
     """
     curve = whole.curve
     threshold = common_threshold(whole)[0]

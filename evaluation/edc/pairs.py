@@ -218,14 +218,9 @@ def listed_pairs(
     second: Rows,
     same: Mask,
 ) -> HeldPairs:
-    """The pairs of a verification list.
+    """The pairs of a verification list: (P,) rows, and whether the list says it is one person.
 
-    Args:
-        features: (n, D), any float type; rows are scaled to unit length.
-        identities: (n,) any integers; the bootstrap draws these.
-        first: (P,) rows of `features`.
-        second: (P,) rows of `features`.
-        same: (P,) True where the list says that both show one person.
+    Features and identities as `all_pairs`; the bootstrap draws identities.
     """
     rows = unit_rows(features)
     dense = np.unique(identities, return_inverse=True)[1].astype(np.int32)

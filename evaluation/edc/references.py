@@ -31,13 +31,6 @@ def reference_scores(
 
     Norms and labels depend on the embeddings, so there is one of each per recogniser.
 
-    Args:
-        references: which.
-        images: the list.
-        identities: (N,) who is on each image.
-        features: by recogniser, its embeddings.
-        seed: of `random`.
-
     Raises:
         UserError: a reference lacks a file that it needs.
     """
@@ -95,10 +88,6 @@ def own_labels(features: EmbeddingsFile, identities: Identities) -> Values:
     """(N,) exact W1(P_i, N_i), from which labels are made: an oracle, because it sees identities.
 
     NaN for images without a mate and for images without an embedding.
-
-    Args:
-        features: the embeddings of a list.
-        identities: its (N,) identities.
 
     Raises:
         UserError: embeddings of only one identity.

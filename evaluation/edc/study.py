@@ -122,16 +122,8 @@ def study(
 ) -> list[EdcResult]:
     """Every result, grouped by rules and FMR; in each group the best by `area` comes first.
 
-    Args:
-        recogniser: the name of what made the embeddings.
-        source: their pairs.
-        scores: by scorer, (n,) one score per image; higher is better.
-        fmrs: target FMRs.
-        rules: which curves.
-        area: the area to order by.
-        limits: L of the partial areas.
-        replicates: of the bootstrap over identities; 0 for none.
-        seed: of the bootstrap.
+    `scores` are (n,) by scorer, higher is better; `limits` are L of the partial areas; without
+    `replicates` there is no bootstrap over identities.
 
     Raises:
         ValueError: as curves.evaluate.

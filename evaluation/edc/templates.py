@@ -86,11 +86,8 @@ class TemplateResult:
 def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) -> Templates:
     """Reads lines `path template person`, between TABs, commas, semicolons or spaces.
 
-    Args:
-        path: the file; an image is named as in a verification list.
-        images: the list.
-        usable: (N,) images that have an embedding and every score.
-        notes: gets what is left out.
+    An image is named as in a verification list. Of `usable`, (N,), the others are left out, with a
+    note.
 
     Raises:
         UserError: another form, a template of two people, an image twice in a template, or fewer
@@ -151,13 +148,8 @@ def template_pairs(
 ) -> dict[str, PairSource]:
     """All pairs of templates: by PLAIN, and by each scorer whose scores are the weights.
 
-    Scores below 0 cannot be weights; such a scorer is shifted so that its lowest score is 0.
-
-    Args:
-        features: (N, D) embeddings of the list.
-        templates: which images they have.
-        scores: by scorer, (N,); one that lacks a score of these images is left out.
-        notes: gets the scorers that are left out or shifted.
+    Scores below 0 cannot be weights; such a scorer is shifted so that its lowest score is 0. One
+    that lacks a score of these images is left out. Both get a note.
 
     Raises:
         ValueError: as pairs.all_pairs.
@@ -189,12 +181,7 @@ def compare_templates(
 ) -> list[TemplateResult]:
     """TAR of each mean at each FMR, FMR by FMR; the plain mean comes first.
 
-    Args:
-        recogniser: the name of what made the embeddings.
-        pairs: from template_pairs.
-        fmrs: target FMRs.
-        replicates: of the bootstrap over people; 0 for none.
-        seed: of the bootstrap.
+    `pairs` are from template_pairs; without `replicates` there is no bootstrap over people.
 
     Raises:
         ValueError: no genuine or no impostor pair of templates.

@@ -14,6 +14,7 @@ from dataset.containers.listing import container_pairs
 from dataset.lists import ImageList, last_parts
 from evaluation.edc.pairs import Mask, Rows
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import reading
 
 
 class PairList(NamedTuple):
@@ -115,12 +116,8 @@ def _two_line_pairs(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str,
 def read_fields(path: Path, count: int, form: str) -> list[tuple[int, list[str]]]:
     """The lines of a text file, each as its number and its fields; names may hold spaces.
 
-    A first line that begins with `path` is a header.
-
-    Args:
-        path: the file.
-        count: how many fields a line has.
-        form: what they are, for the message.
+    A first line that begins with `path` is a header. A line has `count` fields; `form` says what
+    they are, for the message.
 
     Raises:
         UserError: as read_lines, or a line with another number of fields.
@@ -180,17 +177,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     Raises:
         UserError: missing, empty, or not UTF-8.
     """
-    try:
+    with reading(path):
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text") from error
-    lines = [
-        (number, line.rstrip("\r"))
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
+    numbered = enumerate(text.split("\n"), 1)
+    lines = [(number, line.rstrip("\r")) for number, line in numbered if line.strip()]
     if not lines:
         raise UserError(f"{path}: is empty")
     return lines

@@ -147,13 +147,7 @@ class Groups:
         scores: npt.NDArray[np.float64],
         accepted: npt.NDArray[np.bool_] | None,
     ) -> None:
-        """Orders the groups.
-
-        Args:
-            groups: (N,) the name of each row's group; empty for rows that are in none.
-            scores: (N,) not finite where there is none.
-            accepted: (N,) or None.
-        """
+        """Orders the groups, whose (N,) names are empty for rows that are in none."""
         numbers: dict[str, int] = {}
         ids = np.array([numbers.setdefault(name, len(numbers)) for name in groups], np.intp)
         # Scores compare as scores.csv shows them, so that its column `rank` agrees.

@@ -22,9 +22,7 @@ _LABEL = 14  # pixels, height of the score above a box
 def photo_section(report: Report, url_of: Callable[[int], str | None]) -> str:
     """The photos with several faces, those with the most first; empty if there is none.
 
-    Args:
-        report: what the page shows.
-        url_of: row -> the address of its photo, or None.
+    `url_of`: row -> the address of its photo, or None.
     """
     places = report.places
     if places is None:

@@ -54,13 +54,7 @@ def draw_negatives(
 
     A repeat's draw is the beginning of one random order of all images. Every image takes the first
     m of that order that are not of its own identity, which is a uniform draw from its outsiders.
-
-    Args:
-        batch: the blocks.
-        images: in the whole set.
-        m: negatives a repeat.
-        repeats: K.
-        seed: of the whole run.
+    `images` counts those of the whole set.
     """
     blocks = batch.blocks
     group = np.tile(np.arange(NEGATIVE_GROUPS), len(blocks))
@@ -127,14 +121,8 @@ def draw_positives(
 
     Image i of an identity is of group i % NEGATIVE_GROUPS. It takes the first m members of its
     group, and the last in place of itself: a uniform draw from its identity's other images.
-
-    Args:
-        arrays: where to draw; the draws are the same on every device.
-        starts: (g,) first position of each identity.
-        size: images of each.
-        m: positives a repeat.
-        repeats: K.
-        seed: of the whole run.
+    `starts`, (g,), are the identities' first positions, `size` is how many images each has. The
+    draws are the same on every device.
     """
     shape = (len(starts), NEGATIVE_GROUPS, repeats, m + 1)
     if size <= 4 * (m + 1):

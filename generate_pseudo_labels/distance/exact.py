@@ -76,12 +76,7 @@ def mean_embedding(
     """(D,) float32: the mean of all unit rows.
 
     Blocks are summed in whole numbers of 2**-32, so the order of addition does not change the mean.
-
-    Args:
-        embedded: the set.
-        runner: this process's blocks.
-        processes: all of them, whose sums are added up.
-        weight: of an image's whole work, for the progress.
+    `weight` is the share of an image's whole work, for the progress.
     """
     arrays = embedded.arrays
     sums: list[npt.NDArray[np.int64]] = []

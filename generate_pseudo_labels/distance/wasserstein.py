@@ -38,16 +38,7 @@ def merged_quantiles(a: int, b: int) -> tuple[Indices, Indices, npt.NDArray[np.f
 
 
 def negative_excess(arrays: Arrays, p: Array, n: Array) -> Array:
-    """Integral of (N^-1 - P^-1)+ for rows of samples of two sizes.
-
-    Args:
-        arrays: the array library.
-        p: (r, a) sorted rows.
-        n: (r, b) sorted rows.
-
-    Returns:
-        (r,) float32.
-    """
+    """Integral of (N^-1 - P^-1)+ of sorted rows p (r, a) and n (r, b): (r,) float32."""
     i, j, weights = merged_quantiles(p.shape[1], n.shape[1])
     if not len(i) == p.shape[1] == n.shape[1]:
         p, n = p[:, arrays.device(i)], n[:, arrays.device(j)]
@@ -56,14 +47,11 @@ def negative_excess(arrays: Arrays, p: Array, n: Array) -> Array:
 
 
 def may_cross(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices) -> Array:
-    """Whether N^-1 may be above P^-1 somewhere, where only a random sample of N is known.
+    """(r,) whether N^-1 may be above P^-1 somewhere, where only a random sample of N is known.
 
     Over the quantiles of one positive, N^-1 is largest at their end, u. There the sample's quantile
     is taken _MARGIN standard deviations of its rank higher, so that a crossing of the whole N is
     almost never missed. Arguments as in `negative_excess_ragged`.
-
-    Returns:
-        (r,) bool.
     """
     xp = arrays.xp
     rows, width = n.shape
@@ -80,7 +68,7 @@ def may_cross(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indic
 def negative_excess_ragged(
     arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indices
 ) -> Array:
-    """Integral of (N^-1 - P^-1)+ for rows whose sample sizes differ from row to row.
+    """(r,) float64 integral of (N^-1 - P^-1)+ for rows whose sample sizes differ.
 
     Over the quantiles of one positive, N^-1 is above it from the positive's rank among the
     negatives on. The integral of N^-1 is a running sum.
@@ -91,9 +79,6 @@ def negative_excess_ragged(
         counts: (r,) how many positives each row has.
         n: (r, M) sorted negatives, in [-1, 1]; a row's absent ones come first, as -inf.
         absent: (r,) how many of each row are absent, fewer than M.
-
-    Returns:
-        (r,) float64.
     """
     xp = arrays.xp
     rows, width = n.shape
