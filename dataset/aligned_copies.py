@@ -23,6 +23,7 @@ import numpy as np
 from common.cli import check_at_least, note, run_script
 from dataset.copies import images_below, in_order, report, root_of
 from dataset.images import encode_face, read_image
+from dataset.journal import state_of
 from dataset.left_out import VIDEO, Skipped
 from dataset.photo_faces import LANDMARK_COLUMNS, NO_FACE
 from sdd_fiqa.alignment import DetectedFace, FaceAligner, Points, align
@@ -138,15 +139,16 @@ def write_copies(
 
     def tasks() -> Iterator[tuple[tuple[str, str, int, int], Callable[[], int | UnreadableImage]]]:
         for path, name, target in targets:
-            state, before = _state(path), done.get(name)
+            size, changed = state_of(path) or (-1, -1)
+            before = done.get(name)
             own = before is not None and before[2] > 0
             task: Callable[[], int | UnreadableImage]
             task = partial(_write_copy, path, name, target, cut_out, own)
             if why := (skipped.unread or {}).get(path):  # a picture or video that is no photo
                 task = partial(UnreadableImage, why.replace(VIDEO, "is a video"))
-            elif before is not None and before[:2] == state and (target.is_file() or not own):
+            elif before and before[:2] == (size, changed) and (target.is_file() or not own):
                 task = partial(int, before[2])
-            yield (path, name, *state), task
+            yield (path, name, size, changed), task
 
     counts: list[int] = []
     failures: list[tuple[str, str]] = []
@@ -212,8 +214,9 @@ def _cut_out(
         return None, 0
     face = faces[0]
     if pick == "central":
-        middle = np.array(image.shape[1::-1]) / 2
-        face = min(faces, key=lambda one: _distance(one, middle))
+        boxes = np.array([one.box for one in faces])
+        away = boxes[:, :2] + boxes[:, 2:] / 2 - np.array(image.shape[1::-1]) / 2
+        face = faces[int(np.linalg.norm(away, axis=1).argmin())]
     inside = (face.landmarks > -1) & (face.landmarks < image.shape[1::-1])
     if aligner is not None:
         face = aligner.look_closer(image, face)
@@ -278,20 +281,6 @@ def read_landmarks(path: Path) -> dict[str, list[Points]]:
             f"{path}: left and right are swapped; the left eye is the left one in the picture"
         )
     return faces
-
-
-def _distance(face: DetectedFace, point: Points) -> float:
-    """From the centre of its box to a point."""
-    return float(np.hypot(*(np.array(face.box[:2]) + np.array(face.box[2:]) / 2 - point)))
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Size and time of a file, by which a change is seen; -1 where it is gone."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 if __name__ == "__main__":

@@ -59,7 +59,6 @@ class EmbeddingsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens the file and checks its header against its size."""
         self.path = Path(path)
         try:
             file = open(self.path, "rb")  # noqa: SIM115  (open as long as this object)

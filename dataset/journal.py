@@ -103,11 +103,11 @@ class Journal:
         """
         parts = split_member(path)
         if parts is None:
-            return _stat(path)
+            return state_of(path)
         container = parts[0]
         if container not in self._containers:
-            index = _stat(os.path.splitext(container)[0] + ".idx") or []
-            whole = _stat(container)
+            index = state_of(os.path.splitext(container)[0] + ".idx") or []
+            whole = state_of(container)
             self._containers[container] = None if whole is None else whole + index
         return self._containers[container]
 
@@ -237,7 +237,8 @@ def decoder_version() -> str:
     return ", ".join(versions)
 
 
-def _stat(path: str) -> Key:
+def state_of(path: str) -> Key:
+    """Size and time of change of a file; None where it is gone."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

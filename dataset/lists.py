@@ -60,7 +60,6 @@ class ImageList:
     source: OpenFile = field(repr=False, compare=False)
 
     def __len__(self) -> int:
-        """The number of records."""
         return len(self.starts)
 
     def path(self, row: int) -> str:

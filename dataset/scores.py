@@ -25,11 +25,9 @@ class NumberColumn(Sequence[str]):
         self._values, self._decimals = values, decimals
 
     def __len__(self) -> int:
-        """N."""
         return len(self._values)
 
     def __getitem__(self, row: Any) -> Any:
-        """The text of one row."""
         value = self._values[row]
         return "" if np.isnan(value) else f"{value:.{self._decimals}f}"
 

@@ -76,12 +76,8 @@ def open_input(
 ) -> tuple[Path, LabelInput]:
     """The label folder and its input: the folder as it is, or made of a list and its .npy files.
 
-    Args:
-        out_dir: the label folder where no .npy files are given.
-        files: the .npy files, if any.
-        settings: with which the identities must give labels, before files are gathered.
-        threads: files read at a time.
-        processes: rank 0 gathers the files, all of them read the result.
+    The identities must give labels with these settings, before files are gathered. Rank 0 gathers
+    them, on so many threads; all processes read the result.
 
     Raises:
         UserError: flags that need each other, no .npy at all, embeddings of different lengths, a

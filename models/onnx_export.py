@@ -124,13 +124,10 @@ def _finished(model: Any, properties: dict[str, Any]) -> bytes:
 
 
 def with_half_weights(content: bytes) -> bytes:
-    """Stores the large weights of an exported quality model in float16; its metadata stays.
+    """Stores the large weights of what `onnx_bytes` wrote in float16; its metadata stays.
 
     A Cast to float32 follows each of them, so all computation is in float32: onnxruntime does the
     casts once, when it loads the file.
-
-    Args:
-        content: what `onnx_bytes` wrote.
 
     Raises:
         UserError: a weight does not fit float16.

@@ -148,13 +148,9 @@ def identify(state: State) -> tuple[str, str] | None:
 def find_trunk(state: State, where: str, backbone: str | None = None) -> str:
     """Finds the backbone whose whole trunk a state holds, under any head.
 
-    Args:
-        state: of a recognition or quality network.
-        where: the file; begins the error message.
-        backbone: the only one to consider; None considers all.
-
     Raises:
-        UserError: the state holds none; the message names the nearest and what is missing.
+        UserError: the state holds none, or not the one asked for; the message begins with `where`,
+            and names the nearest and what is missing.
     """
     unlike = partial(_trunk_differences, state)
     candidates = BACKBONES if backbone is None else [backbone]
@@ -169,11 +165,8 @@ def explain_mismatch(
 ) -> str:
     """Explains why a state fits no network, or not the backbone asked for.
 
-    Args:
-        state: the one that does not fit.
-        backbone: the one asked for; None if any was allowed.
-        part: the part of it that was wanted, with {} for the backbone's name.
-        differences_to: gives the differences to a backbone, by name.
+    `part` is what was wanted of it, with {} for the backbone's name; `differences_to` gives the
+    differences to a backbone, by name.
     """
     if backbone is not None:
         return f"does not fit {part.format(backbone)}: {differences_to(backbone)}"

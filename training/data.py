@@ -174,10 +174,9 @@ def find_identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | N
 
 
 class Unreadable:
-    """Counts the unreadable images: reports each once, and stops the run if there are too many."""
+    """Counts the unreadable images: reports each once, and stops the run above a share of all."""
 
     def __init__(self, data: TrainingList, max_share: float) -> None:
-        """Allows the share `max_share` of the training images."""
         self.data, self.max_share = data, max_share
         self._reported: set[int] = set()
         self._epoch: set[int] = set()  # training images only

@@ -60,7 +60,6 @@ class Levels:
     score: Values
 
     def __len__(self) -> int:
-        """The number of distinct scores."""
         return len(self.score)
 
 
@@ -126,11 +125,7 @@ def evaluate(
 ) -> dict[tuple[str, float, Rules], Curve]:
     """Every curve of several scorers on one set of pairs, in two passes over them.
 
-    Args:
-        source: the pairs (pairs.py).
-        scores: by scorer, (n,) one score per image, any scale; higher is better.
-        fmrs: target FMRs, each in (0, 1).
-        rules: which curves.
+    Scores are (n,) by scorer, on any scale; higher is better. Target FMRs are in (0, 1).
 
     Raises:
         ValueError: a target outside (0, 1), no genuine or no impostor pair, a score that is not

@@ -131,7 +131,7 @@ class FacePlaces:
 
 
 class Groups:
-    """The groups of all rows, in the order of their best scores.
+    """The groups of all rows, named by row (empty: in none), in the order of their best scores.
 
     Attributes:
         names: (G,) of the groups; those without any score are last.
@@ -147,7 +147,6 @@ class Groups:
         scores: npt.NDArray[np.float64],
         accepted: npt.NDArray[np.bool_] | None,
     ) -> None:
-        """Orders the groups, whose (N,) names are empty for rows that are in none."""
         numbers: dict[str, int] = {}
         ids = np.array([numbers.setdefault(name, len(numbers)) for name in groups], np.intp)
         # Scores compare as scores.csv shows them, so that its column `rank` agrees.

@@ -99,6 +99,9 @@ def histogram_svg(
     def at(tick: float) -> str:
         return f"{100 * share(tick):.3f}%"
 
+    def text(tick: float) -> str:
+        return f"{tick / scale:.{decimals}f}"
+
     shown = [
         (mark, int(tick))
         for mark, tick in zip(marks, marked, strict=True)
@@ -113,8 +116,8 @@ def histogram_svg(
     floor = top + _PLOT
     parts = [
         f'<svg class="histogram" height="{floor + 22}" role="group" '
-        f'aria-label="Histogram of {len(ticks):,} scores from {ticks.min() / scale:.{decimals}f} '
-        f'to {ticks.max() / scale:.{decimals}f}">'
+        f'aria-label="Histogram of {len(ticks):,} scores from {text(ticks.min())} '
+        f'to {text(ticks.max())}">'
     ]
     tallest = int(heights.max())
     counts = []  # drawn above the bars
@@ -128,23 +131,20 @@ def histogram_svg(
         if number:
             height = max(height, 1.5)  # one image among many must be visible
         span = f'x="{at(left)}" width="{100 / most:.3f}%"'
-        text = (
-            f"{low / scale:.{decimals}f} to {high / scale:.{decimals}f}: {number:,} "
-            f"{kind if number == 1 else kind + 's'} ({100 * number / len(ticks):.1f} %)"
-        )
+        counted = f"{number:,} {kind if number == 1 else kind + 's'}"
+        title = f"{text(low)} to {text(high)}: {counted} ({100 * number / len(ticks):.1f} %)"
         look = "bar" if cut is None or (high + 1) / scale > cut.score else "bar below"
         parts.append(
             f'<rect class="{look}" {span} y="{floor - height:.1f}" height="{height:.1f}"/>'
             f'<rect class="hit" {span} y="{top}" height="{_PLOT}" '
-            f'data-low="{low}" data-high="{high}"><title>{text}</title></rect>'
+            f'data-low="{low}" data-high="{high}"><title>{title}</title></rect>'
         )
     parts += counts
     parts.append(f'<line class="axis" x1="0" x2="100%" y1="{floor}" y2="{floor}"/>')
     step = _round_up((edges[-1] - first) / 8)  # few enough labels to fit a narrow screen
     for tick in range(-(-int(first) // step) * step, int(edges[-1]) + 1, step):
         anchor = {0.0: "start", 1.0: "end"}.get(share(tick), "middle")
-        label = f"{tick / scale:.{decimals}f}"
-        label = label.rstrip("0").rstrip(".") if "." in label else label
+        label = text(tick).rstrip("0").rstrip(".") if decimals else text(tick)
         parts.append(f'<text x="{at(tick)}" y="{floor + 16}" text-anchor="{anchor}">{label}</text>')
     texts = []
     for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True):

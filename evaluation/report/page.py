@@ -34,11 +34,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
     With more than `max_faces` scored images, the page shows an even sample of the ranks, with the
     lowest and the highest score, or the best of each group; and it says so. Histogram, counts and
     quantiles are always those of all images. Only the paths of the rows shown are read, and one
-    thumbnail is in memory at a time.
-
-    Args:
-        path: the page to write; its folder is made.
-        report: what it shows.
+    thumbnail is in memory at a time. The page's folder is made.
 
     Raises:
         UserError: the page cannot be written.
