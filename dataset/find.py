@@ -13,9 +13,10 @@ from dataset.containers.listing import container_images
 from dataset.left_out import BAD_NAMES, VIDEO, Skipped, fits_a_line, why_unread
 from dataset.lists import ImageList, read_table
 from dataset.path_lists import listed_paths
+from dataset.video import first_bytes
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
-from sdd_fiqa.images import IMAGE_SUFFIXES, is_image
+from sdd_fiqa.images import IMAGE_SUFFIXES, format_of
 
 
 def find_images(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
@@ -195,4 +196,4 @@ def _looks_like_image(name: str) -> bool:
     """By its suffix, else by its first bytes."""
     if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
         return True
-    return os.path.isfile(name) and is_image(name)
+    return os.path.isfile(name) and format_of(first_bytes(name) or b"") is not None

@@ -188,11 +188,9 @@ class FaceAligner:
     def _nearest(self, seen: Image, wanted: Points) -> Points | None:
         """(5, 2) landmarks of the face in `seen` nearest to `wanted`; None if none is near."""
         rows = self._rows(seen)[:, 4:14].astype(np.float64).reshape(-1, 5, 2)
-        if not len(rows):
-            return None
         away = np.linalg.norm(rows - wanted, axis=2).mean(axis=1)
-        best = int(np.argmin(away))
-        return rows[best] if away[best] < _FARTHEST * _CLOSE_SIDE else None
+        near = away.min(initial=np.inf) < _FARTHEST * _CLOSE_SIDE
+        return rows[int(np.argmin(away))] if near else None
 
     def _rows(self, seen: Image) -> npt.NDArray[np.float32]:
         """(F, 15) rows of the detector for an RGB image: box, five landmarks, score."""
@@ -219,12 +217,7 @@ def similarity_transform(source: Points, target: Points) -> Points:
     t. In two dimensions that is a straight line fit in complex numbers: b = z a + t with
     z = s exp(i angle), so z = sum conj(a - mean a) (b - mean b) / sum |a - mean a|^2.
 
-    Args:
-        source: (N, 2), N >= 2, not all the same.
-        target: (N, 2).
-
-    Returns:
-        (2, 3) float64, what cv2.warpAffine takes for "source to target".
+    Both are (N, 2), N >= 2. Returns (2, 3) float64, what cv2.warpAffine takes.
 
     Raises:
         ValueError: the shapes differ, or no scale above 0 fits (all points are equal, for example).
@@ -244,14 +237,9 @@ def similarity_transform(source: Points, target: Points) -> Points:
 
 
 def align(image: Image, landmarks: Points) -> Image:
-    """Cuts one face out of a photo so that its landmarks fall on TEMPLATE.
+    """Cuts one face out of a photo so that its landmarks, (5, 2) in its pixels, fall on TEMPLATE.
 
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        landmarks: (5, 2), in the order of TEMPLATE, in the photo's pixels.
-
-    Returns:
-        (112, 112, 3) uint8, RGB; black outside the photo.
+    (H, W, 3) -> (112, 112, 3) uint8, RGB; black outside the photo.
 
     Raises:
         ValueError: the landmarks are not (5, 2), or have no size (all are equal, for example).
@@ -274,12 +262,11 @@ def _cut(image: Image, matrix: Points, side: int) -> Image:
     # Bilinear sampling reads 2x2 pixels, so it aliases if it shrinks to less than half. Shrink by
     # area first, to between one and two times the final size.
     shrink = int(1 / np.sqrt(np.linalg.det(turn)))
+    ratio = np.ones(2)
     if shrink > 1:
         size = (max(1, part.shape[1] // shrink), max(1, part.shape[0] // shrink))
         ratio = np.array([part.shape[1] / size[0], part.shape[0] / size[1]])
         part = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
-    else:
-        ratio = np.ones(2)
     # Pixel centres: x = (x' + 1/2) * ratio - 1/2 + left.
     offset = 0.5 * ratio - 0.5 + (left, top)
     moved = np.column_stack([turn * ratio, turn @ offset + shift])
@@ -301,13 +288,10 @@ def rolls(landmarks: Points) -> Points:
 def _face(
     row: npt.NDArray[np.float32], ratio: Points, turn: int, size: tuple[int, int]
 ) -> DetectedFace:
-    """A detector's row, in the pixels of the photo.
+    """A detector's row of a copy of the photo, in the pixels of the photo.
 
-    Args:
-        row: of a copy of the photo, turned clockwise by `turn` degrees.
-        ratio: by how much the photo is larger than the copy: x, y.
-        turn: 0, 90, 180 or 270.
-        size: of the turned copy: width, height.
+    The photo is `ratio` (x, y) times as large as the copy, which is turned clockwise by `turn`
+    degrees and then has this width and height.
     """
     values = row.astype(np.float64)
     # YuNet lists the person's right eye and right mouth corner first; seen in the picture those
@@ -333,11 +317,7 @@ def _turned_back(points: Points, turn: int, size: tuple[int, int]) -> Points:
 
 
 def _largest_first(faces: list[DetectedFace]) -> list[DetectedFace]:
-    return sorted(_merged(faces), key=lambda face: face.area, reverse=True)
-
-
-def _merged(faces: list[DetectedFace]) -> list[DetectedFace]:
-    """One of those whose boxes overlap: the surest, or one that is larger and nearly as sure."""
+    """Of those whose boxes overlap one: the surest, or one that is larger and nearly as sure."""
 
     def rank(face: DetectedFace) -> float:
         return face.detector_score + _LARGER * float(np.log10(max(face.area, 1.0)))
@@ -346,7 +326,7 @@ def _merged(faces: list[DetectedFace]) -> list[DetectedFace]:
     for face in sorted(faces, key=rank, reverse=True):
         if not any(_overlap(face, other) for other in kept):
             kept.append(face)
-    return kept
+    return sorted(kept, key=lambda face: face.area, reverse=True)
 
 
 def _overlap(a: DetectedFace, b: DetectedFace) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import struct
 from collections.abc import Callable
@@ -25,6 +24,10 @@ Content = bytes | npt.NDArray[np.uint8]  # of an image file; an array is a part 
 
 _ROWS = 256  # of an image with transparency at a time
 _ORIENTATION, _FLOAT = 0x0112, 3  # TIFF: a tag, and a value of the tag SampleFormat
+_BGRA = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # the masks of R, G, B and alpha
+_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM = re.compile(rb"P([1-6])%b(\d+)%b(\d+)(?:%b(\d+))?" % ((_SPACE,) * 3))
+_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)  # how a JPEG 2000's data begin
 _log = logging.getLogger("sdd_fiqa")
 _noted: set[str] = set()  # what was said once already
 
@@ -48,16 +51,6 @@ class Format(NamedTuple):
 def format_of(content: bytes) -> Format | None:
     """The kind of image that some bytes begin (the first 64 are enough), by content alone."""
     return next((kind for kind in FORMATS if kind.start.match(content)), None)
-
-
-def is_image(path: str | os.PathLike[str]) -> bool:
-    """Whether the first bytes of a file are those of a kind of image listed in FORMATS."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-    except OSError:
-        return False
-    return format_of(start) is not None
 
 
 def decode_image(content: Content) -> Image:
@@ -171,9 +164,6 @@ def _bmp(content: bytes) -> Image:
     return _over_black(_by_opencv(content)[:, :, :3])
 
 
-_BGRA = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # the masks of R, G, B and alpha
-
-
 def _pnm(content: bytes) -> Image:
     header = _PNM.match(content)
     if header is None:
@@ -187,18 +177,11 @@ def _pnm(content: bytes) -> Image:
     return _over_black((np.minimum(pixels, most) * (255 / most) + 0.5).astype(np.uint8))
 
 
-_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
-_PNM = re.compile(rb"P([1-6])%b(\d+)%b(\d+)(?:%b(\d+))?" % ((_SPACE,) * 3))
-
-
 def _jpeg2000(content: bytes) -> Image:
     for size in _SIZ.finditer(content):
         right, bottom, left, top = struct.unpack(">4I", size[1])
         _check_size(right - left, bottom - top)
     return _over_black(_by_opencv(content))
-
-
-_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)  # how its image data begin
 
 
 def _tiff(content: bytes) -> Image:
@@ -347,9 +330,7 @@ def _exif_orientation(block: bytes) -> int:
 
 
 def _upright(image: Image, orientation: int) -> Image:
-    """Turns and mirrors an image as EXIF's orientation says."""
-    if orientation not in range(2, 9):
-        return image
+    """Turns and mirrors an image as EXIF's orientation says; other numbers change nothing."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

@@ -20,7 +20,7 @@ from dataset.find import find_images
 from dataset.images import read_face, read_image
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage
-from sdd_fiqa.images import MAX_PIXELS, decode_image, is_image, resize_face, thumbnail
+from sdd_fiqa.images import MAX_PIXELS, decode_image, format_of, resize_face, thumbnail
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -270,11 +270,9 @@ def test_damaged_images_are_reported_by_us_alone(tmp_path: Path, face: Image.Ima
     assert (done.stdout.split(), done.stderr) == (["refused"] * 4, "")
 
 
-def test_kinds_are_told_by_their_first_bytes(tmp_path: Path, face: Image.Image) -> None:
-    file = tmp_path / "x"
+def test_kinds_are_told_by_their_first_bytes(face: Image.Image) -> None:
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "GIF"):
-        file.write_bytes(encode(face, kind))
-        assert is_image(file), kind
+        assert format_of(encode(face, kind)[:64]), kind
     for text in (
         b"",
         b"BM",
@@ -283,10 +281,7 @@ def test_kinds_are_told_by_their_first_bytes(tmp_path: Path, face: Image.Image) 
         b"faces/1.jpg\n",
         b"\0" * 99,
     ):
-        file.write_bytes(text)
-        assert not is_image(file), text
-    assert not is_image(tmp_path)
-    assert not is_image(tmp_path / "none")
+        assert not format_of(text), text
 
 
 @pytest.mark.parametrize("shape", [(112, 112), (1, 1), (2000, 3), (50, 300)])
