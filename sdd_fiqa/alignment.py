@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sdd_fiqa.assets import fetch
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.files import reading
 from sdd_fiqa.images import FACE_SIZE, Image, cv2
 
 Points = npt.NDArray[np.float64]
@@ -195,10 +196,13 @@ class FaceAligner:
     def _rows(self, seen: Image) -> npt.NDArray[np.float32]:
         """(F, 15) rows of the detector for an RGB image: box, five landmarks, score."""
         if not hasattr(self._own, "detector"):
+            with reading(self._model):  # OpenCV cannot open all names on Windows
+                content = np.frombuffer(self._model.read_bytes(), np.uint8)
             least = self._score_threshold
             try:
                 self._own.detector = cv2.FaceDetectorYN.create(
-                    str(self._model), "", (FACE_SIZE, FACE_SIZE), least, _OVERLAP, _MOST_CANDIDATES
+                    *("onnx", content, np.empty(0, np.uint8), (FACE_SIZE, FACE_SIZE)),
+                    *(least, _OVERLAP, _MOST_CANDIDATES),
                 )
             except cv2.error as error:
                 raise UserError(

@@ -23,7 +23,9 @@ def own_cores() -> int:
 
 def nvidia_driver() -> bool:
     """Whether there may be a GPU, without importing torch, which takes two seconds."""
-    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))
+    windows = os.path.join(os.environ.get("SYSTEMROOT", "/none"), "System32", "nvcuda.dll")
+    linux = "/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"
+    return any(map(os.path.exists, (*linux, windows)))
 
 
 def parse_device(name: str) -> tuple[str, int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -18,6 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdd_fiqa.errors import UnreadableImage, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders cannot be locked
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -107,13 +112,13 @@ def _host() -> str:
         numbering = os.readlink("/proc/self/ns/pid")
     except OSError:
         numbering = ""  # not Linux
-    return hashlib.sha256(f"{os.uname().nodename} {numbering}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{platform.node()} {numbering}".encode()).hexdigest()[:8]
 
 
 def _remove_abandoned(folder: Path) -> None:
     """Removes temporary files and folders whose process was killed; once a process and folder."""
-    if (place := os.path.abspath(folder)) in _searched:
-        return
+    if fcntl is None or (place := os.path.abspath(folder)) in _searched:
+        return  # Windows does not tell whether a process runs
     _searched.add(place)
     with suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -181,7 +186,7 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keeps other runs out of a folder until the block ends, or this process does.
 
     The folder is made if it is missing. The lock leaves no file in it. Where a file system has no
-    locks, nobody is kept out.
+    locks (and on Windows), nobody is kept out.
 
     Args:
         folder: the folder.
@@ -191,6 +196,9 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
         UserError: another run holds the lock and `wait` is False; or the folder cannot be made.
     """
     make_parent(folder / "lock")
+    if fcntl is None:
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -37,6 +37,8 @@ TRANSIENT = frozenset(
 PAUSES = (0.1, 0.3, 0.9, 1.7)  # seconds before the second, third, ... try; 3 s in total
 MAX_BYTES = 1 << 30  # a larger file is not an image
 MOST_OPEN = 256  # containers at a time; the usual limit of a process is 1,024 files
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_READ |= getattr(os, "O_BINARY", 0)  # of Windows, which lacks the other two
 GONE_AFTER = 64  # this many failed reads in a row mean that the storage is gone
 
 _Result = TypeVar("_Result")
@@ -192,7 +194,7 @@ class _Stream(io.RawIOBase):
 
 def _open_regular(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Descriptor and size of a regular file. A blocking open of a pipe would wait for a writer."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, _READ)
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):

@@ -241,3 +241,41 @@ def test_import_changes_nothing_and_loads_no_array_library(tmp_path: Path) -> No
     """
     done = without_torch(tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_library_runs_without_what_windows_lacks(photos: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(photos[0]))
+    (tmp_path / "folder").mkdir()
+    code = """if True:
+        import os, sys
+        from pathlib import Path
+        import cv2, numpy, onnxruntime  # they look at the system
+        sys.modules["fcntl"] = None
+        lacking = "uname", "pread", "preadv", "O_CLOEXEC", "O_NONBLOCK", "sched_getaffinity", "fork"
+        for name in lacking:
+            delattr(os, name)
+        plain = os.open
+        def without_folders(path, *more, **options):
+            if isinstance(path, (str, os.PathLike)) and os.path.isdir(path):
+                raise PermissionError(13, "Permission denied")
+            return plain(path, *more, **options)
+        def kill(process, number):
+            raise AssertionError("this would stop the process")
+        os.open, os.kill = without_folders, kill
+        import sdd_fiqa
+        from sdd_fiqa.errors import UnreadableImage
+        from sdd_fiqa.files import lock_folder, replacing, scratch_folder
+        with lock_folder(Path("cache"), wait=True), scratch_folder(Path("cache")) as scratch:
+            Path("cache/.a.00000000.1.0.tmp").touch()
+            with replacing(scratch / "a") as file:
+                file.write("a")
+            os.replace(scratch / "a", "cache/a")
+        scorer = sdd_fiqa.load(device="cpu")
+        print(len(scorer("a.png")), os.listdir("cache").count("a"))
+        try:
+            scorer("folder")
+        except UnreadableImage as error:
+            print(error)
+    """
+    done = without_torch(tmp_path, "-c", code)
+    assert (done.returncode, done.stdout) == (0, "1 1\nPermission denied\n"), done.stderr
