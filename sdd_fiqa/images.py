@@ -112,13 +112,19 @@ def _png(content: bytes) -> Image:
         raise UnreadableImage("cannot be decoded")
     _check_size(*struct.unpack(">II", content[16:24]))
     exif = b""
+    pixels = _by_opencv(content)
     place = 8
     while place + 12 <= len(content) and not exif:
         end = place + 8 + int.from_bytes(content[place : place + 4], "big")
         if content[place + 4 : place + 8] == b"eXIf":
             exif = content[place + 8 : end]
+        elif content[place + 4 : place + 8] == b"tRNS" and content[25] == 0:
+            # Of a grey image OpenCV ignores which grey is transparent.
+            grey = int.from_bytes(content[place + 8 : end], "big")
+            bits = min(8, content[24])
+            pixels[pixels == (grey if content[24] > 8 else grey * 255 // ((1 << bits) - 1))] = 0
         place = end + 4
-    return _upright(_over_black(_by_opencv(content)), _exif_orientation(exif))
+    return _upright(_over_black(pixels), _exif_orientation(exif))
 
 
 def _webp(content: bytes) -> Image:
@@ -221,16 +227,16 @@ def _start(pattern: bytes) -> re.Pattern[bytes]:
     return re.compile(pattern, re.DOTALL)
 
 
-HEIC_SUFFIXES = (".heic", ".heif")
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 # Every kind that is read. The reserved bytes of a BMP are zero, which a text that begins with "BM"
 # has not. AVIF and HEIC share a container: what is inside is named by a list of four letters each.
 FORMATS = (
-    Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe"), _start(rb"\xff\xd8\xff"), _jpeg),
-    Format("PNG", (".png",), _start(rb"\x89PNG\r\n\x1a\n"), _png),
+    Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"), _start(rb"\xff\xd8\xff"), _jpeg),
+    Format("PNG", (".png", ".apng"), _start(rb"\x89PNG\r\n\x1a\n"), _png),
     Format("WebP", (".webp",), _start(rb"RIFF.{4}WEBP"), _webp),
     Format("GIF", (".gif",), _start(rb"GIF8[79]a"), _gif),
     Format("BMP", (".bmp",), _start(rb"BM.{4}\0\0\0\0"), _bmp),
-    Format("PNM", (".pgm", ".ppm", ".pnm"), _start(rb"P[1-6](?:\s+\d|\s*#)"), _pnm),
+    Format("PNM", (".pgm", ".ppm", ".pnm", ".pbm"), _start(rb"P[1-6](?:\s+\d|\s*#)"), _pnm),
     Format("JPEG 2000", (".jp2",), _start(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), _jpeg2000),
     Format("TIFF", (".tif", ".tiff"), _start(rb"II[*+]\0|MM\0[*+]"), _tiff),
     Format("AVIF", (".avif",), _start(rb".{4}ftyp(?:.{4})*?avi[fs]"), _avif),

@@ -94,6 +94,18 @@ def test_transparency_is_laid_over_black(face: Image.Image, kind: str) -> None:
     assert pixels[:50, :36].max(initial=0) <= (0 if bound == 1 else 4)
 
 
+def test_a_colour_that_stands_for_transparency_is_black(face: Image.Image) -> None:
+    grey = np.asarray(face.convert("L"))
+    key = int(grey[50, 40])
+    wanted = np.where(grey == key, 0, grey)[:, :, None].repeat(3, axis=2)
+    assert off(encode(Image.fromarray(grey), "PNG", transparency=key), wanted) == 0
+    colours = np.asarray(face).copy()
+    colours[:30] = (250, 0, 250)
+    content = encode(Image.fromarray(colours), "PNG", transparency=(250, 0, 250))
+    colours[:30] = 0
+    assert off(content, colours) == 0
+
+
 def test_bitmaps_whose_fourth_byte_is_not_used_are_opaque(face: Image.Image) -> None:
     clear = face.copy()
     clear.putalpha(0)
