@@ -20,11 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import Stalled, UserError
 from sdd_fiqa.files import scratch_name
+from sdd_fiqa.names import printable
 from sdd_fiqa.number import plain_number, whole_number
 
 EXIT_DONE = 0
@@ -34,8 +35,6 @@ EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # only writing fails with these
-# C0 and C1 without TAB and line break; what changes the direction of writing, or breaks lines.
-_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def run_script(main: Callable[..., int]) -> None:
@@ -192,16 +191,6 @@ def note(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(printable(message), file=sys.stderr)
-
-
-def printable(text: str, to: TextIO | None = None) -> str:
-    """Escapes the control characters of a text, so that a file name cannot steer a terminal.
-
-    TAB and line break stay. A file or a pipe, given as `to`, gets the text as it is.
-    """
-    if text.isprintable() or (to is not None and not to.isatty()):
-        return text
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class _Notes(logging.Handler):

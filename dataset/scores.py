@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sdd_fiqa.calibration import ScoreInterpretation
+from sdd_fiqa.names import for_table
 
 OK = "ok"
 NOT_SCORED = "not scored: interrupted"
-_FORMULA = ("=", "+", "-", "@")
 
 
 class NumberColumn(Sequence[str]):
@@ -85,5 +85,4 @@ def write_scores(
         value = scores.values[row]
         text = "" if np.isnan(value) else f"{value:.4f}"
         more = [values[row] for _, values in columns]
-        name = f"./{path}" if path.startswith(_FORMULA) else path
-        writer.writerow([name, text, scores.status(row), *more])
+        writer.writerow([for_table(path), text, scores.status(row), *more])

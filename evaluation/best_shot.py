@@ -14,7 +14,7 @@ from typing import Literal, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from common.cli import note, printable
+from common.cli import note
 from dataset.containers import split_member
 from dataset.faces import Faces
 from dataset.lists import ImageList, identity_in
@@ -24,6 +24,7 @@ from sdd_fiqa.calibration import DECIMALS, reaches
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
 from sdd_fiqa.images import cv2
+from sdd_fiqa.names import printable
 from sdd_fiqa.number import whole_number
 from sdd_fiqa.storage import read_file
 

@@ -14,7 +14,7 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
-from common.cli import note, printable
+from common.cli import note
 from dataset.containers import split_member
 from dataset.faces import Faces
 from dataset.left_out import Skipped
@@ -27,6 +27,7 @@ from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
 from sdd_fiqa.images import thumbnail
+from sdd_fiqa.names import printable
 
 _FEW = 20  # scores from which statistics say more than the numbers
 _NAMED = 5  # images without a score that are named; scores.csv names all

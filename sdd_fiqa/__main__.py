@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ import sys
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import cv2
+from sdd_fiqa.names import for_table, printable
 from sdd_fiqa.number import whole_number
 from sdd_fiqa.scorer import fetch_detector, load
 
@@ -53,7 +55,7 @@ def command(arguments: list[str] | None = None) -> int:
             fetch_detector()
         return _print_scores(options) if options.photo else _DONE
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return _USER_ERROR
     except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,13 +67,14 @@ def command(arguments: list[str] | None = None) -> int:
 
 def _print_scores(options: argparse.Namespace) -> int:
     """Prints a row for each face, and for each photo without one."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     scorer = load(options.model, options.detector, options.device, options.threads)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*_HEADER, "detector_score"])
     code = _DONE
     for photo, faces in zip(options.photo, scorer.map(options.photo), strict=True):
-        # A spreadsheet would take these for the start of a formula.
-        path = f"./{photo}" if photo.startswith(("=", "+", "-", "@")) else photo
+        path = printable(for_table(photo), sys.stdout)
         if isinstance(faces, UnreadableImage) or not faces:
             writer.writerow([path, "", faces or "no face", *[""] * 6])
             code = _SKIPPED
