@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset.containers import is_container, split_member
 from dataset.containers.listing import container_images
-from dataset.left_out import BAD_NAMES, VIDEO, Skipped, fits_a_line, why_unread
+from dataset.left_out import VIDEO, Skipped, why_unread
 from dataset.lists import ImageList, read_table
 from dataset.path_lists import listed_paths
 from dataset.video import first_bytes
@@ -76,13 +76,11 @@ def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
                 folders.append(path)
             elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
                 if skipped.other_file(path):
-                    yield path
+                    yield from skipped.fitting(path)
             elif not _is(entry.is_file):
                 skipped.problem("links to nothing, and other things that are no file", path)
-            elif fits_a_line(path):
-                yield path
             else:
-                skipped.problem(BAD_NAMES, path)
+                yield from skipped.fitting(path)
         stack.extend(reversed(folders))
 
 
@@ -121,7 +119,7 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
                 elif is_container(match) or _looks_like_image(match):
                     yield from _of_file(match, skipped)
                 elif skipped.other_file(match):
-                    yield match
+                    yield from skipped.fitting(match)
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
             yield name
         else:
@@ -160,13 +158,10 @@ def _of_file(name: str, skipped: Skipped) -> Iterator[str]:
     if is_container(name):
         yield from container_images(name, skipped)
     elif _looks_like_image(name):
-        if fits_a_line(name):
-            yield name
-        else:
-            skipped.problem(BAD_NAMES, name)
+        yield from skipped.fitting(name)
     elif why_unread(name) is not None:
         if skipped.other_file(name):
-            yield name
+            yield from skipped.fitting(name)
     else:
         yield from _of_list(name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dataset.video import begins_as_video, first_bytes
@@ -13,21 +14,25 @@ from sdd_fiqa.images import format_of
 BAD_NAMES = "names with a TAB, a line break or no UTF-8 (rename them)"
 VIDEO = "is a video: add --frames-per-second 2"
 UNKNOWN_PICTURE = "is a picture of a kind that is not read: save it as JPEG or PNG"
+_BAD_NAME = "its name holds a TAB, a line break or no UTF-8: rename it"
 NO_SUFFIX = "is an image, but its name does not say so: name the file itself, or rename it"
 _KINDS = {  # in the plural, for a count
     VIDEO: "videos (eval.py scores them with --frames-per-second 2)",
     UNKNOWN_PICTURE: "pictures of a kind that is not read (save them as JPEG or PNG)",
     NO_SUFFIX: "images whose names do not say so (rename them)",
 }
+_ESCAPED = re.compile("[\t\n\r\ud800-\udfff]")
 _SHOWN = 5  # names given of each problem
 
-# How files begin that no decoder here reads. Photoshop, JPEG XL, OpenEXR, Fujifilm's raw; Canon's
-# raw shares a container with MP4 videos.
+# How files begin that no decoder here reads. Photoshop, JPEG XL, OpenEXR, Radiance, GIMP, QOI,
+# icons, JPEG XR, PAM and PFM, raw files; Canon's raw shares a container with MP4 videos.
 _PICTURE_START = re.compile(
-    rb"8BPS|\xff\x0a|\0\0\0\x0cJXL |v/1\x01|FUJIFILMCCD|\0.{3}ftypcrx ", re.DOTALL
+    rb"8BPS|\xff\x0a|\0\0\0\x0cJXL |v/1\x01|#\?RADIANCE|gimp xcf|qoif|\0\0\x01\0[^\0]|II\xbc\x01"
+    rb"|P[7Ff]\n|FUJIFILMCCD|FOVb|IIR[OS]|IIU\0|\0.{3}ftypcrx ",
+    re.DOTALL,
 )
 _PICTURE_SUFFIX = re.compile(
-    r"\.(?:jxl|psd|exr|hdr|dng|cr2|cr3|nef|arw|orf|rw2|raf|pef|srw|jpx|j2k)"
+    r"\.(?:jxl|psd|exr|hdr|jpx|j2k|jxr|xcf|tga|ico|dng|cr2|cr3|crw|nef|nrw|arw|orf|rw2|raf|pef|srw)"
 )
 
 
@@ -64,9 +69,6 @@ class Skipped:
 
     def picture_or_video(self, path: str, reason: str) -> bool:
         """As `other_file`, where the reason is known."""
-        if not fits_a_line(path):
-            self.problem(BAD_NAMES, path)
-            return False
         if reason == VIDEO and self.videos:
             return True
         if self.unread is None:
@@ -74,6 +76,21 @@ class Skipped:
             return False
         self.unread[path] = reason
         return True
+
+    def fitting(self, path: str) -> Iterator[str]:
+        """Yields a path that a list can hold; notes another one, which has a row with its reason.
+
+        That row holds the path with escapes, such as a backslash and `n` for a line break.
+        """
+        if fits_a_line(path):
+            yield path
+            return
+        shown = _ESCAPED.sub(lambda match: match[0].encode("unicode_escape").decode(), path)
+        if self.unread is None or os.path.lexists(shown):
+            self.problem(BAD_NAMES, path)
+        else:
+            self.unread[shown] = _BAD_NAME
+            yield shown
 
     def problem(self, kind: str, path: str) -> None:
         """Counts one path that should have been taken."""

@@ -65,10 +65,7 @@ def container_images(container: str, skipped: Skipped) -> Iterator[str]:
     """
     with reading(container):
         for member in open_container(container).images(skipped):
-            if fits_a_line(path := f"{container}#{member}"):
-                yield path
-            else:
-                skipped.problem(BAD_NAMES, path)
+            yield from skipped.fitting(f"{container}#{member}")
 
 
 def identified_members(

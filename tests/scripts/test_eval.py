@@ -256,10 +256,13 @@ def test_what_is_left_out_is_said(
     for name in ("a.png", "ta\tb.png"):
         shutil.copy(here / "faces/id0/1.png", here / "one" / name)
     (here / "one/notes.txt").touch()
-    assert score("one") == EXIT_SKIPPED  # a single number, and the reason of exit code 3
-    err = capsys.readouterr().err
-    assert "left out: 1 .txt files\n" in err
-    assert "left out: 1 names with a TAB, a line break or no UTF-8 (rename them): 'one/ta" in err
+    assert score("one") == EXIT_SKIPPED
+    assert "left out: 1 .txt files\n" in capsys.readouterr().err
+    assert read(here / "scores.csv")[1] == {
+        "path": "one/ta\\tb.png",
+        "score": "",
+        "status": "its name holds a TAB, a line break or no UTF-8: rename it",
+    }
 
 
 def test_photos_are_noticed(here: Path, score: Any, capsys: pytest.CaptureFixture[str]) -> None:
