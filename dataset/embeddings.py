@@ -27,6 +27,12 @@ Rows = npt.NDArray[Any]  # (n, D), of the file's own type
 Indices = npt.NDArray[np.int64]
 
 
+def embeddings_in(path: str | os.PathLike[str]) -> Path:
+    """The embeddings in a folder that extract_feats has written to; else the path itself."""
+    names = (Path(path, name) for name in (EMBEDDINGS, Path(EMBEDDINGS).name))
+    return next(filter(Path.is_file, names), Path(path))
+
+
 def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """The shape, whether it is stored by column, and the type that a .npy file states.
 
@@ -50,7 +56,7 @@ class EmbeddingsFile:
     """The rows of a .npy file of shape (N, D); threads may read at the same time.
 
     Attributes:
-        path: the file.
+        path: the file; of a folder, the one that extract_feats writes there.
         shape: (N, D).
         dtype: as stored.
 
@@ -59,9 +65,9 @@ class EmbeddingsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = path = embeddings_in(path)
         try:
-            file = open(self.path, "rb")  # noqa: SIM115  (open as long as this object)
+            file = open(path, "rb")  # noqa: SIM115  (open as long as this object)
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror or error}); extract the embeddings first"
@@ -164,6 +170,7 @@ def open_embeddings(path: Path, table: ImageList) -> tuple[EmbeddingsFile, Origi
             and the .json beside them.
     """
     file = EmbeddingsFile(path)
+    path = file.path
     rows, columns = file.shape
     if rows != len(table):
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dataset.embeddings import EmbeddingsFile, open_embeddings
+from dataset.embeddings import EmbeddingsFile, embeddings_in, open_embeddings
 from dataset.lists import Identities, ImageList, place_in_group
 from dataset.score_files import ScoreForm, read_scores
 from evaluation.edc.pairs import (
@@ -104,7 +104,7 @@ def load_features(
         gather_features(path, images, scratch / str(number) / path.resolve().name, usable_cores())
         if path.is_dir()
         else path
-        for number, path in enumerate(paths)
+        for number, path in enumerate(map(embeddings_in, paths))
     ]
     features: dict[str, EmbeddingsFile] = {}
     for name, path in zip(unique_names(files, recogniser_name), files, strict=True):

@@ -41,6 +41,18 @@ def test_features(tmp_path: Path, table: ImageList) -> None:
             open_embeddings(path, table)
 
 
+def test_a_folder_of_the_label_step_is_its_file(tmp_path: Path, table: ImageList) -> None:
+    file = tmp_path / "annotations/feats_npy/Embedding_Features.npy"
+    file.parent.mkdir(parents=True)
+    np.save(file, np.eye(3, dtype=np.float32))
+    write_json(file.with_suffix(".json"), {"list": {"sha256": table.sha256}, "rows_done": 3})
+    for folder in (file.parent, file.parent.parent):
+        features, origin = open_embeddings(folder, table)
+        assert features.path == file and not origin.note
+    with pytest.raises(UserError, match=r"tmp.*: cannot be read \(Is a directory\)"):
+        open_embeddings(tmp_path, table)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
