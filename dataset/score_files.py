@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import reading, scratch_folder
 from sdd_fiqa.number import plain_number
 
+_OTHER_NUMBER = re.compile(r"[-+]?[0-9]+(?:[.,][0-9]+)?\s*%?")  # 0,85 or 85 %
 _LEAST_NUMBERS = 16  # after a path: as many are an embedding, fewer are columns
 
 
@@ -66,12 +68,14 @@ def read_scores(path: Path, table: ImageList, form: ScoreForm | None = None) -> 
     """
     scored, words = _open(path, form or ScoreForm())
     scored = _without_repeats(scored)
+    if scored.sha256 == table.sha256:
+        raise UserError(f"{path}: is the list of identities, not scores")
     rows = join(table, scored)
     found = rows >= 0
     if not found.any():
         raise UserError(
-            f"{path}: none of its {len(scored):,} paths is in {table.file}; the paths, or their"
-            " last two parts, must agree"
+            f"{path}: none of its {len(scored):,} paths is in {table.file}, for example"
+            f" {scored.path(0)}; the paths, or their last two parts, must agree"
         )
     values = np.where(found, scored.values[rows], np.nan)
     missing = int(np.count_nonzero(~found))
@@ -102,14 +106,16 @@ def open_scores(path: Path, form: ScoreForm | None = None) -> ImageList:
 class _Layout:
     """Where paths and scores are: the separator (a space for any), columns from 0, and more.
 
-    `header`: its names, empty without one; `numbers`: how many an embedding has, 0 for none;
-    `several`: photos left out, because they have several faces.
+    `header`: its names, empty without one; `columns`: of a line between spaces, the first of which
+    may hold spaces; `numbers`: how many an embedding has, 0 for none; `several`: photos left out,
+    because they have several faces.
     """
 
     separator: str
     path_at: int = 0
     score_at: int = 1
     header: tuple[str, ...] = ()
+    columns: int = 2
     numbers: int = 0
     several: set[str] = field(default_factory=set)
 
@@ -155,6 +161,11 @@ def _open(path: Path, form: ScoreForm) -> tuple[ImageList, str]:
                 if not text.tell():
                     raise UserError(f"{path}: holds no score; it has a header line alone")
             scored = replace(read_table(folder / "scores.txt", "score"), file=path)
+            if layout.several:
+                kept = [name not in layout.several for name in scored.paths()]
+                scored = scored.subset(np.array(kept))
+            if not len(scored):
+                raise UserError(f"{path}: all its photos have several faces; score aligned faces")
     if form.lower_is_better:
         return replace(scored, values=-scored.values), layout.words + "; lower is better"
     return scored, layout.words
@@ -183,24 +194,29 @@ def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
 
 def _columns(separator: str, fields: list[str], wanted: tuple[str, str]) -> _Layout | None:
     """The form of a first line that is split at a separator; None where it does not fit."""
+    fields = [field.strip() for field in fields]
     if all(name in fields for name in wanted):
         path_at, score_at = map(fields.index, wanted)
-        return _Layout(separator, path_at, score_at, tuple(fields))
+        return _Layout(separator, path_at, score_at, tuple(fields), len(fields))
     if any(not name.isdigit() and name not in ("path", "score") for name in wanted):
         return None
-    numbers = list(takewhile(_is_finite, reversed(fields)))
-    usual = wanted == ("path", "score") and len(numbers) >= _LEAST_NUMBERS
-    if usual and (separator == " " or len(numbers) == len(fields) - 1):
-        return _Layout(separator, numbers=len(numbers))
-    path_at, score_at = (int(name) - 1 if name.isdigit() else i for i, name in enumerate(wanted))
-    if separator == " ":
+    numbers, usual = list(takewhile(_is_finite, reversed(fields))), wanted == ("path", "score")
+    if (
+        usual
+        and len(numbers) >= _LEAST_NUMBERS
+        and (separator == " " or len(numbers) == len(fields) - 1)
+    ):
+        return _Layout(separator, columns=len(numbers) + 1, numbers=len(numbers))
+    if usual and separator == " ":
         return _Layout(" ") if numbers and len(fields) > 1 else None
+    path_at, score_at = (int(name) - 1 if name.isdigit() else i for i, name in enumerate(wanted))
     if not 0 <= min(path_at, score_at) <= max(path_at, score_at) < len(fields):
         return None
-    score = fields[score_at].strip()
+    score = fields[score_at]
     known = _is_finite(score) or (not score and separator != "\t")
-    nan = separator == "\t" and score.lower() == "nan"  # is refused with its line
-    return _Layout(separator, path_at, score_at) if known or nan else None
+    refused = _OTHER_NUMBER.fullmatch(score) or (separator == "\t" and score.lower() == "nan")
+    columns = len(fields) if separator == " " else 2
+    return _Layout(separator, path_at, score_at, (), columns) if known or refused else None
 
 
 def _split(path: Path, line: str, separator: str) -> list[str]:
@@ -225,12 +241,17 @@ def _records(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[str, 
         if not name or "\t" in name or "\n" in name or "\r" in name:
             raise UserError(f"{where}: has no path that fits a line")
         values = fields[1:] if layout.numbers else [score]
+        if layout.numbers and not all(map(_is_finite, values)):
+            raise UserError(
+                f"{where}: expected a path and {layout.numbers} finite numbers, as in line 1"
+            )
         if not (score or layout.separator == " ") and not layout.numbers:
             values, score = [], "nan"
         if not all(map(_is_finite, values)):
-            raise UserError(
-                f"{where}: score {score} is not a finite number; leave it empty where there is none"
-            )
+            remedy = "leave it empty where there is none"
+            if _OTHER_NUMBER.fullmatch(score):
+                remedy = f"write {score.rstrip('% ').replace(',', '.')}"
+            raise UserError(f"{where}: score {score} is not a finite number; {remedy}")
         if layout.numbers:
             score = repr(math.hypot(*map(float, values)))
         yield name, score
@@ -239,29 +260,25 @@ def _records(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[str, 
 def _single_faces(
     records: Iterator[tuple[str, str]], several: set[str]
 ) -> Iterator[tuple[str, str]]:
-    """Of --all-faces: a photo with one row, photo#1, is that face; others are left out."""
-    for photo, group in groupby(records, lambda record: _photo_of(record[0])):
-        rows = list(group)
-        if len(rows) > 1:
-            several.add(photo)
+    """Of --all-faces: photo#1 is the face of a photo; those with another one go to `several`."""
+    for name, score in records:
+        photo, _, face = name.rpartition("#")
+        if not (photo and face.isdigit()):
+            yield name, score
+        elif face == "1":
+            yield photo, score
         else:
-            yield photo, rows[0][1]
-
-
-def _photo_of(name: str) -> str:
-    photo, _, face = name.rpartition("#")
-    return photo if photo and face.isdigit() else name
+            several.add(photo)
 
 
 def _rows(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[int, list[str]]]:
     """The numbers and the fields of the lines that are not blank, without the header."""
     if layout.separator in "\t ":
-        count = layout.numbers or 1
         for number, line in enumerate(file, 1):
             text = line.rstrip("\r\n")
             if text.strip() and not (layout.header and number == 1):
                 tabs = layout.separator == "\t"
-                yield number, text.split("\t") if tabs else text.rsplit(None, count)
+                yield number, text.split("\t") if tabs else text.rsplit(None, layout.columns - 1)
         return
     records = csv.reader(file, delimiter=layout.separator, strict=True)
     try:

@@ -251,7 +251,7 @@ def reading(path: str | os.PathLike[str], missing: str = "") -> Iterator[None]:
             raise UserError(f"{path}: does not exist; {missing}") from error
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text") from error
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except csv.Error as error:
         raise UserError(f"{path}: is not CSV ({error})") from error
     except UnreadableImage as error:

@@ -61,10 +61,21 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> Non
         (f"path,score\n{PATHS[0]},1\n{PATHS[0]},2\n", r"twice, with the scores 1 and 2; keep one"),
         (f"path,score\n{PATHS[0]},1_000\n", ":2: score 1_000 is not a finite number"),
         (f"image;quality\n{PATHS[0]};1\n", "it has: image, quality"),
+        (f"path;score\n{PATHS[0]};0,85\n", r":2: score 0,85 is not a finite number; write 0\.85$"),
+        (f"{PATHS[0]};-85 %\n", ":1: score -85 % is not a finite number; write -85$"),
         (
             "a.jpg" + 16 * " 1" + "\nb.jpg 1 2\n",
             ":2: is not as line 1: space-separated embeddings of 16 numbers",
         ),
+        (
+            "a b.jpg" + 16 * " 1" + "\nb c.jpg" + 15 * " 1" + "\n",
+            ":2: expected a path and 16 finite numbers, as in line 1",
+        ),
+        (
+            f'path,score,box_x\n"{PATHS[0]}#1",1,9\n"{PATHS[0]}#2",1,9\n',
+            "all its photos have several faces; score aligned faces",
+        ),
+        ("".join(f"{name}\t{row // 2}\n" for row, name in enumerate(PATHS)), "list of identities"),
         ('path,score\n"a\tb",1\n', ":2: has no path that fits a line"),
         ('path,score\n"a"b,1\n', ":2: is not CSV"),
         ("path,score\nx/y.jpg,1\n", "none of its 1 paths is in"),
@@ -115,6 +126,8 @@ NORM = float(np.linalg.norm(np.array(VECTOR, float)))
         ("quality\timage\n1.5\t{0}\n-20\t{1}\n", "image quality", "columns image and quality"),
         ("path\tscore\n{0}\t1.5\n{1}\t-20\n", "", "TAB-separated with the columns path and score"),
         ("path score\n{0} 1.5\n{1} -20\n", "", "space-separated with the columns path and score"),
+        ("path score ok\n{0} 1.5 1\n{1} -20 1\n", "", "space-separated with the columns path and"),
+        ('path, score\n"{0}", 1.5\n"{1}", -20\n', "", "CSV with the columns path and score"),
         (
             "{0},1.5,ok\n{1},-20,ok\n",
             "",
@@ -172,7 +185,7 @@ def test_a_path_from_the_current_folder_is_the_same(tmp_path: Path, table: Image
 
 
 def test_of_all_faces_a_photo_with_one_face_is_that_face(tmp_path: Path, table: ImageList) -> None:
-    rows = [(f"{PATHS[0]}#1", 7), (f"{PATHS[1]}#1", 8), (f"{PATHS[1]}#2", 9), (PATHS[2], "")]
+    rows = [(f"{PATHS[1]}#1", 8), (f"{PATHS[0]}#1", 7), (f"{PATHS[1]}#2", 9), (PATHS[2], "")]
     lines = [f'"{path}",{score},ok,1.0' for path, score in rows]
     path = written(tmp_path, "path,score,status,box_x\n" + "\n".join(lines))
     found = read_scores(path, table)
