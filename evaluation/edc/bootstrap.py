@@ -47,8 +47,11 @@ def resampled(source: PairSource, curve: Curve, replicates: int, seed: int = 0) 
 def ratio_interval(part: Ints, whole: Ints, replicates: int, seed: int = 0) -> tuple[float, float]:
     """The middle 95 % of sum_c w_c part_c / sum_c w_c whole_c, for (C,) counts of identities.
 
-    (NaN, NaN) without replicates, or if too few of them have a value (see `interval`).
+    (NaN, NaN) without replicates, with one identity, or if too few of them have a value (see
+    `interval`).
     """
+    if len(part) < 2:
+        return np.nan, np.nan
     return interval(_ratios(part[:, None], whole[:, None], replicates, seed)[:, 0])
 
 

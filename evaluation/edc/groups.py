@@ -75,10 +75,14 @@ def read_groups(
         row = rows.get(name)
         if row is not None and group_of.setdefault(row, group) != group:
             raise UserError(f"{path}:{number}: {name} is in {group_of[row]} and in {group}")
+    strangers = sum(fields[0] not in rows for _, fields in lines)
+    if strangers:
+        notes.append(f"{strangers:,} images of {path} are not in {images.file}")
     names = np.array([group_of.get(int(row), "") for row in np.flatnonzero(chosen)])
     without = int(np.count_nonzero(names == ""))
     if without == len(names):
-        raise UserError(f"{path}: names none of the images that are evaluated")
+        example = f"for example {lines[0][1][0]}" if lines else "it has a header line alone"
+        raise UserError(f"{path}: names none of the images that are evaluated, {example}")
     notes.leave_out(without, f"{without:,} of {len(names):,} images have no group in {path}")
     return {str(group): names == group for group in np.unique(names) if group}
 

@@ -95,6 +95,8 @@ def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) ->
     """
     lines = read_fields(path, 3, "path template person")
     known = rows_of_names({fields[0] for _, fields in lines}, images)
+    if not known:
+        raise UserError(f"{path}: none of its images is in {images.file}")
     people: dict[str, str] = {}
     found: dict[tuple[str, int], None] = {}
     missing = unusable = 0

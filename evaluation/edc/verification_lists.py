@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from dataset.lists import ImageList, last_parts
 from evaluation.edc.pairs import Mask, Rows
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import reading
+
+_HEADS = ("path", "image", "file", "filename", "file_name", "name", "img", "image_path")
 
 
 class PairList(NamedTuple):
@@ -85,12 +88,17 @@ def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
             found.append((fields[0], fields[1], fields[2] == "1"))
         elif len(fields) == 3 and fields[0] in ("0", "1"):
             found.append((fields[1], fields[2], fields[0] == "1"))
-        elif number > lines[0][0] or len(fields) != 3 or not fields[2].isalpha():  # a header
+        elif number > lines[0][0] or not _is_header(line, fields):
             raise UserError(
                 f"{path}:{number}: expected `image image 0|1` or `0|1 image image` (between TABs or"
                 " commas where names hold spaces); 1 is one person"
             )
     return found
+
+
+def _is_header(line: str, fields: list[str]) -> bool:
+    numbers = any(field.lstrip("-").isdigit() for field in fields)
+    return len(fields) == 3 and not numbers and not set("./") & set(line)
 
 
 def _two_line_pairs(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str, str, bool]]:
@@ -116,16 +124,16 @@ def _two_line_pairs(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str,
 def read_fields(path: Path, count: int, form: str) -> list[tuple[int, list[str]]]:
     """The lines of a text file, each as its number and its fields; names may hold spaces.
 
-    A first line that begins with `path` is a header. A line has `count` fields; `form` says what
-    they are, for the message.
+    A first line that begins with a word of _HEADS is a header. A line has `count` fields; `form`
+    says what they are, for the message.
 
     Raises:
         UserError: as read_lines, or a line with another number of fields.
     """
     lines = read_lines(path)
-    if lines[0][1].lower().startswith("path"):
-        lines = lines[1:]
     found = [(number, _split(line, count)) for number, line in lines]
+    if found[0][1][0].lower() in _HEADS:
+        found = found[1:]
     for number, fields in found:
         if len(fields) != count or not all(fields):
             raise UserError(f"{path}:{number}: expected `{form}`, between TABs or commas")
@@ -133,11 +141,18 @@ def read_fields(path: Path, count: int, form: str) -> list[tuple[int, list[str]]
 
 
 def _split(line: str, count: int) -> list[str]:
-    """The fields of a line, split at TABs, semicolons, commas or spaces: the first that fit."""
-    for separator in ("\t", ";", ","):
-        fields = [field.strip() for field in line.split(separator)]
+    """The fields of a line: at TABs, else at semicolons, commas or spaces, the first that fit.
+
+    Between semicolons and commas, a field may be in quotes.
+    """
+    if "\t" in line:
+        return [field.strip() for field in line.split("\t")]
+    for separator in ";,":
+        fields = line.split(separator)
+        if '"' in line:
+            fields = next(csv.reader([line], delimiter=separator))
         if len(fields) == count:
-            return fields
+            return [field.strip() for field in fields]
     return line.split()
 
 

@@ -69,9 +69,10 @@ def test_excluded_names(tmp_path: Path, table: ImageList) -> None:
         "Ann Lee_0001.jpg,Ann Lee_0002.jpg,1\nAnn Lee_0002.jpg,Bob_0001.jpg,0\n",
         "first;second;same\nAnn Lee_0001;Ann Lee_0002;1\nAnn Lee_0002;Bob_0001;0\n",
         "1 a/1.jpg a/2.jpg\n0 a/2.jpg b/1.jpg\n",
+        'is_same,img_1,img_2\n1,"Ann Lee_0001",Ann Lee_0002\n0,"Ann Lee_0002","Bob_0001"\n',
         "a/1.jpg 1\na/2.jpg 1\na/2.jpg 0\nb/1.jpg 0\n",
     ],
-    ids=["LFW", "tabs", "spaces", "commas", "header", "label first", "CPLFW"],
+    ids=["LFW", "tabs", "spaces", "commas", "header", "label first", "quotes", "CPLFW"],
 )
 def test_pair_lists(tmp_path: Path, text: str) -> None:
     names = ["Ann Lee/Ann Lee_0001", "Ann Lee/Ann Lee_0002", "Bob/Bob_0001"]
@@ -95,6 +96,7 @@ def test_pairs_of_strangers_are_counted(tmp_path: Path, table: ImageList) -> Non
         ("p.txt", "1\t1\nAnn Lee\t1\n", ":2: expected `name TAB i TAB j`"),
         ("p.txt", "a b\n", ":1: expected `image image 0|1`"),
         ("p.txt", "a\tb\t2\n", ":1: expected `image image 0|1`"),
+        ("p.txt", "a b\tc d\n", ":1: expected `image image 0|1`"),
         ("p.txt", "a b 1\na b c\n", ":2: expected `image image 0|1`"),
         ("p.txt", "a 1\nb 1\nc 1\n", ": has 3 lines `image 0|1`; two lines make a pair"),
         ("p.txt", "a 1\nb 0\n", ":2: the two lines of a pair must have the same label"),
