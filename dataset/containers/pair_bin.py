@@ -24,6 +24,7 @@ from common.cli import is_count
 from dataset.containers.base import Container
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.images import format_of
 
 _PLAIN = re.compile(r"b1|[iu][1248]|f[248]|S[1-9][0-9]{0,8}")  # types of numbers and bytes
 
@@ -69,6 +70,10 @@ class PairBin(Container):
         )
         self.empty = np.flatnonzero(self._which < 0).tolist()
         self.contents = list(numbers)
+        if self.contents and not any(format_of(content[:64]) for content in self.contents):
+            raise UnreadableImage(
+                "no entry is an image file's bytes, which cv2.imencode makes of pixels"
+            )
         found, entries = np.unique(self._which, return_index=True)
         self.entries: Rows = entries[found >= 0]
         whole = (self._which.reshape(-1, 2) >= 0).all(axis=1)
@@ -260,6 +265,8 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _image_bytes(number: int, entry: Any) -> bytes:
+    if entry is None:
+        return b""
     if isinstance(entry, _Array) and entry.code in ("u1", "i1"):
         entry = entry.content if entry.shape == (len(entry.content),) else None
     if not isinstance(entry, bytes | bytearray):

@@ -256,7 +256,10 @@ class RecordFile(Container):
         return keys, places
 
     def _check_index(self, index: Path) -> None:
-        """Refuses a .idx of another file; one damaged record is no reason to."""
+        """Refuses a .idx of another file, and notes one that seems to be an older one.
+
+        One damaged record is no reason to refuse it.
+        """
         some = np.unique(np.linspace(0, len(self.offsets) - 1, _LOOKED_AT).astype(np.int64))
         offsets = self.offsets[some].tolist()
         wrong = [offset for offset in offsets if self.file.read(offset, len(MARK)) != MARK]
@@ -265,6 +268,20 @@ class RecordFile(Container):
                 f"{index}: belongs to another file than {self.path}: it says that records begin at "
                 f"{', '.join(map(str, wrong[:3]))}, where none does; get both again, or delete it "
                 "to have it rebuilt"
+            )
+        places = [offset for offset in wrong if offset < self._end]  # else it is cut short
+        last = int(self.offsets.max())
+        if not wrong:
+            read, size = self.file.read, self._end
+            with suppress(Damaged):
+                end = content_at(read, last, last + 1, size)[1]
+                following = parse(-1, end, content_at(read, end, end + 1, size)[0])
+                places = [end] if following.image else []
+        if places:
+            what = "no record begins" if wrong else "another record begins"
+            note(
+                f"{index}: seems to be older than {self.path}, where {what} at {places[0]}; if it "
+                "is, delete it to have it rebuilt"
             )
 
 

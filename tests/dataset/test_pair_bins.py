@@ -14,7 +14,8 @@ from dataset.containers.pair_bin import PairBin
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 
-A, B, C, D = b"image a" * 50, b"image b", b"\xff\xd8 image c \x00\xe9", b"d"
+A, B = b"\xff\xd8\xff image a" * 50, b"\xff\xd8\xff image b"
+C, D = b"\xff\xd8 image c \x00\xe9", b"d"
 IMAGES = [A, B, A, C, C, D]  # pairs (A, B), (A, C), (C, D)
 SAME = [True, False, True]
 
@@ -150,6 +151,8 @@ def test_a_damaged_pickle_is_one_line(tmp_path: Path, content: bytes) -> None:
         ((IMAGES, np.array([1, 0, 0.5])), "pair 2 is marked neither"),
         ((np.zeros((6, 4, 4, 3), np.uint8), SAME), r"array of u1 of shape \(6, 4, 4, 3\)"),
         (([np.zeros((4, 4, 3), np.uint8)] * 6, SAME), "entry 0 is no image file's bytes"),
+        (([bytes(48)] * 6, SAME), "no entry is an image file's bytes, which cv2.imencode makes"),
+        (([np.zeros(48, np.uint8)] * 6, SAME), "no entry is an image file's bytes"),
         ((np.arange(6.0), SAME), "entry 0 is no image file's bytes"),
         (([*IMAGES[:5], np.str_("text")], SAME), "is not a pickled set"),
         ((np.array(["a"] * 6), SAME), "holds an array of U1"),
@@ -164,7 +167,7 @@ def test_other_contents(tmp_path: Path, value: Any, message: str) -> None:
 
 def test_entries_without_bytes_are_no_images(tmp_path: Path) -> None:
     """Two empty entries, in pairs of two different people, would join these."""
-    images = [A, b"", C, b"", A, B, C, D]
+    images = [A, b"", C, None, A, B, C, D]
     pairs = PairBin(save(tmp_path, (images, [True, True, False, False])))
     skipped = Skipped()
     assert list(pairs.images(skipped)) == ["0", "2", "5", "7"]

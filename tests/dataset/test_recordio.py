@@ -156,6 +156,25 @@ def test_an_index_of_another_file_is_said_to_be_one(tmp_path: Path, count: int) 
         RecordFile(path)
 
 
+@pytest.mark.parametrize(
+    ("before", "what"),
+    [([0, 1, 2, 4, 3], "no record"), ([0, 1, 2], "another record"), ([0, 1, 2, 3, 4], "")],
+)
+def test_an_index_older_than_its_file_is_noted(
+    tmp_path: Path, before: list[int], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, indexes = tmp_path / "a.rec", []
+    for numbers in (before, range(5)):
+        with write_records(path) as records:
+            for number in numbers:
+                records.add((0.0,), bytes(40 * number + 4), number)
+        indexes.append(index_path(path).read_bytes())
+    index_path(path).write_bytes(indexes[0])
+    RecordFile(path)
+    said = capsys.readouterr().err
+    assert (f"a.idx: seems to be older than {path}, where {what} begins at" in said) == bool(what)
+
+
 def test_where_the_index_cannot_be_kept_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
