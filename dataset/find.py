@@ -12,7 +12,7 @@ from dataset.containers import is_container, split_member
 from dataset.containers.listing import container_images
 from dataset.left_out import VIDEO, Skipped, why_unread
 from dataset.lists import ImageList, read_table
-from dataset.path_lists import listed_paths
+from dataset.path_lists import listed_paths, refuse_missing
 from dataset.video import first_bytes
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
@@ -173,6 +173,7 @@ def _of_list(name: str) -> Iterator[str]:
     for path in paths:
         unlike.append(path)
         if _may_be_image(path):
+            refuse_missing(Path(name), listed_paths(name), "the list as", Path(name))
             yield from chain(unlike, paths)
             return
     raise UserError(

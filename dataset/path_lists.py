@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -18,6 +19,7 @@ from dataset.lists import ImageList, read_table, refuse_repeats
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import reading
 
+_SOUGHT = 100  # missing images that are looked for in other folders
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _FACE = re.compile(r"(.*?)(?:#t=[0-9.]+)?(?:#[0-9]+)?", re.DOTALL)
 
@@ -58,6 +60,41 @@ def read_paths(file: Path) -> ImageList:
         listed = replace(read_table(plain), file=file)
     refuse_repeats(listed)
     return listed
+
+
+def refuse_missing(file: Path, paths: Iterable[str], flag: str, named: Path) -> None:
+    """Raises UserError if no image of a list exists; says from which folder its paths lead to them.
+
+    Args:
+        file: the list.
+        paths: of its images; read up to the first that exists.
+        flag: what comes before `named` on the command line.
+        named: the list, or the folder that holds it.
+    """
+    missing: list[str] = []
+    for path in paths:
+        if _exists(path):
+            return
+        if len(missing) < _SOUGHT:
+            missing.append(path)
+    for folder in file.absolute().parents:
+        if any(_exists(folder / path) for path in missing):
+            relative = shlex.quote(os.path.relpath(named, folder))
+            raise UserError(
+                f"{file}: its paths are relative to another folder; run the command there: "
+                f"cd {shlex.quote(str(folder))} (and {flag} {relative})"
+            )
+    remedy = "run the command in the folder that the paths are relative to"
+    if os.path.isabs(missing[0]):
+        remedy = "write the list again"
+    raise UserError(f"{file}: none of its images exists, for example {missing[0]}; {remedy}")
+
+
+def _exists(path: str | Path) -> bool:
+    """Whether the image exists, or the container that it is a member of (train.rec#17)."""
+    name = os.fspath(path)
+    ends = [len(name), *(place for place, letter in enumerate(name) if letter == "#")]
+    return any(os.path.isfile(name[:end]) for end in ends)
 
 
 def _text(name: str, source: io.BufferedReader) -> Iterator[str]:

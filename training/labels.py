@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from pathlib import Path
 
 import numpy as np
 
 from common.cli import note
 from dataset.lists import LABELPATH, PSEUDO_LABELS, ImageList
+from dataset.path_lists import refuse_missing
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import sha256_of
 from training.data import TrainingList, find_identities
 
-_PATHS_TRIED = 100
 _FEW_POINTS = 5  # a spread below this is noted
 _MOST = 0.9  # so many labels within one point are noted
 
@@ -48,7 +46,7 @@ def check_labels(data: TrainingList, id_key_index: int) -> None:
             f"{table.file}: its labels span {low:g}..{high:g}, expected 0..100; multiply them by "
             f"100: {command} > labels_100.txt, then use --img-list labels_100.txt"
         )
-    _check_paths(table)
+    refuse_missing(table.file, table.paths(), "--img-list", table.file)
     _note_odd_labels(table, low, high)
 
 
@@ -82,32 +80,6 @@ def _are_identities(table: ImageList, id_key_index: int) -> bool:
     return 1 < len(people) < len(table) and len(people) == len(numbers) == len(pairs)
 
 
-def _check_paths(table: ImageList) -> None:
-    """Raises UserError if no image exists; says from which folder the paths lead to them."""
-    rows = np.unique(np.linspace(0, len(table) - 1, _PATHS_TRIED).astype(np.int64))
-    paths = list(table.paths_at(rows))
-    if any(map(_exists, paths)):
-        return
-    for folder in table.file.absolute().parents:
-        if _exists(folder / paths[0]):
-            relative = shlex.quote(os.path.relpath(table.file, folder))
-            raise UserError(
-                f"{table.file}: its paths are relative to another folder; run the command there: "
-                f"cd {shlex.quote(str(folder))} (and --img-list {relative})"
-            )
-    raise UserError(
-        f"{table.file}: none of its images exists, for example {paths[0]}; run the command in the "
-        "folder that the paths are relative to"
-    )
-
-
-def _exists(path: str | Path) -> bool:
-    """Whether the image exists, or the container that it is a member of (train.rec#17)."""
-    name = os.fspath(path)
-    ends = [len(name), *(place for place, letter in enumerate(name) if letter == "#")]
-    return any(os.path.isfile(name[:end]) for end in ends)
-
-
 def _note_odd_labels(table: ImageList, low: float, high: float) -> None:
     ordered = np.sort(table.values)
     count = int(np.ceil(_MOST * len(ordered)))
@@ -117,6 +89,7 @@ def _note_odd_labels(table: ImageList, low: float, high: float) -> None:
         span = f"its labels span only {low:g}..{high:g} of 0..100"
         note(f"note: {table.file}: {span}; so will the scores")
     elif widths[narrow] <= 1:
-        ends = f"{ordered[narrow]:g} and {ordered[narrow + count - 1]:g}"
-        most = f"{_MOST:.0%} of its labels lie between {ends}"
+        first, last = ordered[narrow], ordered[narrow + count - 1]
+        most = f"are {first:g}" if first == last else f"lie between {first:g} and {last:g}"
+        most = f"{_MOST:.0%} of its labels {most}"
         note(f"note: {table.file}: {most}; --balanced trains on the others as often")

@@ -24,6 +24,7 @@ from dataset.alignment_check import doubt_alignment
 from dataset.embedding_writer import FeatureWriter
 from dataset.lists import LABELPATH, ImageList, read_table
 from dataset.loader import Batch, batches, one_behind
+from dataset.path_lists import refuse_missing
 from models.backbones import Backbone
 from models.recognisers import Recogniser, load_recogniser
 from sdd_fiqa.files import lock_folder
@@ -71,6 +72,7 @@ def main(
             if world.any(world.first and writer.is_done()):
                 unreadable = writer.unreadable()
             else:
+                refuse_missing(table.file, table.paths(), "--out-dir", out_dir)
                 if world.first and (doubt := doubt_alignment(table)):
                     note(f"note: {doubt}")
                 run(table, recogniser, writer, world, batch_size, num_workers, flip)

@@ -295,6 +295,22 @@ def test_inputs_that_are_none(here: Path, typed: Any, message: Any) -> None:
         list(find_images([typed], Skipped()))
 
 
+def test_a_list_whose_paths_lead_nowhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(here, "faces/a.jpg", "sub/x.txt")
+    (here / "sub/list.txt").write_text("faces/gone.jpg\nfaces/a.jpg\n")
+    listed = ["faces/gone.jpg", "faces/a.jpg"]
+    assert list(find_images(["sub/list.txt"], Skipped())) == listed
+    monkeypatch.chdir(here / "sub")
+    with pytest.raises(UserError, match=r"cd \S+ \(and the list as (\S+)\)$") as error:
+        list(find_images(["list.txt"], Skipped()))
+    words = str(error.value).split()
+    monkeypatch.chdir(words[words.index("cd") + 1])
+    assert list(find_images([words[-1].rstrip(")")], Skipped())) == listed
+    (here / "lost.txt").write_text("/gone/a.jpg\n")
+    with pytest.raises(UserError, match=r"exists, for example /gone/a\.jpg; write the list"):
+        list(find_images(["lost.txt"], Skipped()))
+
+
 def test_a_name_that_is_not_utf8_may_be_typed(here: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     touch(here, name, f"{name}.jpg")

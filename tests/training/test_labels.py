@@ -69,6 +69,7 @@ def test_a_copy_of_the_list_of_identities_is_refused(tmp_path: Path) -> None:
             [0, *np.linspace(99, 100, 18), 50],
             "90% of its labels lie between 99 and 100; --b",
         ),
+        ([0, *[50] * 18, 90], "labels.txt: 90% of its labels are 50; --balanced"),
         ([0, 1, *np.linspace(99, 100, 17), 50], ""),
     ],
 )
