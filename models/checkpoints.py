@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 RESUME, PREVIOUS = "last.ckpt", "previous.ckpt"
 _PARTS = {"network", "optimiser", "schedule", "scaler", "state"}
+_DIGEST = re.compile("[0-9a-f]{64}")
 _OUTLINE = "outline"  # of a save: what it must hold to be resumed
 
 
@@ -133,9 +135,12 @@ def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         differing = [name for name in key if key_of_save.get(name) != key[name]]
         if differing:
             first = differing[0]
+            before, now = key_of_save.get(first), key[first]
+            what = f"{first} was {before}, is now {now}"
+            if _DIGEST.fullmatch(str(now)):
+                what = f"it has other {first}"
             raise UserError(
-                f"{path}: this folder holds a run with other settings: {first} was "
-                f"{key_of_save.get(first)}, is now {key[first]}; choose another "
+                f"{path}: this folder holds a run with other settings: {what}; choose another "
                 "--checkpoints-name, or remove the folder"
             )
         return {"key": key_of_save, **content}

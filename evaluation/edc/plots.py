@@ -96,8 +96,9 @@ def _panel(
     if first:
         axes.set_ylabel(f"FNMR / FNMR at 0\nthreshold {rules.threshold}", fontsize=8)
     if axes.lines:
+        errors = int(group[0].curve.errors[0])
         axes.legend(
-            title=f"{title(area)}, FNMR at 0: {start:.2%}",
+            title=f"{title(area)}, FNMR at 0: {start:.2%} ({errors} errors)",
             title_fontsize=7.5,
             fontsize=7.5,
             loc="upper center",

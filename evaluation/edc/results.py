@@ -260,7 +260,7 @@ def _as_json(report: EdcReport) -> dict[str, Any]:
             "difference": one.value,
             "low": one.low,
             "high": one.high,
-            "told_apart": one.significant,
+            "told_apart": None if np.isnan(one.low) else one.significant,
         }
         for one in report.differences
     ]

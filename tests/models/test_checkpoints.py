@@ -298,6 +298,8 @@ def test_a_resume_passes_over_damage_and_refuses_another_training(
         match=r"last\.ckpt: this folder holds a run with other settings: lr was 0\.1, is now 0\.2;",
     ):
         read_resume(tmp_path, {**key, "lr": 0.2})
+    with pytest.raises(UserError, match="with other settings: it has other labels; choose"):
+        read_resume(tmp_path, {**key, "labels": 64 * "a"})
     last = tmp_path / checkpoints.RESUME
     content = last.read_bytes()
     flipped = bytearray(content)
