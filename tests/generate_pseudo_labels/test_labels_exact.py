@@ -11,7 +11,6 @@ from scipy.stats import wasserstein_distance
 
 from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance import blocks, exact
-from generate_pseudo_labels.distance import mates as mates_module
 from generate_pseudo_labels.distance.array_backend import TorchArrays
 from generate_pseudo_labels.distance.blocks import group_by_identity
 from generate_pseudo_labels.similarity_distance import (
@@ -70,7 +69,6 @@ SETS: dict[str, dict[str, Any]] = {
 def test_against_all_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 256)
     monkeypatch.setattr(exact, "_PIECE", 300)  # pools and large identities come in pieces
-    monkeypatch.setattr(mates_module, "PIECE", 300)
     f, y = faces_of(**SETS[name])
     expected = brute_force(f, y)
     found = found_by(f, y, pool_size=256).distances
