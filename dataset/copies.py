@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, note
 from dataset.find import walk_images
 from dataset.left_out import Skipped
-from dataset.loader import default_workers
+from dataset.loader import read_ahead
 from sdd_fiqa.errors import UnreadableImage, UserError
 
 _AHEAD = 64  # copies under way at once
 _SHOWN = 5
 
-_Item = TypeVar("_Item")
+_Item = TypeVar("_Item", bound=tuple[Any, ...])
 _Result = TypeVar("_Result")
 
 
@@ -57,29 +56,24 @@ def in_order(
     doing: str,
     num_workers: int | None = None,
 ) -> Iterator[tuple[_Item, _Result | UnreadableImage]]:
-    """Runs tasks on threads, and yields what each is of, with its result or UnreadableImage."""
+    """Runs tasks on threads, and yields what each is of, with its result or UnreadableImage.
 
-    def outcome(task: Callable[[], _Result | UnreadableImage]) -> _Result | UnreadableImage:
+    What a task is of begins with the path of its image.
+    """
+
+    def outcome(
+        item: _Item, task: Callable[[], _Result | UnreadableImage]
+    ) -> tuple[_Item, _Result | UnreadableImage]:
         try:
-            return task()
+            return item, task()
         except UnreadableImage as error:
-            return error
+            return item, error
 
-    waiting: deque[tuple[_Item, Future[_Result | UnreadableImage]]] = deque()
-    pool = ThreadPoolExecutor(default_workers() if num_workers is None else num_workers)
-    try:
-        with tqdm(desc=doing, unit=" images") as bar:
-            for item, task in tasks:
-                waiting.append((item, pool.submit(outcome, task)))
-                if len(waiting) >= _AHEAD:
-                    done, result = waiting.popleft()
-                    yield done, result.result()
-                    bar.update()
-            for done, result in waiting:
-                yield done, result.result()
-                bar.update()
-    finally:
-        pool.shutdown(cancel_futures=True)  # interrupted: what has not begun will not
+    begun = ((item[0], partial(outcome, item, task)) for item, task in tasks)
+    with tqdm(desc=doing, unit=" images") as bar:
+        for done in read_ahead(begun, num_workers, _AHEAD):
+            yield done
+            bar.update()
 
 
 def report(failures: Sequence[tuple[str, str]], skipped: Skipped, named: str = "") -> int:

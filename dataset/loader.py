@@ -94,7 +94,7 @@ def batches(
     order = np.asarray(rows, np.int64)
     chunks = -(-batch_size // _CHUNK)
 
-    def tasks() -> Iterator[tuple[int, Callable[[], Batch | None]]]:
+    def tasks() -> Iterator[tuple[str, Callable[[], Batch | None]]]:
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
             faces = np.zeros((len(some), FACE_SIZE, FACE_SIZE, 3), np.uint8)
@@ -103,26 +103,22 @@ def batches(
                 batch.keys = [None] * len(some)
             paths = list(table.paths_at(some))
             for at in range(0, len(some), _CHUNK):
-                yield int(some[at]), partial(_read_chunk, batch, paths, at, contents, key)
+                yield paths[at], partial(_read_chunk, batch, paths, at, contents, key)
 
-    for batch in read_ahead(tasks(), table, _CHUNK, num_workers, _AHEAD * chunks):
+    for batch in read_ahead(tasks(), num_workers, _AHEAD * chunks):
         if batch is not None:
             yield batch
 
 
 def read_ahead(
-    tasks: Iterable[tuple[int, Callable[[], _Result]]],
-    table: ImageList,
-    images: int,
+    tasks: Iterable[tuple[str, Callable[[], _Result]]],
     num_workers: int | None,
     ahead: int | None = None,
 ) -> Generator[_Result, None, None]:
-    """Runs tasks that read images of a list on threads; yields their results in order.
+    """Runs tasks that read images on threads; yields their results in order.
 
     Args:
-        tasks: the first row that each reads, and what reads it.
-        table: the list.
-        images: how many rows a task reads.
+        tasks: the path of the first image that each reads, and what reads it.
         num_workers: threads; None takes `default_workers()`.
         ahead: tasks begun before the result of the first is used; None takes 4 a thread.
 
@@ -132,18 +128,18 @@ def read_ahead(
     """
     workers = default_workers() if num_workers is None else max(1, num_workers)
     ahead = 4 * workers if ahead is None else ahead
-    waiting: deque[tuple[int, Future[_Result]]] = deque()
+    waiting: deque[tuple[str, Future[_Result]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     ended = True  # no thread hangs in a read
     try:
-        for first, task in tasks:
+        for path, task in tasks:
             if not waiting:
-                open_ahead(table.path(first))
-            waiting.append((first, pool.submit(task)))
+                open_ahead(path)
+            waiting.append((path, pool.submit(task)))
             if len(waiting) > ahead:
-                yield _result_or_stall(waiting.popleft(), table, images)
+                yield _result_or_stall(*waiting.popleft())
         while waiting:
-            yield _result_or_stall(waiting.popleft(), table, images)
+            yield _result_or_stall(*waiting.popleft())
     except Stalled:
         ended = False
         raise
@@ -169,17 +165,15 @@ def one_behind(begun: Iterable[_Result]) -> Iterator[_Result]:
     yield from last
 
 
-def _result_or_stall(task: tuple[int, Future[_Result]], table: ImageList, images: int) -> _Result:
-    first, future = task
+def _result_or_stall(path: str, future: Future[_Result]) -> _Result:
     # In slices: a process that was suspended must not stall when it continues.
     slices = 0
     while wait([future], STALL_SECONDS / _STALL_SLICES).not_done:
         slices += 1
         if slices == _STALL_SLICES:
             raise Stalled(
-                f"{table.path(first)}: reading it, or one of the {images - 1} after it, has not "
-                f"come back for {STALL_SECONDS:.0f} s; is the storage there? then run the same "
-                "command"
+                f"{path}: reading it, or an image soon after it, has not come back for "
+                f"{STALL_SECONDS:.0f} s; is the storage there? then run the same command"
             )
     return future.result()
 

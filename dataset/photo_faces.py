@@ -124,7 +124,7 @@ class PhotoFaces(Faces):
                 waiting = []
                 yield self._restore(self._photos[start:stop], block)
                 continue
-            for photos in read_ahead(self.tasks(start, stop), self._table, _CHUNK, self._workers):
+            for photos in read_ahead(self.tasks(start, stop), self._workers):
                 for _, looks in groupby(photos, attrgetter("row")):  # of one photo
                     waiting += looks
                     if sum(max(1, len(photo.found)) for photo in waiting) >= self._batch_size:
@@ -223,14 +223,15 @@ class PhotoFaces(Faces):
         self.kept = self._room = both[source]
         return source
 
-    def tasks(self, start: int, stop: int) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
-        """The row of the list that each task begins with, and what searches it.
+    def tasks(self, start: int, stop: int) -> Iterator[tuple[str, Callable[[], list[Photo]]]]:
+        """The path of the photo that each task begins with, and what searches it.
 
         `start` and `stop` count the photos to be searched.
         """
         for at in range(start, stop, _CHUNK):
             rows = self._photos[at : min(at + _CHUNK, stop)]
-            yield int(rows[0]), partial(self.search, rows, list(self._table.paths_at(rows)))
+            paths = list(self._table.paths_at(rows))
+            yield paths[0], partial(self.search, rows, paths)
 
     def search(self, rows: Rows, paths: list[str]) -> list[Photo]:
         """Finds the faces of some photos: rows of the list, and their paths."""

@@ -55,14 +55,14 @@ class VideoFaces(PhotoFaces):
         self._tracks = Tracks(0)
         self._tracked = -1  # row of the list
 
-    def tasks(self, start: int, stop: int) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+    def tasks(self, start: int, stop: int) -> Iterator[tuple[str, Callable[[], list[Photo]]]]:
         """As of photos; a task a frame, which is read here, in order."""
         rows: list[int] = []
         paths: list[str] = []
         for row, path in enumerate(self._table.paths(start, stop), start):
             video = is_video(path)
             if rows and (video or len(rows) == _CHUNK):
-                yield rows[0], partial(self.search, np.array(rows), paths)
+                yield paths[0], partial(self.search, np.array(rows), paths)
                 rows, paths = [], []
             if video:
                 yield from self._frame_tasks(row, path)
@@ -70,19 +70,19 @@ class VideoFaces(PhotoFaces):
                 rows.append(row)
                 paths.append(path)
         if rows:
-            yield rows[0], partial(self.search, np.array(rows), paths)
+            yield paths[0], partial(self.search, np.array(rows), paths)
 
-    def _frame_tasks(self, row: int, path: str) -> Iterator[tuple[int, Callable[[], list[Photo]]]]:
+    def _frame_tasks(self, row: int, path: str) -> Iterator[tuple[str, Callable[[], list[Photo]]]]:
         key = None if self.journal is None else self.journal.key(path)
         done = self._frame_after(len(self) - 1, row)  # what the journal had
         try:
             for time, image in frames(path, self._rate):
                 if time > done:
                     some = Photo(row, time=time, key=key)
-                    yield row, partial(self._search_frame, some, image)
+                    yield path, partial(self._search_frame, some, image)
         except UnreadableImage as error:
             rest = [Photo(row, str(error), key=key)]
-            yield row, lambda: rest
+            yield path, lambda: rest
 
     def _search_frame(self, frame: Photo, image: Image) -> list[Photo]:
         try:

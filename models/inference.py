@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.device import Compute
 from models.networks import FaceModel
@@ -101,11 +101,8 @@ def fold_norms(network: nn.Module) -> None:
     for conv, node in gives:
         for norm in takes.get(node, ()):
             if uses[node] == runs[id(conv)] == runs[id(norm)] == 1:
-                assert norm.running_mean is not None and norm.running_var is not None
-                statistics = norm.running_mean, norm.running_var, norm.eps
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, *statistics, norm.weight, norm.bias
-                )
+                fused = fuse_conv_bn_eval(conv, norm)
+                conv.weight, conv.bias = fused.weight, fused.bias
                 folded.add(id(norm))
     for parent in list(network.modules()):
         for name, child in parent.named_children():
