@@ -12,10 +12,7 @@ one_opencv_thread()  # whatever reads images by path does so on threads of its o
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """Reads one image, of a file or a container: (H, W, 3) uint8, RGB, upright.
-
-    EXIF rotation is applied; grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency
-    is laid over black.
+    """Reads one image, of a file or a container, as `decode_image`: (H, W, 3) uint8, RGB, upright.
 
     Raises:
         UnreadableImage: missing, empty, damaged, truncated, or larger than MAX_PIXELS.

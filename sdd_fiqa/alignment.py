@@ -322,14 +322,11 @@ def _turned_back(points: Points, turn: int, size: tuple[int, int]) -> Points:
 
 def _largest_first(faces: list[DetectedFace]) -> list[DetectedFace]:
     """Of those whose boxes overlap one: the surest, or one that is larger and nearly as sure."""
-
-    def rank(face: DetectedFace) -> float:
-        return face.detector_score + _LARGER * float(np.log10(max(face.area, 1.0)))
-
     kept: list[DetectedFace] = []
-    for face in sorted(faces, key=rank, reverse=True):
-        if not any(_overlap(face, other) for other in kept):
-            kept.append(face)
+    ranks = [face.detector_score + _LARGER * np.log10(max(face.area, 1.0)) for face in faces]
+    for place in np.argsort(-np.array(ranks), kind="stable").tolist():
+        if not any(_overlap(faces[place], other) for other in kept):
+            kept.append(faces[place])
     return sorted(kept, key=lambda face: face.area, reverse=True)
 
 

@@ -38,19 +38,19 @@ class Format(NamedTuple):
     Attributes:
         name: for messages.
         suffixes: by which a walk through a folder selects files; nothing else looks at them.
-        start: how a file begins.
+        start: a pattern of how a file begins.
         decode: from the bytes of a file to (H, W, 3) uint8 RGB, upright.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    start: re.Pattern[bytes]
+    start: bytes
     decode: Callable[[bytes], Image]
 
 
 def format_of(content: bytes) -> Format | None:
     """The kind of image that some bytes begin (the first 64 are enough), by content alone."""
-    return next((kind for kind in FORMATS if kind.start.match(content)), None)
+    return next((kind for kind in FORMATS if re.match(kind.start, content, re.DOTALL)), None)
 
 
 def decode_image(content: Content) -> Image:
@@ -223,29 +223,20 @@ def _heic(content: bytes) -> Image:
     return _by_pillow(HeifImageFile, content)
 
 
-def _start(pattern: bytes) -> re.Pattern[bytes]:
-    return re.compile(pattern, re.DOTALL)
-
-
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 # Every kind that is read. The reserved bytes of a BMP are zero, which a text that begins with "BM"
 # has not. AVIF and HEIC share a container: what is inside is named by a list of four letters each.
 FORMATS = (
-    Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"), _start(rb"\xff\xd8\xff"), _jpeg),
-    Format("PNG", (".png", ".apng"), _start(rb"\x89PNG\r\n\x1a\n"), _png),
-    Format("WebP", (".webp",), _start(rb"RIFF.{4}WEBP"), _webp),
-    Format("GIF", (".gif",), _start(rb"GIF8[79]a"), _gif),
-    Format("BMP", (".bmp",), _start(rb"BM.{4}\0\0\0\0"), _bmp),
-    Format("PNM", (".pgm", ".ppm", ".pnm", ".pbm"), _start(rb"P[1-6](?:\s+\d|\s*#)"), _pnm),
-    Format("JPEG 2000", (".jp2",), _start(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), _jpeg2000),
-    Format("TIFF", (".tif", ".tiff"), _start(rb"II[*+]\0|MM\0[*+]"), _tiff),
-    Format("AVIF", (".avif",), _start(rb".{4}ftyp(?:.{4})*?avi[fs]"), _avif),
-    Format(
-        "HEIC",
-        HEIC_SUFFIXES,
-        _start(rb".{4}ftyp(?:.{4})*?(?:hei[cxms]|hev[cxms]|mif1|msf1)"),
-        _heic,
-    ),
+    Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"), rb"\xff\xd8\xff", _jpeg),
+    Format("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", _png),
+    Format("WebP", (".webp",), rb"RIFF.{4}WEBP", _webp),
+    Format("GIF", (".gif",), rb"GIF8[79]a", _gif),
+    Format("BMP", (".bmp",), rb"BM.{4}\0\0\0\0", _bmp),
+    Format("PNM", (".pgm", ".ppm", ".pnm", ".pbm"), rb"P[1-6](?:\s+\d|\s*#)", _pnm),
+    Format("JPEG 2000", (".jp2",), rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", _jpeg2000),
+    Format("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", _tiff),
+    Format("AVIF", (".avif",), rb".{4}ftyp(?:.{4})*?avi[fs]", _avif),
+    Format("HEIC", HEIC_SUFFIXES, rb".{4}ftyp(?:.{4})*?(?:he[iv][cxms]|mif1|msf1)", _heic),
 )
 IMAGE_SUFFIXES = frozenset(suffix for kind in FORMATS for suffix in kind.suffixes)
 
