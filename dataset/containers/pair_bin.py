@@ -174,12 +174,15 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, _, content = state
-        self.code, self.shape, self.content = dtype.code, shape, content
+        if any(not 0 <= side < 1 << 48 for side in shape):
+            raise pickle.UnpicklingError("an array of an impossible shape")
+        self.code, self.shape = dtype.code, tuple(shape)
+        self.content = content if isinstance(content, list) else _bytes(content)
 
 
 def _array_from_buffer(content: Any, dtype: _DType, shape: Any, *_: Any) -> _Array:
     array = _Array()
-    array.code, array.shape, array.content = dtype.code, shape, bytes(content)
+    array.__setstate__((1, shape, dtype, False, content))
     return array
 
 
@@ -187,16 +190,23 @@ def _text(value: Any) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else str(value)
 
 
+def _bytes(value: Any) -> bytes:
+    """Bytes that a pickle holds; of a number, `bytes` would make as many zeros."""
+    if not isinstance(value, bytes | bytearray):
+        raise pickle.UnpicklingError(f"{type(value).__name__} where bytes are expected")
+    return bytes(value)
+
+
 def _encode(text: Any, encoding: Any) -> bytes:
     """How Python 3 writes bytes in old pickles: as the text of their Latin-1 characters."""
     if _text(encoding) != "latin1":
         raise pickle.UnpicklingError(f"an encoding, {encoding}, where latin1 is expected")
-    return bytes(text, "latin1") if isinstance(text, str) else bytes(text)
+    return bytes(text, "latin1") if isinstance(text, str) else _bytes(text)
 
 
 def _scalar(dtype: _DType, content: Any) -> Any:
     """A number or byte string of numpy, as Python's."""
-    content = bytes(content, "latin1") if isinstance(content, str) else bytes(content)
+    content = bytes(content, "latin1") if isinstance(content, str) else _bytes(content)
     if not _PLAIN.fullmatch(dtype.code):
         raise pickle.UnpicklingError(f"a value of the type {dtype.code}")
     return content if dtype.code[0] == "S" else np.frombuffer(content, dtype.code)[0].item()

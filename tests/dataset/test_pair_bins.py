@@ -116,11 +116,24 @@ def test_a_real_unpickler_would_have_run_it(tmp_path: Path) -> None:
     assert target.exists()
 
 
+def array_state(shape: bytes, content: bytes) -> bytes:
+    """A pickle of a set whose images are an array with this state, of single bytes."""
+    make = b"\x80\x02(cnumpy.core.multiarray\n_reconstruct\n)R(K\x01" + shape
+    return make + b"cnumpy\ndtype\nU\x02u1\x85R\x89" + content + b"tb](K\x01et."
+
+
+NESTED = b"]" * 9999 + b"a" * 9998
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"",
         b"no pickle",
+        array_state(b"K\x03\x85", b"K\x03"),  # 3 as the array's bytes
+        array_state(b"\x8b\x00\x20\x00\x00" + b"\x7f" * 8192 + b"\x85", b"U\x03abc"),
+        array_state(NESTED + b"\x85", b"U\x03abc"),
+        b"\x80\x02c_codecs\nencode\nK\x07X\x06\x00\x00\x00latin1\x86R.",
         pickle.dumps((IMAGES, SAME))[:-20],
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.",  # claims 2**63 bytes
         b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00abc.",  # a bytearray of 2**40
