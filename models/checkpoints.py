@@ -147,8 +147,10 @@ def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _outline(value: object, depth: int = 2) -> Any:
-    """The names in nested dicts, and the types and shapes of their values."""
-    if isinstance(value, dict) and depth:
-        return {str(name): _outline(part, depth - 1) for name, part in value.items()}
+def _outline(value: object) -> Any:
+    """The names in nested dicts and lists, and the types and shapes of their values."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return {str(name): _outline(part) for name, part in value.items()}
     return f"{type(value).__name__} {list(getattr(value, 'shape', ()))}"

@@ -8,6 +8,7 @@ last.ckpt.
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -282,25 +283,42 @@ class TrainingRun:
         """Reads last.ckpt; returns where the run is, in words; empty if there is no save.
 
         Raises:
-            UserError: the folder holds another run, or the processes see different folders.
+            UserError: the folder holds another run or a save that was changed by hand, or the
+                processes see different folders.
         """
         saved = read_resume(self.folder, self._resume_key())
         if saved is not None:
-            state = saved["state"]
-            self.position = Position(state["epoch"], state["step"])
-            if state.get("judged") == self.config.best_metric_key():
-                self.position.best = state["best"]  # measures of another kind cannot be compared
+            try:
+                self._take(saved)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                reason = (str(error).splitlines() or [""])[0]
+                raise UserError(
+                    f"{self.folder}: its save does not fit this training ({reason}); remove the "
+                    "folder to start again"
+                ) from error
         if not self.processes.agree(-1 if saved is None else self.plan.steps_done(self.position)):
             raise UserError(
                 f"{self.folder}: is not the same folder in every process; put it on shared storage"
             )
         if saved is None:
             return ""
-        self.learner.load_state_dict(saved)
         self.resumed = True
         if self.position.epoch >= self.config.epochs:
             return f"{self.folder}: finished before; nothing to do"
         return f"{self.folder}: {self.position}"
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        """Takes what `_save` wrote; raises ValueError and others where it cannot be right."""
+        state = saved["state"]
+        found = Position(state["epoch"], state["step"])
+        if not (0 <= found.epoch < 1 << 32 and 0 <= found.step <= self.plan.steps):
+            raise ValueError(f"it is at {found}")
+        if state.get("judged") == self.config.best_metric_key():
+            found.best = state["best"]  # measures of another kind cannot be compared
+            if not found.best < math.inf:
+                raise ValueError(f"its best measure is {found.best}")
+        self.learner.load_state_dict(saved)
+        self.position = found
 
     def _resume_key(self) -> dict[str, Any]:
         """What must be equal in a run and its resume."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,33 @@ def test_a_save_has_the_keys_of_every_release(settings: TrainConfig) -> None:
     assert set(saved) == {"key", "network", "optimiser", "schedule", "scaler", "state"}
     assert set(saved["state"]) == {"epoch", "step", "best", "judged"}
     assert {"labels", "images a step", "people held out", "seed", "lr"} <= set(saved["key"])
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("state", {"epoch": -1}),
+        ("state", {"epoch": 10**30}),
+        ("state", {"step": 4}),
+        ("state", {"step": None}),
+        ("state", {"best": math.nan}),
+        ("optimiser", {"param_groups": []}),
+        ("network", {"more": torch.ones(1)}),
+    ],
+)
+def test_a_save_that_was_changed_by_hand_is_one_line(
+    settings: TrainConfig, part: str, change: dict[str, Any]
+) -> None:
+    with TrainingRun(settings, ONE).opened() as run:
+        state = {"epoch": 1, "step": 2, "best": 0.7, "judged": settings.best_metric_key()}
+        saved = {**run.learner.state_dict(), "state": state}
+        saved[part].update(change)
+        save_resume(run.folder, run._resume_key(), saved)
+    with (
+        pytest.raises(UserError, match="its save does not fit this training"),
+        TrainingRun(settings, ONE).opened(),
+    ):
+        pass
 
 
 def test_the_rate_falls_at_the_milestones(settings: TrainConfig) -> None:
