@@ -27,6 +27,7 @@ from sdd_fiqa.errors import Stalled, UserError
 from sdd_fiqa.files import scratch_name
 from sdd_fiqa.names import printable
 from sdd_fiqa.number import plain_number, whole_number
+from sdd_fiqa.streams import open_streams
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 1
@@ -48,7 +49,7 @@ def run_script(main: Callable[..., int]) -> None:
     if "WORLD_SIZE" not in os.environ:  # torchrun stops its processes itself
         _signals.take(signal.SIGTERM, signal.SIGHUP)
     _signals.take(signal.SIGINT)
-    _open_streams()
+    open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     show_messages()
@@ -115,32 +116,6 @@ def _flag_types() -> Any:
         )
 
     return registry
-
-
-def _open_streams() -> None:
-    """Makes stderr a stream that never fails, and opens what the caller has closed."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_WRONLY)
-            if null != number:  # else a file opened later would get this number
-                os.dup2(null, number)
-                os.close(null)
-            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
-    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
-        raw = _Unfailing(2, "wb", closefd=False)
-        sys.stderr = io.TextIOWrapper(
-            io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True
-        )
-
-
-class _Unfailing(io.FileIO):
-    """Drops what cannot be written: a note or a progress bar must not end the work."""
-
-    def write(self, content: Any, /) -> int:
-        try:
-            return super().write(content) or len(content)  # None where it would have to wait
-        except OSError:
-            return len(content)
 
 
 def check_seed(seed: int) -> None:

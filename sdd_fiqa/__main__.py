@@ -10,7 +10,9 @@ import csv
 import io
 import logging
 import os
+import signal
 import sys
+from contextlib import suppress
 
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import UnreadableImage, UserError
@@ -18,6 +20,7 @@ from sdd_fiqa.images import cv2
 from sdd_fiqa.names import for_table, printable
 from sdd_fiqa.number import whole_number
 from sdd_fiqa.scorer import fetch_detector, load
+from sdd_fiqa.streams import open_streams
 
 _HEADER = ("path", "score", "status", "percentile", "box_x", "box_y", "box_width", "box_height")
 _DONE, _USER_ERROR, _SKIPPED, _INTERRUPTED = 0, 1, 3, 130
@@ -27,8 +30,13 @@ def command(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns its exit code, as eval.py's.
 
     0 done, 1 an error that the user can fix, 2 wrong usage, 3 some photos have no score, 130
-    stopped by Ctrl-C.
+    stopped by Ctrl-C, SIGTERM or SIGHUP; the photos before have their rows.
     """
+    open_streams()
+    if arguments is None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, &
+                signal.signal(number, _stop)
     parser = argparse.ArgumentParser("sdd-fiqa", description="Scores the faces of photos, as CSV.")
     parser.add_argument("photo", nargs="*", help="image files")
     parser.add_argument(
@@ -60,9 +68,19 @@ def command(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _DONE
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for buffered text
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return _USER_ERROR
+
+
+def _stop(*_: object) -> None:
+    """Ends at once: rows are flushed photo by photo."""
+    with suppress(OSError):
+        os.write(2, b"error: interrupted\n")
+    os._exit(_INTERRUPTED)
 
 
 def _print_scores(options: argparse.Namespace) -> int:

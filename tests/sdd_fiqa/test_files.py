@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,25 @@ def test_scripts_bear_outputs_that_take_nothing(closed: str, code: int, message:
     )
     assert done.returncode == code, done.stderr
     assert done.stderr == message
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "out", "message"),
+    [
+        (">/dev/full", 1, "", "error: the output cannot be written (No space left on device)\n"),
+        (">&-", 3, "", ""),
+        ("2>&-", 3, "gone.jpg,,No such file or directory", ""),
+        ("2>/dev/full", 3, "gone.jpg,,No such file or directory", ""),
+    ],
+)
+def test_so_does_the_library(
+    closed: str, code: int, out: str, message: str, fetched: Callable[[str], Path]
+) -> None:
+    fetched("yunet")
+    call = f"{sys.executable} -m sdd_fiqa gone.jpg --device cpu {closed}"
+    done = subprocess.run(["sh", "-c", call], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, message)
+    assert out in done.stdout
 
 
 def test_json_round_trip_and_what_is_none(tmp_path: Path) -> None:
