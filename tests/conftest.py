@@ -43,12 +43,8 @@ class RunScript(Protocol):
     ) -> "subprocess.CompletedProcess[str]": ...
 
 
-def script_command(script: str, arguments: tuple[object, ...], processes: int = 1) -> list[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(processes)]
-    return [*launcher, str(ROOT / script), *map(str, arguments)]
+def script_command(script: str, arguments: tuple[object, ...]) -> list[str]:
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
 def script_env(**more: str) -> dict[str, str]:
@@ -58,7 +54,7 @@ def script_env(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def run_script() -> Iterator[RunScript]:
-    """Runs a script of this project in a process of its own, or several under torchrun."""
+    """Runs a script of this project in a process of its own, or several as torchrun does."""
     forked = ForkedScripts(script_env())
 
     def run(
@@ -69,14 +65,13 @@ def run_script() -> Iterator[RunScript]:
         env: dict[str, str] | None = None,
         timeout: float = 240,
     ) -> "subprocess.CompletedProcess[str]":
-        command = script_command(script, arguments, processes)
-        of_python = any(name.startswith("PYTHON") for name in env or ())  # read as it starts
-        if processes == 1 and not of_python:
-            return forked.run(command[1:], cwd, script_env(**(env or {})), timeout)
+        command, more = script_command(script, arguments), script_env(**(env or {}))
+        if not any(name.startswith("PYTHON") for name in env or ()):  # read as it starts
+            return forked.run(command[1:], cwd, more, timeout, processes)
         return subprocess.run(
             command,
             cwd=cwd,
-            env=script_env(**(env or {})),
+            env=more,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -9,6 +9,8 @@ import json
 import os
 import runpy
 import select
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,9 +19,10 @@ from typing import Any
 
 
 class ForkedScripts:
-    """Runs scripts one after the other, each in a process of its own."""
+    """Runs scripts one after the other, each in a process of its own, or several as torchrun."""
 
     def __init__(self, env: dict[str, str]) -> None:
+        self._runs = 0
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             env=env,
@@ -29,20 +32,23 @@ class ForkedScripts:
         )
 
     def run(
-        self, command: list[str], cwd: Path, env: dict[str, str], timeout: float
+        self, command: list[str], cwd: Path, env: dict[str, str], timeout: float, processes: int = 1
     ) -> subprocess.CompletedProcess[str]:
-        """As `subprocess.run` of a script and its arguments."""
+        """As `subprocess.run` of a script and its arguments, or of torchrun and these."""
         requests, answers = self._server.stdin, self._server.stdout
         assert requests is not None and answers is not None
+        self._runs += 1
+        ranks = [{}] if processes == 1 else _as_torchrun(processes, self._runs)
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("out", "err")]
-            asked = {"argv": command, "cwd": str(cwd), "env": env, "files": [*map(str, files)]}
+            asked = {"argv": command, "cwd": str(cwd), "files": [*map(str, files)]}
+            asked["envs"] = [{**env, **more} for more in ranks]
             requests.write(json.dumps(asked).encode() + b"\n")
             requests.flush()
-            child = int(answers.readline())
+            children = [*map(int, answers.readline().split())]
             late = not select.select([answers], [], [], timeout)[0]
-            if late:
-                os.kill(child, 9)
+            for child in children if late else ():
+                os.kill(child, signal.SIGKILL)
             code = int(answers.readline())
             if late:
                 raise subprocess.TimeoutExpired(command, timeout)
@@ -53,15 +59,45 @@ class ForkedScripts:
         self._server.communicate()
 
 
+def _as_torchrun(processes: int, run: int) -> list[dict[str, str]]:
+    """What torchrun adds to the environment of each process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "forked",
+        "TORCHELASTIC_RESTART_COUNT": str(run),
+    }
+    return [{**shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
+
+
 def serve() -> dict[str, Any]:
-    """Forks for each line of stdin; returns in the child, with what is asked of it."""
+    """Forks for each line of stdin; returns in the children, with what is asked of them.
+
+    When one of several fails, the others get SIGTERM, and the exit code is 1, as from torchrun.
+    """
     for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if child == 0:
-            asked: dict[str, Any] = json.loads(line)
-            return asked
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        asked: dict[str, Any] = json.loads(line)
+        children = []
+        for env in asked["envs"]:
+            child = os.fork()
+            if child == 0:
+                return {**asked, "env": env}
+            children.append(child)
+        print(*children, flush=True)
+        several, code = len(children) > 1, 0
+        while children:
+            child, status = os.wait()
+            children.remove(child)
+            if ended := os.waitstatus_to_exitcode(status):
+                code = 1 if several else ended
+                for other in children:
+                    os.kill(other, signal.SIGTERM)
+        print(code, flush=True)
     sys.exit()
 
 
@@ -77,7 +113,7 @@ if __name__ == "__main__":
     os.environ.clear()
     os.environ.update(asked["env"])
     for number, name in enumerate([os.devnull, *asked["files"]]):
-        file = os.open(name, os.O_RDWR | os.O_CREAT)
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     sys.argv = asked["argv"]
