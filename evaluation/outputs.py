@@ -85,6 +85,9 @@ def write_csv(
         out += ".partial"
     with replacing(out) as file:
         write_scores(file, faces.paths(), scores, columns)
+    if not interrupted:
+        with suppress(OSError):
+            os.unlink(f"{out}.partial")  # of a run that was
 
 
 def write_page(

@@ -133,16 +133,16 @@ def test_killed_and_run_again_the_bytes_are_the_same(
     here: Path,
     album: Path,
     score: Score,
-    weights: dict[str, Path],
     stalled_script: Callable[..., Any],
     decoded: list[int],
 ) -> None:
     """kill -9 while an image is read; what was scored before is not read again."""
-    options = {flag.strip("-").replace("-", "_"): True for flag in flags}
+    options: dict[str, Any] = {flag.strip("-").replace("-", "_"): True for flag in flags}
+    options["model"] = "small"  # its process starts in a tenth of the time that torch takes
     expected = undisturbed(score, folder, **options)
     images = sorted(path for path in (here / folder).rglob("*") if path.is_file())
     number = random.Random(f"{folder}{flags}").randrange(8, len(images))
-    usual = ("--model", weights["quality"], "--device", "cpu", "--precision", "fp32")
+    usual = ("--model", "small", "--device", "cpu", "--precision", "fp32")
     one = ("--batch-size", 2, "--num-workers", 1)
     at = str(images[number].relative_to(here))
     stalled = stalled_script("eval.py", folder, *usual, *one, *flags, cwd=here, at=at)
@@ -150,11 +150,12 @@ def test_killed_and_run_again_the_bytes_are_the_same(
     stalled.process.communicate()
     assert stalled.process.returncode == -signal.SIGKILL
     assert not (here / "scores.csv").exists()
+    Path("scores.csv.partial").touch()  # of a run that was stopped once more
     decoded.clear()
     assert score(folder, top=2, bottom=1, **options) == EXIT_SKIPPED
     again = len(decoded)
     assert (here / "scores.csv").read_bytes() == expected
-    assert not (here / "scores.csv.journal").exists()
+    assert not list(here.glob("scores.csv.*"))
     if folder == "faces":  # two batches are decoded ahead, one is in work
         assert again <= len(images) - number + 8
 
