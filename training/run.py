@@ -311,13 +311,17 @@ class TrainingRun:
         """Takes what `_save` wrote; raises ValueError and others where it cannot be right."""
         state = saved["state"]
         found = Position(state["epoch"], state["step"])
-        if not (0 <= found.epoch < 1 << 32 and 0 <= found.step <= self.plan.steps):
+        known = isinstance(found.epoch, int) and isinstance(found.step, int)
+        if not (known and 0 <= found.epoch < 1 << 32 and 0 <= found.step <= self.plan.steps):
             raise ValueError(f"it is at {found}")
         if state.get("judged") == self.config.best_metric_key():
             found.best = state["best"]  # measures of another kind cannot be compared
             if not found.best < math.inf:
                 raise ValueError(f"its best measure is {found.best}")
         self.learner.load_state_dict(saved)
+        for weight, averages in self.learner.optimiser.state.items():  # torch does not look
+            if any(averages[name].shape != weight.shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("an average of the optimiser has another shape")
         self.position = found
 
     def _resume_key(self) -> dict[str, Any]:

@@ -212,7 +212,10 @@ def test_a_save_has_the_keys_of_every_release(settings: TrainConfig) -> None:
         ("state", {"step": 4}),
         ("state", {"step": None}),
         ("state", {"best": math.nan}),
+        ("state", {"epoch": 1.5}),
         ("optimiser", {"param_groups": []}),
+        ("optimiser", {"state": {0: {"step": torch.ones(1), "exp_avg": torch.ones(1)}}}),
+        ("optimiser", {"state": {0: dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.ones(1))}}),
         ("network", {"more": torch.ones(1)}),
     ],
 )
