@@ -133,7 +133,7 @@ class EmbeddingsFile:
         usable = np.empty(self.shape[0], np.bool_)
         for start in range(0, len(usable), _BLOCK):
             rows = self.read(start, min(start + _BLOCK, len(usable)))
-            with np.errstate(over="ignore"):  # such a row is told as one that is not usable
+            with np.errstate(over="ignore", invalid="ignore"):  # such a row is not usable
                 length = np.linalg.norm(rows.astype(np.float32), axis=1)
             usable[start : start + _BLOCK] = np.isfinite(length) & (length > 0)
         return usable
