@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,27 +68,16 @@ def lively(backbone: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: Any) -> Any:
+def made(tmp_path_factory: Any, run_script: Any) -> Any:
     """A folder with an MFN checkpoint, its .json with a calibration, and its export."""
     folder = tmp_path_factory.mktemp("export")
     torch.save(lively("MFN").state_dict(), folder / "mfn.pth")
     about = {"sha256": sha256_of(folder / "mfn.pth"), "calibration": CALIBRATION}
     (folder / "mfn.json").write_text(json.dumps(about))
-    done = script("export_onnx.py", "--model", "mfn.pth", "--out", "mfn.onnx", cwd=folder)
+    done = run_script("export_onnx.py", "--model", "mfn.pth", "--out", "mfn.onnx", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("mfn.onnx: MFN,")
     return folder
-
-
-def script(name: Any, *arguments: Any, cwd: Any, path: Any = str(ROOT)) -> Any:
-    return subprocess.run(
-        [sys.executable, str(ROOT / name), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_export_scores_as_torch_does(made: Any) -> None:
@@ -150,17 +138,20 @@ def test_opencv_runs_the_export(made: Any) -> None:
     np.testing.assert_allclose(np.ravel(network.forward()), expected, atol=0.01)
 
 
-def test_exporting_twice_gives_the_same_file(made: Any, tmp_path: Any) -> None:
-    done = script("export_onnx.py", "--model", "mfn.pth", "--out", tmp_path / "b.onnx", cwd=made)
+def test_exporting_twice_gives_the_same_file(made: Any, tmp_path: Any, run_script: Any) -> None:
+    out = tmp_path / "b.onnx"
+    done = run_script("export_onnx.py", "--model", "mfn.pth", "--out", out, cwd=made)
     assert done.returncode == 0
-    assert (tmp_path / "b.onnx").read_bytes() == (made / "mfn.onnx").read_bytes()
+    assert out.read_bytes() == (made / "mfn.onnx").read_bytes()
 
 
-def test_export_refuses_another_suffix_and_another_head(made: Any, tmp_path: Any) -> None:
-    done = script("export_onnx.py", "--model", "mfn.pth", "--out", tmp_path / "a.pt", cwd=made)
+def test_export_refuses_another_suffix_and_another_head(
+    made: Any, tmp_path: Any, run_script: Any
+) -> None:
+    done = run_script("export_onnx.py", "--model", "mfn.pth", "--out", tmp_path / "a.pt", cwd=made)
     assert done.returncode == 1 and "must end in .onnx" in done.stderr
     torch.save(build_network("MFN", recognition=True).state_dict(), tmp_path / "rec.pth")
-    done = script("export_onnx.py", "--model", "rec.pth", "--out", "a.onnx", cwd=tmp_path)
+    done = run_script("export_onnx.py", "--model", "rec.pth", "--out", "a.onnx", cwd=tmp_path)
     assert done.returncode == 1 and "a quality head is needed" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rec.pth"]
 
@@ -247,15 +238,15 @@ def test_int8_is_refused_where_it_does_not_hold(
     assert held.startswith("int8 against float32 on 12 faces: Spearman ")
 
 
-def test_onnx_scoring_does_not_import_torch(made: Any, tmp_path: Any) -> None:
+def test_onnx_scoring_does_not_import_torch(made: Any, tmp_path: Any, run_script: Any) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch is not for today')")
     cv2.imwrite(str(tmp_path / "a.png"), patterns(1)[0])
-    path = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = script("eval.py", "a.png", "--model", made / "mfn.onnx", cwd=tmp_path, path=path)
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = run_script("eval.py", "a.png", "--model", made / "mfn.onnx", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     float(done.stdout)
-    done = script("eval.py", "a.png", "--model", made / "mfn.pth", cwd=tmp_path, path=path)
+    done = run_script("eval.py", "a.png", "--model", made / "mfn.pth", cwd=tmp_path, env=env)
     assert "torch is not for today" in done.stderr  # so torch was indeed out of reach
 
 
@@ -371,7 +362,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_hostile_checkpoint_runs_no_code_and_is_named(tmp_path: Path, wrapped: bool) -> None:
+def test_hostile_checkpoint_runs_no_code_and_is_named(
+    tmp_path: Path, wrapped: bool, run_script: Any
+) -> None:
     if wrapped:
         torch.save({"state_dict": Hostile()}, tmp_path / "bad.pth")
         name, more = "eval.py", ["a.png"]
@@ -379,7 +372,7 @@ def test_hostile_checkpoint_runs_no_code_and_is_named(tmp_path: Path, wrapped: b
         (tmp_path / "bad.pth").write_bytes(pickle.dumps(Hostile()))
         name, more = "export_onnx.py", ["--out", "a.onnx"]
     cv2.imwrite(str(tmp_path / "a.png"), patterns(1)[0])
-    done = script(name, *more, "--model", "bad.pth", cwd=tmp_path)
+    done = run_script(name, *more, "--model", "bad.pth", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: bad.pth: ") and done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "bad.pth"]

@@ -93,7 +93,8 @@ def test_training(
     gpu: None, faces: Path, weights: dict[str, Path], tmp_path: Path, more: dict[str, Any]
 ) -> None:
     rng = np.random.default_rng(0)
-    paths = sorted(faces.rglob("*.*g"))
+    step = 2 if more["precision"] == "bf16" else 1  # which a CPU may only imitate
+    paths = sorted(faces.rglob("*.*g"))[::step]
     labels = "".join(f"{path}\t{rng.uniform(0, 100):.3f}\n" for path in paths)
     (tmp_path / "labels.txt").write_text(labels)
     losses = {}

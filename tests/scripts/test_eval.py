@@ -348,9 +348,9 @@ def test_the_published_format_round_trips(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_behind_stdout_is_one_line(
-    here: Path, weights: dict[str, Path], start_script: Callable[..., "subprocess.Popen[str]"]
+    here: Path, start_script: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    arguments = ("faces/id0/0.jpg", "--model", weights["quality"], "--device", "cpu", "--out", "-")
+    arguments = ("faces/id0/0.jpg", "--model", "small", "--device", "cpu", "--out", "-")
     with open("/dev/full", "w") as full:
         process = start_script("eval.py", *arguments, cwd=here, stdout=full)
         _, errors = process.communicate(timeout=240)
@@ -360,9 +360,9 @@ def test_a_full_disk_behind_stdout_is_one_line(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_behind_stderr_costs_no_score(
-    here: Path, weights: dict[str, Path], start_script: Callable[..., "subprocess.Popen[str]"]
+    here: Path, start_script: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    arguments = ("faces/id0", "--model", weights["quality"], "--device", "cpu")
+    arguments = ("faces/id0", "--model", "small", "--device", "cpu")
     with open("/dev/full", "w") as full:
         process = start_script("eval.py", *arguments, cwd=here, stderr=full)
         process.communicate(timeout=240)
@@ -372,13 +372,12 @@ def test_a_full_disk_behind_stderr_costs_no_score(
 
 def test_streams(
     here: Path,
-    weights: dict[str, Path],
     run_script: Callable[..., Any],
     start_script: Callable[..., "subprocess.Popen[str]"],
     awkward: dict[str, str],
 ) -> None:
     """--out - through a terminal that knows ASCII only; and a reader who leaves early."""
-    arguments = ("--model", weights["quality"], "--device", "cpu", "--out", "-")
+    arguments = ("--model", "small", "--device", "cpu", "--out", "-")
     done = run_script("eval.py", "awkward", *arguments, cwd=here, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == EXIT_SKIPPED, done.stderr
     rows = read(done.stdout)
@@ -408,7 +407,6 @@ def test_streams(
 )
 def test_interrupted_it_writes_what_it_has(
     here: Path,
-    weights: dict[str, Path],
     stalled_script: Callable[..., Any],
     file: str,
     signals: list[signal.Signals],
@@ -423,7 +421,7 @@ def test_interrupted_it_writes_what_it_has(
     stalled = stalled_script(
         "eval.py",
         "list.txt",
-        *("--model", weights["quality"], "--device", "cpu", "--batch-size", 1),
+        *("--model", "small", "--device", "cpu", "--batch-size", 1),
         *("--num-workers", 1, "--report", "page.html"),
         cwd=here,
         at="slow.png",

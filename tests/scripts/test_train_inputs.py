@@ -72,8 +72,7 @@ def test_labels_of_this_project_train_and_the_last_line_scores(
     assert last.startswith("best network: checkpoints/good/best.pth; it scores a list or a folder")
     command = shlex.split(last.rpartition(": ")[2])
     assert command[0] in ("python", sys.executable)
-    command = [sys.executable, *command[1:], "--device", "cpu"]
-    scored = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    scored = run_script(*command[1:], "--device", "cpu", cwd=project)
     assert scored.returncode == 0, scored.stderr
     held_out = (project / "checkpoints/good/held_out.txt").read_text().splitlines()
     assert len((project / "scores.csv").read_text().splitlines()) == 1 + len(held_out)

@@ -82,6 +82,10 @@ def serve() -> dict[str, Any]:
     """
     for line in iter(sys.stdin.readline, ""):
         asked: dict[str, Any] = json.loads(line)
+        if "--epochs" in asked["argv"]:  # train.py's; what it imports late takes longer than torch
+            import scipy.stats  # noqa: F401
+            import torch._dynamo
+            import torch.utils.tensorboard  # noqa: F401
         children = []
         for env in asked["envs"]:
             child = os.fork()
@@ -104,6 +108,8 @@ def serve() -> dict[str, Any]:
 if __name__ == "__main__":
     import as_a_script  # noqa: F401, I001
     import cv2  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
     import torch  # noqa: F401
     import tqdm  # noqa: F401
     import tyro  # noqa: F401

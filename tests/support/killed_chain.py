@@ -117,7 +117,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    import torch
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch._dynamo
+    import torch.utils.tensorboard
 
     torch.set_num_threads(1)
     random = np.random.default_rng(chosen.seed)
