@@ -27,7 +27,9 @@ import eval as script
 from common.cli import EXIT_DONE, EXIT_SKIPPED
 from dataset import photo_faces as photos
 from dataset.images import read_image
-from dataset.journal import Journal
+from dataset.journal import Block, Journal
+from evaluation.scoring import open_journal
+from models import QualityModel
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import Image
 
@@ -227,24 +229,50 @@ def test_members_have_the_key_of_their_container(here: Path) -> None:
     assert journal.key("b.rec#1") == journal.key("b.rec#2")
 
 
-@pytest.mark.parametrize(
-    ("options", "other"), [({"precision": "auto"}, "--precision"), ({"align": True}, "--align")]
-)
 def test_another_flag_starts_anew(
-    options: dict[str, Any],
-    other: str,
-    here: Path,
-    score: Score,
-    fetched: Callable[[str], Path],
-    monkeypatch: Any,
-    capsys: Any,
+    here: Path, score: Score, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fetched("yunet")
     assert kill_after(3, monkeypatch, lambda: score("faces/id0", "faces/id2"))
-    assert score("faces/id0", **options) in (EXIT_DONE, EXIT_SKIPPED)
+    assert score("faces/id0", precision="auto") == EXIT_DONE
     err = capsys.readouterr().err
-    assert f"scores.csv.journal: is of a run with another {other}; starts anew" in err
+    assert "scores.csv.journal: is of a run with another --precision; starts anew" in err
     assert not Path("scores.csv.journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"align": True}, "--align"),
+        ({"all_faces": True}, "--align and --all-faces"),
+        ({"frames_per_second": 2.0}, "--frames-per-second"),
+        ({"model": "own.onnx"}, "model"),
+    ],
+)
+def test_what_makes_another_run(
+    change: dict[str, Any], named: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own.onnx").write_bytes(b"other bytes of the same name")
+    network = QualityModel("a name", None, 1, lambda _: lambda: np.empty(0, np.float32))
+    flags: dict[str, Any] = {"model": "small", "align": False, "all_faces": False}
+    flags |= {"frames_per_second": None, "precision": "auto"}
+    for run in (flags, flags, {**flags, **change}):
+        assert capsys.readouterr().err == ""
+        journal = open_journal("scores.csv", network, **run)
+        assert journal is not None
+        journal.close(done=False)
+    assert f"is of a run with another {named}; starts anew" in capsys.readouterr().err
+
+
+def test_blocks_reach_the_disk_every_10_seconds(here: Path, monkeypatch: Any) -> None:
+    synced: list[float] = []
+    now = [0.0]
+    monkeypatch.setattr("dataset.journal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dataset.journal.os.fsync", lambda _: synced.append(now[0]))
+    journal = Journal(here / "x.journal", {})
+    for now[0] in (1, 9.9, 10, 12, 19.9, 20.5, 40):
+        journal.write("", Block([], {}, 0, -1.0, {}))
+    assert synced == [10, 20.5, 40]
+    journal.close(done=False)
 
 
 def test_another_model_or_decoder_starts_anew(here: Path, capsys: Any, monkeypatch: Any) -> None:

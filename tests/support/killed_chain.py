@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATE = "generate_pseudo_labels"
 CPU = ("--device", "cpu")
 SAME = ("DATA.label", "DATA.labelpath", "quality_pseudo_labels.txt", "w_distances.txt")
+RESUMED = ("extract_feats.py", "train.py", "eval.py")
 CHANGES = ("os.rename", "os.remove", "os.truncate", "os.link")
 
 
@@ -137,9 +138,12 @@ def main() -> int:
                 f"{script}: undisturbed, it ends with {code}: {(calm / 'log').read_text()[-2000:]}"
             )
             return 1
-        done = 0
-        for _ in range(chosen.kills):
-            code, _ = run(script, arguments, killed, 1 + int(random.integers(moments)))
+        # Where a run resumes, kills are spread over all of the work: else the first ends it.
+        spread = max(4, 2 * moments // chosen.kills) if script.endswith(RESUMED) else moments
+        done = tried = 0
+        while done < chosen.kills and tried < 2 * chosen.kills:
+            tried += 1
+            code, _ = run(script, arguments, killed, 1 + int(random.integers(spread)))
             done += code == -signal.SIGKILL
             if code not in (0, -signal.SIGKILL):
                 failed += 1
