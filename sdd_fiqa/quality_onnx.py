@@ -89,11 +89,8 @@ def load_onnx_model(
 ) -> QualityModel:
     """Loads an .onnx file of export_onnx.py; it runs in the precision it was made in.
 
-    Args:
-        path: the file.
-        device: auto, cpu, cuda or cuda:i.
-        backbone: the architecture that it must have; None allows any.
-        threads: at most so many cores of a CPU; None: all.
+    The device is auto, cpu, cuda or cuda:i; of a CPU at most so many cores are used, by default
+    all. With `backbone`, another architecture is refused.
 
     Raises:
         UserError: not a quality model, another architecture, no such device, or onnxruntime is

@@ -50,9 +50,7 @@ _open_files: OrderedDict[int, File] = OrderedDict()
 def retried(action: Callable[[], _Result], what: str | os.PathLike[str]) -> _Result:
     """Runs `action`, and repeats it after a pause if it fails for a temporary reason.
 
-    Args:
-        action: reads something.
-        what: the file, for the message if the storage is gone.
+    `what` is the file, for the message if the storage is gone.
 
     Raises:
         UnreadableImage: it failed for a permanent reason, or at every try.

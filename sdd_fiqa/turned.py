@@ -20,24 +20,19 @@ def lowest_upright(table: Calibration | None) -> float:
 
 
 def doubtful(landmarks: Points, scores: npt.ArrayLike, lowest: float) -> npt.NDArray[np.bool_]:
-    """Whether photos may lie on their side, by their largest faces.
+    """Whether photos may lie on their side, by their largest faces as seen in them: (N,).
 
-    Args:
-        landmarks: (N, 5, 2).
-        scores: (N,), as seen in the photos as they are.
-        lowest: see `lowest_upright`.
+    By (N, 5, 2) landmarks and (N,) scores; `lowest`: see `lowest_upright`.
     """
     odd: npt.NDArray[np.bool_] = (np.abs(rolls(landmarks)) > _ROLL) | (np.asarray(scores) < lowest)
     return odd
 
 
 def leads(turned: Scores, upright: Scores | float) -> npt.NDArray[np.bool_]:
-    """Whether faces of turned photos score so much higher that the turn is right.
+    """Whether faces of turned photos score so much higher that the turn is right: (N,).
 
-    Args:
-        turned: (N,) scores; NaN where there is no face.
-        upright: of the largest faces of the photos as they are. Where a photo shows none it counts
-            as 0: the worst of the training faces.
+    NaN where a turned photo shows no face. Where the photo as it is shows none, that counts as 0:
+    the worst of the training faces.
     """
     ahead: npt.NDArray[np.bool_] = turned >= upright + _LEAD
     return ahead

@@ -58,11 +58,7 @@ def containers_of(data_root: str) -> list[str]:
 
 
 def container_images(container: str, skipped: Skipped) -> Iterator[str]:
-    """The paths of the images in a container, in its order, without their identities.
-
-    Raises:
-        UserError: it cannot be opened.
-    """
+    """The paths of the images in a container, in its order; UserError if it cannot be opened."""
     with reading(container):
         for member in open_container(container).images(skipped):
             yield from skipped.fitting(f"{container}#{member}")
@@ -103,11 +99,7 @@ def identified_members(
 
 
 def container_pairs(container: str) -> list[tuple[str, str, bool]] | None:
-    """The pairs of a verification set: (member, member, same person); None: it has none.
-
-    Raises:
-        UserError: it cannot be opened.
-    """
+    """The pairs of a verification set as `Container.pairs`; UserError if it cannot be opened."""
     with reading(container):
         pairs = open_container(container).pairs()
         return None if pairs is None else list(pairs)

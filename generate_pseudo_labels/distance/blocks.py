@@ -52,10 +52,7 @@ def group_by_identity(identities: npt.NDArray[np.int32], usable: Mask | None = N
     """Orders images by identity; keeps their order within one.
 
     Where each identity is one run of the list already, nothing is reordered and nothing is stored.
-
-    Args:
-        identities: (N,) identity of each image.
-        usable: (N,) False for images to leave out altogether; None keeps all.
+    Both are (N,); images that are not `usable` are left out altogether.
     """
     rows: Indices | None = None
     if usable is not None and not usable.all():

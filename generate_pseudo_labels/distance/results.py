@@ -101,12 +101,9 @@ class BlockRunner:
     def collect(
         self, distances: Callable[[range], Distances], repeats: int, weight: float = 1.0
     ) -> Distances:
-        """The distances of all blocks, in order.
+        """The distances of all blocks, in order; `distances` runs on any thread.
 
-        Args:
-            distances: of the images of consecutive blocks; runs on any thread.
-            repeats: columns of W1.
-            weight: how much of an image's whole work this is, for the progress.
+        `repeats` is the number of columns of W1, `weight` the share of an image's whole work.
         """
         end = int(self.plan.bounds[self.blocks.stop])
         results = Distances.empty(end - self.begin, repeats)

@@ -65,11 +65,9 @@ def stem() -> nn.Sequential:
 
 
 def stages(unit: Callable[[int, int, int], nn.Module], units: Iterable[int]) -> nn.Sequential:
-    """Four stages in one run, (B, 64, H, W) -> (B, 512, H / 16, W / 16).
+    """Four stages in one run, (B, 64, H, W) -> (B, 512, H / 16, W / 16), of so many units each.
 
-    Args:
-        unit: makes one from its channels in, channels and stride.
-        units: how many each stage has.
+    `unit` makes one from its channels in, channels and stride.
     """
     body: list[nn.Module] = []
     channels_in = 64
