@@ -186,11 +186,7 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keeps other runs out of a folder until the block ends, or this process does.
 
     The folder is made if it is missing. The lock leaves no file in it. Where a file system has no
-    locks (and on Windows), nobody is kept out.
-
-    Args:
-        folder: the folder.
-        wait: whether to wait for another run that holds the lock.
+    locks (and on Windows), nobody is kept out. With `wait`, a run waits for the one that holds it.
 
     Raises:
         UserError: another run holds the lock and `wait` is False; or the folder cannot be made.
