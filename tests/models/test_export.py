@@ -47,7 +47,7 @@ def patterns(count: Any, seed: Any = 0) -> Any:
     return np.clip(fine, 0, 255).astype(np.uint8)
 
 
-def lively(backbone: str) -> Any:
+def lively(backbone: str, faces: int = 12) -> Any:
     """A network of random weights whose scores spread around 50 by 15, as a trained one's do."""
     torch.manual_seed(3)
     network: Any = build_network(backbone)
@@ -58,8 +58,8 @@ def lively(backbone: str) -> Any:
             module.weight.data.uniform_(-0.2, 0.9)
     with torch.inference_mode():
         for seed in range(3):
-            FaceModel(network.train())(torch.from_numpy(patterns(12, seed)))
-        raw = FaceModel(network.eval())(torch.from_numpy(patterns(12)))
+            FaceModel(network.train())(torch.from_numpy(patterns(faces, seed)))
+        raw = FaceModel(network.eval())(torch.from_numpy(patterns(faces)))
         head = network.quality[3]
         growth = 15 / raw.std()
         head.bias.copy_(50 - (raw.mean() - head.bias) * growth)
@@ -93,7 +93,7 @@ def test_export_scores_as_torch_does(made: Any) -> None:
 
 
 def test_export_of_r_50_scores_as_torch_does() -> None:
-    network, faces = lively("R_50"), patterns(3, seed=1)
+    network, faces = lively("R_50", faces=3), patterns(3, seed=1)
     with torch.inference_mode():
         by_torch = FaceModel(network)(torch.from_numpy(faces))[:, 0].numpy()
     session = onnxruntime.InferenceSession(onnx_bytes(network, {}))

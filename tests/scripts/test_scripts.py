@@ -5,9 +5,10 @@ import importlib
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +19,7 @@ import sdd_fiqa
 from common import cli as command_line
 from common.cli import EXIT_DONE, EXIT_USAGE, EXIT_USER_ERROR
 
+Call = Callable[..., tuple[Any, str, str]]
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -72,16 +74,32 @@ def test_how_torchs_threads_wait_is_set_before_torch_is_imported(name: str) -> N
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
+    """Runs a script in this process and an empty folder: its exit code, stdout and stderr."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(command_line, "_signals", command_line._Signals())
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        return left.value.code, *capsys.readouterr()
+
+    yield run
+    assert list(tmp_path.iterdir()) == []
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])
-def test_every_script_says_its_version(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", [name, "--version"])
+def test_every_script_says_its_version(name: str, call: Call) -> None:
     path = name if name.endswith(".py") else f"{name.replace('.', '/')}.py"
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(ROOT / path), run_name="__main__")
-    assert left.value.code == EXIT_DONE
-    assert capsys.readouterr().out == f"sdd-fiqa {sdd_fiqa.__version__}\n"
+    assert call(path, "--version") == (EXIT_DONE, f"sdd-fiqa {sdd_fiqa.__version__}\n", "")
 
 
 def test_the_citation_names_this_version() -> None:
@@ -101,15 +119,14 @@ def flags_of(script: str) -> list[str]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_flag(script: str, run_script: Callable[..., Any], tmp_path: Path) -> None:
-    done = run_script(script, "--help", cwd=tmp_path, env={"COLUMNS": "200"})
-    assert done.returncode == EXIT_DONE, done.stderr
-    assert done.stderr == ""
+def test_help_names_every_flag(script: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, text, errors = call(script, "--help")
+    assert (code, errors) == (EXIT_DONE, "")
     flags = flags_of(script)
     assert flags
     for flag in flags:
-        assert re.search(rf"{flag}\b", done.stdout), flag
-    assert list(tmp_path.iterdir()) == []
+        assert re.search(rf"{flag}\b", text), flag
 
 
 def test_importing_does_nothing(tmp_path: Path) -> None:
@@ -161,22 +178,14 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line_and_wrong_usage_is_two(
-    script: str,
-    arguments: list[str],
-    code: int,
-    message: str,
-    run_script: Callable[..., Any],
-    tmp_path: Path,
+    script: str, arguments: list[str], code: int, message: str, call: Call
 ) -> None:
-    done = run_script(script, *arguments, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    found, text, errors = call(script, *arguments)
+    assert (found, text) == (code, ""), errors
+    assert message in errors
     if code == EXIT_USER_ERROR:
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
 
 
 def test_a_reader_who_leaves_is_no_error(tmp_path: Path, start_script: Callable[..., Any]) -> None:
