@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 import subprocess
@@ -12,8 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tyro
 
+import eval_edc
 from dataset.containers.pack import write_records
+from generate_pseudo_labels import gen_datalist
+from sdd_fiqa.errors import UserError
 
 LIST = "generate_pseudo_labels/gen_datalist.py"
 LABEL = "generate_pseudo_labels/gen_pseudo_labels.py"
@@ -57,6 +62,36 @@ def edc(project: Path, run_script: Run) -> Run:
     return run
 
 
+@pytest.fixture
+def typed_at(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a `main` in this process: faster than a script, but Python's warnings are not seen."""
+
+    def run(
+        main: Callable[..., int], cwd: Path, *flags: object
+    ) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        args = [*map(str, flags)]
+        try:
+            code = tyro.cli(main, args=args)
+        except UserError as error:
+            return subprocess.CompletedProcess(args, 1, "", f"error: {error}\n")
+        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def typed(project: Path, typed_at: Run) -> Run:
+    """As `edc`, in this process."""
+
+    def run(*flags: object, scores: str = "scores.csv") -> subprocess.CompletedProcess[str]:
+        files = ("--feats", "annotations/feats_npy", "--image-list", "annotations/DATA.labelpath")
+        out = ("--scores", scores, "--out-dir", "edc")
+        return typed_at(eval_edc.main, project, *files, *out, *flags)
+
+    return run
+
+
 def refused(done: subprocess.CompletedProcess[str], pattern: str) -> tuple[str, ...]:
     """What the groups of a pattern find in the line of an error, the last one."""
     line = done.stderr.splitlines()[-1]
@@ -65,22 +100,77 @@ def refused(done: subprocess.CompletedProcess[str], pattern: str) -> tuple[str, 
     return found.groups()
 
 
-def test_a_false_match_rate_that_is_out_of_reach(edc: Run) -> None:
+def test_a_false_match_rate_that_is_out_of_reach(typed: Run) -> None:
     flags = ("--templates", "templates.txt")
-    done = edc("--fmr", "1e-5", *flags)
+    done = typed("--fmr", "1e-5", *flags)
     (fmr,) = refused(done, r"--fmr 1e-05: 700 impostor pairs are too few; use (\S+)\n")
-    done = edc("--fmr", fmr, *flags)
+    done = typed("--fmr", fmr, *flags)
     (fmr,) = refused(done, r"impostor pairs of templates are too few; use (\S+)\n")
-    assert edc("--fmr", fmr, *flags).returncode == 0
+    assert typed("--fmr", fmr, *flags).returncode == 0
 
 
-def test_columns_of_other_names(edc: Run) -> None:
-    done = edc("--fmr", "0.1", scores="theirs.csv")
+@pytest.mark.parametrize(
+    ("wrong", "advice", "right"),
+    [
+        ("--fmr 0.3 --bootstrap 5", r"at least (\d+)\n", "--fmr 0.3 --bootstrap {}"),
+        ("--fmr 0.3 --advise-at 0.2", "must be one of (--fmr)\n", "{} 0.3 0.2 --advise-at 0.2"),
+        (
+            "--fmr 0.3 --protocol iso --limit 0.2",
+            r"add (\S+) to --limit\n",
+            "--fmr 0.3 --protocol iso --limit 0.2 {}",
+        ),
+        (
+            "--fmr 0.3 --protocol iso --discard pairs",
+            "--discard: leave (them) out\n",
+            "--fmr 0.3 --protocol iso",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(typed: Run, wrong: str, advice: str, right: str) -> None:
+    (word,) = refused(typed(*wrong.split()), advice)
+    done = typed(*right.format(word).split())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "advice", "line"),
+    [
+        ("{path};0,85", r"typed\.csv:2: score 0,85 is not a finite number; write (\S+)\n", 1),
+        ("{path};85 %", r"typed\.csv:2: score 85 % is not a finite number; write (\S+)\n", 1),
+        ("{path};NA", r"typed\.csv:2: score NA .*; leave it (empty) where there is none\n", 1),
+    ],
+)
+def test_scores_that_are_no_numbers(
+    project: Path, typed: Run, written: str, advice: str, line: int
+) -> None:
+    lines = (project / "scores.csv").read_text().splitlines()
+    path = lines[line].partition(";")[0]
+    lines[line] = written.format(path=path)
+    (project / "typed.csv").write_text("\n".join(lines) + "\n")
+    (word,) = refused(typed("--fmr", "0.1", scores="typed.csv"), advice)
+    lines[line] = f"{path};{'' if word == 'empty' else word}"
+    (project / "typed.csv").write_text("\n".join(lines) + "\n")
+    done = typed("--fmr", "0.1", scores="typed.csv")
+    assert done.returncode == (3 if word == "empty" else 0), done.stderr
+
+
+def test_a_name_to_leave_out_that_is_not_listed(project: Path, typed: Run) -> None:
+    (project / "names.txt").write_text("faces/p0/0.jpg\nnobody.jpg\n")
+    flags = ("--fmr", "0.1", "--exclude", "names.txt")
+    (line,) = refused(typed(*flags), r"names\.txt:(\d+): nobody\.jpg .*; take the line out\n")
+    lines = (project / "names.txt").read_text().splitlines(keepends=True)
+    del lines[int(line) - 1]
+    (project / "names.txt").write_text("".join(lines))
+    assert typed(*flags).returncode == 0
+
+
+def test_columns_of_other_names(typed: Run) -> None:
+    done = typed("--fmr", "0.1", scores="theirs.csv")
     *flags, columns = refused(
         done, r"the columns path and score; it has: (.*) \((\S+) and (\S+) name others\)"
     )[::-1]
     image, quality = columns.split(", ")
-    done = edc("--fmr", "0.1", flags[1], image, flags[0], quality, scores="theirs.csv")
+    done = typed("--fmr", "0.1", flags[1], image, flags[0], quality, scores="theirs.csv")
     assert done.returncode == 0, done.stderr
     assert "`;`-separated with the columns image and quality" in done.stdout
 
@@ -93,10 +183,11 @@ def test_columns_of_other_names(edc: Run) -> None:
         ("--pairs", "faces/p0/0.jpg faces/p0/1.jpg yes", "image image 0|1"),
     ],
 )
-def test_lists_of_another_form(project: Path, edc: Run, flag: str, line: str, form: str) -> None:
+def test_lists_of_another_form(project: Path, typed: Run, flag: str, line: str, form: str) -> None:
     (project / "list.txt").write_text(f"{line}\n" * 2)
     assert (
-        form in refused(edc(flag, "list.txt", "--fmr", "0.1"), r"list\.txt:[12]: expected (.*)")[0]
+        form
+        in refused(typed(flag, "list.txt", "--fmr", "0.1"), r"list\.txt:[12]: expected (.*)")[0]
     )
     values = {"image": "", "template": "t{0}", "person": "{1}", "group": "g{1}", "0|1": "{2}"}
     lines = []
@@ -106,7 +197,7 @@ def test_lists_of_another_form(project: Path, edc: Run, flag: str, line: str, fo
         words = [values.get(word, "") or next(names) for word in form.split()]
         lines.append("\t".join(words).format(row, row // EACH, same))
     (project / "list.txt").write_text("\n".join(lines) + "\n")
-    done = edc(flag, "list.txt", "--fmr", "0.5")
+    done = typed(flag, "list.txt", "--fmr", "0.5")
     assert done.returncode in (0, 3), done.stderr
 
 
@@ -167,20 +258,20 @@ def test_embeddings_that_are_too_large(project: Path, run_script: Run, edc: Run)
         np.save(file, features)
 
 
-def test_a_path_with_two_scores(project: Path, edc: Run) -> None:
+def test_a_path_with_two_scores(project: Path, typed: Run) -> None:
     once = (project / "scores.csv").read_text()
     (project / "twice.csv").write_text(once + "faces/p0/0.jpg;7\n")
     path, scores = refused(
-        edc("--fmr", "0.1", scores="twice.csv"),
+        typed("--fmr", "0.1", scores="twice.csv"),
         r"twice\.csv: (\S+) is listed twice, with the scores (.*); keep one\n",
     )
     assert path == "faces/p0/0.jpg" and scores.endswith(" and 7")
     lines = once.splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith(path + ";")] + [f"{path};7\n"]
     (project / "twice.csv").write_text("".join(kept))
-    assert edc("--fmr", "0.1", scores="twice.csv").returncode == 0
+    assert typed("--fmr", "0.1", scores="twice.csv").returncode == 0
     (project / "twice.csv").write_text(once + lines[1])  # the same row again is taken once
-    assert edc("--fmr", "0.1", scores="twice.csv").returncode == 0
+    assert typed("--fmr", "0.1", scores="twice.csv").returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +322,57 @@ def test_an_index_that_is_lost_or_of_another_file(album: Path, run_script: Run) 
     refused(done, r"album.idx: belongs to another file .* or delete it to have it rebuilt\n")
     (album / "album.idx").unlink()
     assert run_script(LIST, "--data-root", "album.rec", cwd=album).returncode == 0
+    lines = (album / "album.idx").read_text().splitlines(keepends=True)
+    (album / "album.idx").write_text("".join(lines[:-5]))
+    done = run_script(LIST, "--data-root", "album.rec", cwd=album)
+    assert "album.idx: seems to be older than album.rec" in done.stderr
+    assert "if it is, delete it to have it rebuilt\n" in done.stderr and "17 im" in done.stdout
+    (album / "album.idx").unlink()
+    assert "22 images" in run_script(LIST, "--data-root", "album.rec", cwd=album).stdout
+
+
+def test_folders_of_people(album: Path, typed_at: Run) -> None:
+    for person in range(2):
+        for image in (album / f"p{bool(person)}").iterdir():
+            nested = album / "nested" / f"p{person}" / "photos" / image.name
+            nested.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, nested)
+    flags = ("--data-root", "nested", "--out-dir", "nested_list")
+    done = typed_at(gen_datalist.main, album, *flags)
+    found = re.search(
+        r"note: all 22 images have one identity; try (--id-key-index -3) ", done.stderr
+    )
+    assert found, done.stderr
+    fix = found[1].split()
+    assert "22 images of 2 identities" in typed_at(gen_datalist.main, album, *flags, *fix).stdout
+    (most,) = refused(
+        typed_at(gen_datalist.main, album, *flags, *fix, "--min-images-per-id", 13),
+        r"\(the largest has (\d+)\); lower --min-images-per-id\n",
+    )
+    done = typed_at(gen_datalist.main, album, *flags, *fix, "--min-images-per-id", most)
+    assert "12 images of 1 identities" in done.stdout, done.stderr
+    (index,) = refused(
+        typed_at(gen_datalist.main, album, *flags, "--id-key-index", -1),
+        "; (-2) is the folder it lies in",
+    )
+    assert typed_at(gen_datalist.main, album, *flags, "--id-key-index", index).returncode == 0
+    with tarfile.open(album / "people.tar", "w") as tar:
+        tar.add(album / "pTrue", "pTrue")
+    done = typed_at(gen_datalist.main, album, "--data-root", "people.tar")
+    refused(done, "unpack a tar of folders of people")
+
+
+def test_a_set_of_pairs_that_holds_pixels(album: Path, typed_at: Run) -> None:
+    pixels = [np.full((112, 112, 3), 60 * number, np.uint8) for number in range(4)]
+    (album / "set.bin").write_bytes(pickle.dumps(([face.tobytes() for face in pixels], [1, 0])))
+    flags = ("--data-root", "set.bin", "--out-dir", "pairs")
+    done = typed_at(gen_datalist.main, album, *flags)
+    refused(
+        done, r"set\.bin: .*no entry is an image file's bytes, which cv2\.imencode makes of pix"
+    )
+    files = [cv2.imencode(".png", face)[1].tobytes() for face in pixels]
+    (album / "set.bin").write_bytes(pickle.dumps((files, [1, 0])))
+    assert "pairs.txt: 2 pairs" in typed_at(gen_datalist.main, album, *flags).stdout
 
 
 def test_a_compressed_tar(album: Path, run_script: Run) -> None:
