@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.distributed import ProcessGroup
 from dataset.embeddings import open_embeddings
 from dataset.lists import (
     LABELPATH,
+    PSEUDO_LABELS,
     ImageList,
     identities_in,
     join,
@@ -84,7 +86,12 @@ def read_training_list(config: TrainConfig) -> TrainingList:
         UserError: paths with too few parts, or too few identities to hold any out.
     """
     path, most = config.img_list, config.max_per_identity
-    table = read_table(path, "label")
+    try:
+        table = read_table(path, "label")
+    except UserError as error:
+        if not path.is_file():
+            raise
+        raise UserError(f"{error}; {label_remedy(path)}") from error
     identities: Rows = np.zeros(len(table), np.int64)
     listed = None
     if config.val_identities or most:
@@ -99,6 +106,14 @@ def read_training_list(config: TrainConfig) -> TrainingList:
     rng = np.random.default_rng([config.seed, _SPLIT])
     out = np.isin(identities, rng.choice(names, count, replace=False))
     return TrainingList(table, identities, np.flatnonzero(~out), np.flatnonzero(out), listed, most)
+
+
+def label_remedy(file: Path) -> str:
+    """What to name instead of a file that holds no labels."""
+    pseudo_labels = file.with_name(PSEUDO_LABELS)
+    if pseudo_labels.exists() and pseudo_labels != file:
+        return f"use --img-list {shlex.quote(str(pseudo_labels))}"
+    return f"make the labels with gen_pseudo_labels.py, and name its {PSEUDO_LABELS}"
 
 
 def epoch_order(data: TrainingList, seed: int, epoch: int, balanced: bool = False) -> Rows:

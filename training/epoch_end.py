@@ -196,4 +196,6 @@ class EpochEnd:
                 self.log.say(f"epoch {epoch}: no AOC ({error})")
         found = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
         self.log.say(f"epoch {epoch}: {found}{few}")
+        if curve is not None:
+            measures["aoc_errors"] = float(curve.errors[0])
         return measures, calibration(scores, curve)

@@ -7,11 +7,11 @@ import shlex
 import numpy as np
 
 from common.cli import note
-from dataset.lists import LABELPATH, PSEUDO_LABELS, ImageList
+from dataset.lists import LABELPATH, ImageList
 from dataset.path_lists import refuse_missing
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import sha256_of
-from training.data import TrainingList, find_identities
+from training.data import TrainingList, find_identities, label_remedy
 
 _FEW_POINTS = 5  # a spread below this is noted
 _MOST = 0.9  # so many labels within one point are noted
@@ -25,10 +25,7 @@ def check_labels(data: TrainingList, id_key_index: int) -> None:
             constant labels, or no image that exists; the message says what to do.
     """
     table, labels = data.table, data.table.values
-    pseudo_labels = table.file.with_name(PSEUDO_LABELS)
-    remedy = "make the labels with gen_pseudo_labels.py, and name its quality_pseudo_labels.txt"
-    if pseudo_labels.exists() and pseudo_labels != table.file:
-        remedy = f"use --img-list {shlex.quote(str(pseudo_labels))}"
+    remedy = label_remedy(table.file)
     _check_columns(table, remedy)
     if _are_identities(table, id_key_index):
         raise UserError(f"{table.file}: holds identities, not labels; {remedy}")

@@ -83,6 +83,7 @@ def test_labels_of_this_project_train_and_the_last_line_scores(
     [
         ("DATA.labelpath", "holds identities, not labels"),
         ("w_distances.txt", r":1: has 5 columns, expected two.*w_distances.txt \(W1 distances\)"),
+        ("unlabelled.txt", ":1: expected `<path> TAB <label>`, a number after the TAB"),
         ("constant.txt", "every label is 50, so there is nothing to learn"),
         ("above.txt", r"above.txt:\d+: label \d+ is outside 0..100"),
     ],
@@ -91,6 +92,7 @@ def test_other_lists_are_refused_and_the_labels_are_named(
     name: str, message: str, project: Path, run_script: Run
 ) -> None:
     relabel(project, "constant.txt", lambda _: 50)
+    (project / "annotations/unlabelled.txt").write_text("faces/p0/0.png\tis damaged\n")
     relabel(project, "above.txt", lambda label: round(label) + 60)
     done = run_script("train.py", *QUICK, "--img-list", f"annotations/{name}", cwd=project)
     assert re.search(message, fails(done)), done.stderr

@@ -119,6 +119,8 @@ def test_an_aoc_from_few_errors_says_how_many(
     assert 0 < curve.errors[0] < 30
     end_epoch(labels)
     assert f" (AOC from only {curve.errors[0]} errors)\n" in capsys.readouterr().out
+    about = json.loads((settings.checkpoints / "net_1epoch.json").read_text())
+    assert about["training"]["aoc_errors"] == curve.errors[0]
 
 
 def test_held_out_faces_that_cannot_serve_are_refused_at_once(
