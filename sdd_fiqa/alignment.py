@@ -1,7 +1,7 @@
 """Finds the faces of a photo, and cuts each out upright, 112x112 pixels.
 
 Detector: YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine
-Intelligence Research 2023), through OpenCV. Alignment: the least-squares similarity transform of
+Intelligence Research 2023). Alignment: the least-squares similarity transform of
 five landmarks (Umeyama, "Least-squares estimation of transformation parameters between two point
 patterns", IEEE TPAMI 1991) to the template that face recognisers are trained on.
 """
@@ -9,7 +9,6 @@ patterns", IEEE TPAMI 1991) to the template that face recognisers are trained on
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdd_fiqa.assets import fetch
+from sdd_fiqa.detector import YuNet
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import reading
 from sdd_fiqa.images import FACE_SIZE, Image, cv2
 
 Points = npt.NDArray[np.float64]
@@ -44,7 +43,6 @@ _MARGIN = 142  # black pixels around a copy, for a face that fills the photo or 
 _OVERLAP = 0.3  # of two boxes, intersection over union: above, they are of one face
 _INSIDE = 0.6  # so they are if this share of the smaller is inside the other: a part of a face
 _LARGER = 0.1  # what a box of ten times the area is ahead in detector score
-_MOST_CANDIDATES = 5000  # before overlapping boxes are removed
 # Each face is detected again in an upright close-up, this many times the size of an aligned face.
 # The positions of copies of one face in the crop then differ by 1 pixel, not by 3.6.
 _CLOSE_UP, _CLOSE_SIDE = 2.5, 320
@@ -81,7 +79,7 @@ class DetectedFace:
 class FaceAligner:
     """Finds and aligns faces. Threads may share it, and it can be sent to worker processes.
 
-    Each thread loads the detector at its first photo.
+    The detector is loaded at the first photo.
     """
 
     def __init__(
@@ -99,12 +97,11 @@ class FaceAligner:
         self._model = Path(model) if model is not None else fetch("yunet")
         if not self._model.is_file():
             raise UserError(f"{self._model}: is not a file; name a YuNet .onnx file")
-        self._score_threshold = score_threshold
-        self._own = threading.local()
+        self._detector = YuNet(self._model, score_threshold)
 
     def __reduce__(self) -> tuple[type[FaceAligner], tuple[Path, float]]:
-        # Sent to another process without the detector, which belongs to its thread.
-        return FaceAligner, (self._model, self._score_threshold)
+        # Sent to another process without the detector, which cannot be sent.
+        return FaceAligner, (self._model, self._detector.least)
 
     def align(
         self, image: Image, most: int | None = None, turn: int = 0
@@ -161,7 +158,7 @@ class FaceAligner:
         seen = np.asarray(np.rot90(seen, -turn // 90), np.uint8)
         if margin:
             seen = np.pad(seen, ((margin, margin), (margin, margin), (0, 0)))
-        rows = self._rows(seen)
+        rows = self._detector.rows(seen)
         rows[:, :2] -= margin
         rows[:, 4:14] -= margin
         height, width = seen.shape[0] - 2 * margin, seen.shape[1] - 2 * margin
@@ -188,30 +185,10 @@ class FaceAligner:
 
     def _nearest(self, seen: Image, wanted: Points) -> Points | None:
         """(5, 2) landmarks of the face in `seen` nearest to `wanted`; None if none is near."""
-        rows = self._rows(seen)[:, 4:14].astype(np.float64).reshape(-1, 5, 2)
+        rows = self._detector.rows(seen)[:, 4:14].astype(np.float64).reshape(-1, 5, 2)
         away = np.linalg.norm(rows - wanted, axis=2).mean(axis=1)
         near = away.min(initial=np.inf) < _FARTHEST * _CLOSE_SIDE
         return rows[int(np.argmin(away))] if near else None
-
-    def _rows(self, seen: Image) -> npt.NDArray[np.float32]:
-        """(F, 15) rows of the detector for an RGB image: box, five landmarks, score."""
-        if not hasattr(self._own, "detector"):
-            with reading(self._model):  # OpenCV cannot open all names on Windows
-                content = np.frombuffer(self._model.read_bytes(), np.uint8)
-            least = self._score_threshold
-            try:
-                self._own.detector = cv2.FaceDetectorYN.create(
-                    *("onnx", content, np.empty(0, np.uint8), (FACE_SIZE, FACE_SIZE)),
-                    *(least, _OVERLAP, _MOST_CANDIDATES),
-                )
-            except cv2.error as error:
-                raise UserError(
-                    f"{self._model}: is not a YuNet model that OpenCV can load"
-                ) from error
-        self._own.detector.setInputSize((seen.shape[1], seen.shape[0]))
-        # It expects BGR, and misses small faces in RGB.
-        rows = self._own.detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
-        return np.empty((0, 15), np.float32) if rows is None else np.asarray(rows, np.float32)
 
 
 def similarity_transform(source: Points, target: Points) -> Points:

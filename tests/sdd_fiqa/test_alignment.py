@@ -26,8 +26,11 @@ from sdd_fiqa.alignment import (
     rolls,
     similarity_transform,
 )
+from sdd_fiqa.assets import fetch
+from sdd_fiqa.detector import YuNet
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import Image, cv2, decode_image
+from sdd_fiqa.quality_onnx import SHIPPED
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -274,13 +277,13 @@ def test_a_photo_of_one_face_is_looked_at_once(
     aligner: FaceAligner, faces: list[Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[tuple[int, ...]] = []
-    rows = FaceAligner._rows
+    rows = YuNet.rows
 
-    def counted(self: FaceAligner, seen: Image) -> Any:
+    def counted(self: YuNet, seen: Image) -> Any:
         looks.append(seen.shape[:2])
         return rows(self, seen)
 
-    monkeypatch.setattr(FaceAligner, "_rows", counted)
+    monkeypatch.setattr(YuNet, "rows", counted)
     photo = np.full((480, 640, 3), 96, np.uint8)
     photo[100:324, 200:384] = cv2.resize(faces[0], (184, 224))
     for most in (None, 1):
@@ -368,8 +371,29 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.onnx: is not a file"):
         FaceAligner(tmp_path / "gone.onnx")
     (tmp_path / "text.onnx").write_text("not a network")
-    with pytest.raises(UserError, match=r"text\.onnx: is not a YuNet model"):
-        FaceAligner(tmp_path / "text.onnx").align(texture(64, 64))
+    for other in (tmp_path / "text.onnx", SHIPPED["small"]):
+        with pytest.raises(UserError, match=rf"{other.name}: is not a YuNet model"):
+            FaceAligner(other).align(texture(64, 64))
+
+
+def test_the_detector_gives_the_rows_of_opencv(faces: list[Image]) -> None:
+    """Pictures of all sizes, with no face, one, and some whose boxes overlap."""
+    model = str(fetch("yunet"))
+    detector, plain = (
+        YuNet(model, 0.6),
+        cv2.FaceDetectorYN.create(model, "", (9, 9), 0.6, 0.3, 5000),
+    )
+    crowd = np.concatenate([*faces[:3], *faces[:2]], axis=1)
+    sizes = (160, 160), (301, 95), (640, 360), (700, 701), (1, 40)
+    found = 0
+    for photo in [faces[0], crowd, *(cv2.resize(crowd, size) for size in sizes)]:
+        plain.setInputSize(photo.shape[1::-1])
+        wanted = plain.detect(np.ascontiguousarray(photo[:, :, ::-1]))[1]
+        wanted = np.empty((0, 15), np.float32) if wanted is None else wanted
+        rows = detector.rows(photo)
+        np.testing.assert_allclose(rows, wanted, atol=1e-3)
+        found += len(rows)
+    assert found > 10
 
 
 @pytest.mark.skipif(not (SHARED / "lfw_photos.tar").exists(), reason="needs ../shared")
