@@ -74,7 +74,7 @@ def refuse_missing(file: Path, paths: Iterable[str], flag: str, named: Path) -> 
             return
         if len(missing) < _SOUGHT:
             missing.append(path)
-    for folder in file.absolute().parents:
+    for folder in Path(os.path.abspath(file)).parents:
         if any(_exists(folder / path) for path in missing):
             relative = shlex.quote(os.path.relpath(named, folder))
             raise UserError(

@@ -229,8 +229,9 @@ def test_nothing_is_claimed_from_few_errors(
     np.save(tmp_path / "Embedding_Norms.npy", np.ones(240, "f4"))
     call(folder, monkeypatch, **settings, bootstrap=200, fmr=(0.01,))
     shown = capsys.readouterr().out
-    errors = json.loads((folder / "out/results.json").read_text())["cells"][0]["errors_at_0"]
-    assert 0 < errors < 30
+    found = json.loads((folder / "out/results.json").read_text())
+    assert 0 < found["cells"][0]["errors_at_0"] < 30
+    assert {one["told_apart"] for one in found["differences"]} == {None}
     rows = [line.split("|") for line in shown.splitlines() if line.startswith("| 0.01 ")]
     assert len(rows) == 3
     for row in rows:  # a third of the replicates has no error, so there is no interval

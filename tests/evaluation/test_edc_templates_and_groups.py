@@ -14,7 +14,7 @@ import pytest
 import eval_edc
 from dataset.lists import read_labelpath
 from edc_faces import faces
-from evaluation.edc.bootstrap import draws
+from evaluation.edc.bootstrap import draws, ratio_interval
 from evaluation.edc.curves import Rules
 from evaluation.edc.gather import Notes
 from evaluation.edc.groups import common_threshold, compare_groups, read_groups
@@ -155,6 +155,12 @@ def test_groups_equal_the_definition(parted: bool) -> None:
     assert found.intervals["fnmr"] == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
 
 
+def test_one_identity_has_no_interval() -> None:
+    counts = np.array([1, 2])
+    assert np.isnan(ratio_interval(counts[:1], counts[:1] + 1, 50)).all()
+    assert np.isfinite(ratio_interval(counts, counts + 1, 50)).all()
+
+
 def test_pairs_within_some_images_are_theirs() -> None:
     features, ids, _ = faces(80, 10, seed=4)
     some = np.arange(80) % 3 > 0
@@ -179,6 +185,14 @@ def test_an_image_of_two_groups_is_refused(folder: Path) -> None:
     everyone = np.ones(IMAGES, np.bool_)
     (folder / "g.txt").write_text("000.png a\n000.png b\n")
     with pytest.raises(UserError, match=r"g\.txt:2: 000\.png is in a and in b"):
+        read_groups(folder / "g.txt", images, everyone, Notes())
+    (folder / "g.txt").write_text("image,sex\n000.png,a\n001.png,b\nno.png,a\n")
+    notes = Notes()
+    groups = read_groups(folder / "g.txt", images, everyone, notes)
+    assert {name: int(mask.sum()) for name, mask in groups.items()} == {"a": 1, "b": 1}
+    assert notes[0] == f"1 images of {folder / 'g.txt'} are not in {images.file}"
+    (folder / "g.txt").write_text("000.png\ta\tx y\n")
+    with pytest.raises(UserError, match=r"g\.txt:1: expected `path group`"):
         read_groups(folder / "g.txt", images, everyone, Notes())
     (folder / "g.txt").write_text("no.png a\n")
     with pytest.raises(UserError, match="names none of the images that are evaluated"):
