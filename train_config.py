@@ -122,6 +122,8 @@ class TrainConfig:
         for name in ("img_list", "checkpoints", "feats"):
             if isinstance(getattr(self, name), str):  # a default that was edited as a string
                 object.__setattr__(self, name, Path(getattr(self, name)))
+        if self.finetuning_model is not None:  # or as a path
+            object.__setattr__(self, "finetuning_model", str(self.finetuning_model))
 
     def check(self) -> None:
         """Raises UserError with the rule that a setting breaks, and its value."""

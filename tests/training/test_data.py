@@ -131,3 +131,8 @@ def test_large_identities_are_capped_and_get_all_their_turns(
         assert len(epoch_order(data, 0, epoch, balanced=True)) == data.epoch_images
         seen.update(order.tolist())
     assert seen == set(data.train.tolist())
+
+
+def test_paths_of_the_settings_may_be_strings_or_paths() -> None:
+    edited = TrainConfig(img_list="a.txt", finetuning_model=Path("b.pth"))  # type: ignore[arg-type]
+    assert edited == TrainConfig(img_list=Path("a.txt"), finetuning_model="b.pth")
