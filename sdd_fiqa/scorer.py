@@ -144,8 +144,10 @@ class Scorer:
         Raises:
             UnreadableImage: missing, damaged, or too large; the message is the reason.
             TypeError, ValueError: a photo of another type, or an array of another type or shape.
-            UserError: the detector is missing and cannot be fetched.
+            UserError: the detector is missing and cannot be fetched, or `most` is below 1.
         """
+        if most is not None and most < 1:
+            raise UserError(f"most {most}: must be 1 or more, or None for all")
         image, aligner = _pixels(photo), self._detector()
         found = aligner.align(image, most)
         scores = self._scores(found)

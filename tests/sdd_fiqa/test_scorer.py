@@ -159,6 +159,8 @@ def test_other_arrays_and_types_are_refused(scorer: Scorer, photos: list[Any]) -
         scorer(Image.fromarray(np.zeros((9, 9), np.float32)))
     with pytest.raises(UserError, match=r"no such file, and no shipped model \(small\)"):
         sdd_fiqa.load("large")
+    with pytest.raises(UserError, match="most 0: must be 1 or more"):
+        scorer(photos[0], most=0)
     with pytest.raises(UserError, match="threads 0: must be 1 or more"):
         sdd_fiqa.load(threads=0)
     with pytest.raises(UserError, match="is not a file; name a YuNet"):
