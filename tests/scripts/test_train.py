@@ -305,9 +305,9 @@ def test_ctrl_c_saves_and_the_same_command_resumes(faces: Path, signalled: Run) 
 
 
 def test_it_learns_brightness_with_every_option(faces: Path, train: Run) -> None:
-    arguments = ["--backbone", "MFN", "--epochs", "6", "--batch-size", "4", "--lr", "2e-3"]
+    arguments = ["--backbone", "MFN", "--epochs", "12", "--batch-size", "8", "--lr", "2e-3"]
     arguments += ["--device", "cpu", "--val-identities", "0.3", "--checkpoints-name", "options"]
-    arguments += ["--balanced", "--clip-norm", "50", "--loss", "l1", "--milestones", "4", "5"]
+    arguments += ["--balanced", "--clip-norm", "50", "--loss", "l1", "--milestones", "9", "11"]
     done = train(*arguments, cwd=faces)
     assert done.returncode == 0, done.stderr
     losses = [line["loss"] for line in stats(faces, "options") if "loss" in line]

@@ -5,6 +5,7 @@ A fork of a process that has only imported is as good as a new one, and torch ta
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -124,4 +126,14 @@ if __name__ == "__main__":
         os.close(file)
     sys.argv = asked["argv"]
     sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    code: object = None
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    # The rest of Python's end takes a second where torch is imported: it frees all one by one.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
