@@ -190,10 +190,14 @@ def test_killed_in_the_middle_it_goes_on(
 def test_nothing_readable_is_an_error(
     here: Path, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.move(here / "faces", here / "elsewhere")
+    for image in (here / "faces").glob("*/*"):
+        image.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"none of its 24 images could be read .*current folder"):
         embed(weights)
     assert os.listdir(here / "annotations/feats_npy") == []
+    shutil.move(here / "faces", here / "elsewhere")
+    with pytest.raises(UserError, match=r"none of its images exists, for example faces/"):
+        embed(weights)
 
 
 def test_what_is_refused(here: Path, weights: dict[str, Path]) -> None:
