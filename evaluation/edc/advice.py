@@ -85,8 +85,8 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
     unknown = ""
     if curve.errors[point] < FEW_ERRORS:
         unknown = (
-            f"It is unknown where discarding more stops helping: at {curve.shares[point]:.1%}, only"
-            f" {curve.errors[point]} errors are left."
+            f"It is unknown where discarding more stops helping: errors left at "
+            f"{curve.shares[point]:.1%}: {curve.errors[point]}."
         )
     elif point == count - 1 > 0:
         unknown = f"Discarding more helps up to the last share, {curve.shares[point]:.1%}."

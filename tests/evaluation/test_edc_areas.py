@@ -239,7 +239,7 @@ def test_advice_stops_where_nothing_is_won() -> None:
     )
     # Of 1,000 pairs at a rate of .004, none failing among the last 600 proves nothing.
     few = advise(made_curve(shares, [0.004, 0.004, 0.004, 0.004, 0.0], genuine=1000))
-    assert few.enough is None and few.unknown.endswith("at 0.0%, only 4 errors are left.")
+    assert few.enough is None and few.unknown.endswith("errors left at 0.0%: 4.")
     # What was refused is not advised on.
     assert len(advise(made_curve(shares, [0.1, 0.05, 0.05, np.nan, np.nan])).shares) == 3
     with pytest.raises(ValueError, match="cannot be shown: no advice"):
