@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,14 @@ Outputs = npt.NDArray[np.float32]  # (N,) scores or (N, D) embeddings
 GPU_FACES = 512  # a run
 _CUDA = "CUDAExecutionProvider"
 _LOGGER = logging.getLogger("sdd_fiqa")
+
+
+class End(NamedTuple):
+    """An input or output of a network, as onnxruntime describes it."""
+
+    name: str
+    type: str
+    shape: list[Any]
 
 
 class OnnxRunner:
@@ -40,7 +48,8 @@ class OnnxRunner:
 
     Attributes:
         session: onnxruntime's.
-        input: its first input: name, type, shape.
+        input, output: its first ones.
+        metadata: what its maker wrote in it.
         on_gpu: whether it runs on CUDA.
 
     Raises:
@@ -74,12 +83,17 @@ class OnnxRunner:
                 self.session: Any = onnxruntime.InferenceSession(
                     content or os.fspath(path), options, providers=providers
                 )
+            ends = [*self.session.get_inputs()[:1], *self.session.get_outputs()[:1]]
+            if len(ends) < 2:
+                raise ValueError("it has no input or no output")
+            # Read here, as damaged names fail when they are read.
+            self.input, self.output = (End(end.name, end.type, end.shape) for end in ends)
+            self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime's errors have no common base class
             raise UserError(
                 f"{path}: is not an ONNX network that can be run ({_first_line(error)})"
             ) from error
         self._path = path
-        self.input: Any = self.session.get_inputs()[0]
         # If CUDA's libraries are missing, onnxruntime silently takes the CPU.
         self.on_gpu = self.session.get_providers()[0] == _CUDA
         self._pool = ThreadPoolExecutor(1 if self.on_gpu else threads or own_cores(), "onnx")

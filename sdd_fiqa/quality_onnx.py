@@ -100,13 +100,13 @@ def load_onnx_model(
             missing.
     """
     runner = OnnxRunner(path, device, threads)
-    takes, gives = runner.input, runner.session.get_outputs()[0].shape
+    takes, gives = runner.input, runner.output.shape
     if takes.type != "tensor(uint8)" or takes.shape[1:] != [112, 112, 3] or len(gives) != 1:
         raise UserError(
             f"{path}: takes {takes.type} {takes.shape} and gives {gives}; a quality model takes "
             "uint8 [N, 112, 112, 3] and gives [N]: make it with export_onnx.py"
         )
-    about = runner.session.get_modelmeta().custom_metadata_map
+    about = runner.metadata
     name = about.get("model", "unknown network")
     if backbone not in (None, name):
         raise UserError(f"{path}: is a {name} network, not the {backbone} that was asked for")

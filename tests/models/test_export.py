@@ -366,6 +366,16 @@ def test_an_onnx_file_that_gives_no_score_for_each_face_is_named(
         load_quality_model(tmp_path / "one.onnx", device="cpu")(several)
 
 
+def test_an_onnx_file_without_an_output_is_named(tmp_path: Path) -> None:
+    faces = onnx.helper.make_tensor_value_info("faces", onnx.TensorProto.UINT8, ["N", 112, 112, 3])
+    cast = onnx.helper.make_node("Cast", ["faces"], ["x"], to=onnx.TensorProto.FLOAT)
+    graph = onnx.helper.make_graph([cast], "g", [faces], [])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=r"a\.onnx: .*it has no input or no output"):
+        load_quality_model(tmp_path / "a.onnx", device="cpu")
+
+
 class Hostile:
     def __reduce__(self) -> Any:
         return (os.system, ("touch ran_code",))
