@@ -34,8 +34,9 @@ def command(arguments: list[str] | None = None) -> int:
     """
     open_streams()
     if arguments is None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, &
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup, &
                 signal.signal(number, _stop)
     parser = argparse.ArgumentParser("sdd-fiqa", description="Scores the faces of photos, as CSV.")
     parser.add_argument("photo", nargs="*", help="image files")

@@ -16,7 +16,7 @@ def open_streams() -> None:
             if null != number:  # else a file opened later would get this number
                 os.dup2(null, number)
                 os.close(null)
-            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  (stays open)
     if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
         raw = _Unfailing(2, "wb", closefd=False)
         sys.stderr = io.TextIOWrapper(

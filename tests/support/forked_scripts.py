@@ -85,6 +85,7 @@ def serve() -> dict[str, Any]:
     for line in iter(sys.stdin.readline, ""):
         asked: dict[str, Any] = json.loads(line)
         if "--epochs" in asked["argv"]:  # train.py's; what it imports late takes longer than torch
+            # F401: for the forks
             import scipy.stats  # noqa: F401
             import torch._dynamo
             import torch.utils.tensorboard  # noqa: F401
@@ -108,6 +109,7 @@ def serve() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Imported (F401: for the forks, not for this file), so that each fork has them already.
     import as_a_script  # noqa: F401, I001
     import cv2  # noqa: F401
     import matplotlib.backends.backend_agg
@@ -132,7 +134,7 @@ if __name__ == "__main__":
     except SystemExit as end:
         code = end.code
     # The rest of Python's end takes a second where torch is imported: it frees all one by one.
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads; has no public name
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
