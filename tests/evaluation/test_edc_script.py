@@ -236,7 +236,7 @@ def test_nothing_is_claimed_from_few_errors(
     assert len(rows) == 3
     for row in rows:  # a third of the replicates has no error, so there is no interval
         assert "[" not in row[6] and row[7].strip() == ""
-    assert "It is unknown where discarding more stops helping: at " in shown
+    assert "It is unknown where discarding more stops helping: errors left at " in shown
     assert "| discarding more stops" not in shown
     assert json.loads((folder / "out/calibration.json").read_text())["enough"] is None
 
