@@ -163,6 +163,9 @@ def first_to_report() -> bool:
 
 def note(message: str) -> None:
     """Prints one line on stderr, above the progress bar if there is one."""
+    if "tqdm" not in sys.modules:  # so there is no bar; the import takes .05 s
+        print(printable(message), file=sys.stderr)
+        return
     from tqdm import tqdm
 
     tqdm.write(printable(message), file=sys.stderr)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from common.cli import note
 from dataset.faces import Faces
@@ -91,7 +91,11 @@ def score(
     """
     found: dict[int, npt.NDArray[np.float32]] = {}  # by first row
     reasons: dict[int, str] = {}
-    bar = tqdm(total=images, desc=doing, unit=" images", disable=images == 1)
+    bar = None
+    if images > 1:
+        from tqdm import tqdm  # takes .05 s, and one image shows no bar
+
+        bar = tqdm(total=images, desc=doing, unit=" images")
     interrupted = False
 
     def finish(batch: Batch, searched: int, scored: Callable[[], npt.NDArray[np.float32]]) -> None:
@@ -104,7 +108,8 @@ def score(
             reasons[int(batch.rows[position])] = reason
         found[int(batch.rows[0])] = values
         faces.keep(batch, values)
-        bar.update(searched - bar.n)
+        if bar is not None:
+            bar.update(searched - bar.n)
 
     def begin() -> Iterator[Begun]:
         for batch in faces:
@@ -117,7 +122,7 @@ def score(
 
     begun: Begun | None = None
     try:
-        with bar:
+        with bar or nullcontext():
             for begun in one_behind(begin()):
                 finish(*begun)
     except KeyboardInterrupt:

@@ -16,7 +16,6 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.cli import is_count, note
 from dataset.containers.base import Container
@@ -213,6 +212,8 @@ class RecordFile(Container):
     def _rebuild_index(self, index: Path) -> tuple[Keys, Keys]:
         offsets, ids, shows = array("q"), array("q"), bytearray()
         name = Path(self.path).name
+        from tqdm import tqdm  # here, because every use of rec.py would pay .05 s for it
+
         with tqdm(
             total=self.file.size,
             desc=f"find the records of {name}",
