@@ -67,8 +67,8 @@ class Settings:
     lower_is_better: bool = False
     # target false match rates; default: those of 0.01 0.001 0.0001 that the pairs can show.
     fmr: tuple[float, ...] = ()
-    # a verification list (LFW's pairs.txt, CPLFW's, `image image 0|1`, `0|1 image image`, or a
-    # .bin) instead of all pairs.
+    # compare the pairs of a verification list instead of all pairs: LFW's pairs.txt, that of
+    # CPLFW, `image image 0|1`, `0|1 image image`, or a .bin file.
     pairs: Path | None = None
     # sets threshold, discard and the area that orders the table, as the papers do; default:
     # sdd-fiqa.
