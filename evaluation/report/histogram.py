@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -81,87 +82,91 @@ def histogram_svg(
         An `<svg>` element. After every bar comes a `.hit` area with the lowest and the highest
         tick that it counts, for the page's script.
     """
-    scale = 10**decimals
     marks = [*marks, *([] if cut is None else [cut])]
-    scores = np.array([mark.score for mark in marks], np.float64)
-    marked = coarser(ticks_of(scores, decimals + 1), 1)
+    marked = coarser(ticks_of(np.array([mark.score for mark in marks]), decimals + 1), 1)
     edges = histogram_edges(ticks, marked)
-    first, width, most = edges[0], edges[1] - edges[0], len(edges) - 1
-    bars = np.clip((ticks - first) // width, 0, most - 1)
-    heights = np.bincount(bars, minlength=most)
-    lows, highs = edges[:-1].copy(), edges[1:] - 1
-    lows[0] = min(lows[0], ticks.min())
-    highs[-1] = max(highs[-1], ticks.max())
-
-    def share(tick: float) -> float:
-        return float((tick - first) / (edges[-1] - first))
-
-    def at(tick: float) -> str:
-        return f"{100 * share(tick):.3f}%"
-
-    def text(tick: float) -> str:
-        return f"{tick / scale:.{decimals}f}"
-
+    axis = _Axis(int(edges[0]), int(edges[-1]), decimals)
     shown = [
         (mark, int(tick))
         for mark, tick in zip(marks, marked, strict=True)
-        if edges[0] <= tick <= edges[-1]
+        if axis.first <= tick <= axis.last
     ]
-    spans = []  # where each label starts and ends; left of its line near the axis' end
-    for mark, tick in shown:
-        line, width = share(tick), _LETTER_SHARE * (len(mark.label) + 1)
-        spans.append((line - width, line) if line > 1 - width else (line, line + width))
+    spans = [_label_span(axis.share(tick), mark.label) for mark, tick in shown]
     rows = _label_rows(spans)
     top = 8 + _ROW * (max(rows, default=-1) + 1)
     floor = top + _PLOT
+    width, most = edges[1] - edges[0], len(edges) - 1
+    heights = np.bincount(np.clip((ticks - edges[0]) // width, 0, most - 1), minlength=most)
+    grid, counts = _grid(int(heights.max()), floor)
     parts = [
         f'<svg class="histogram" height="{floor + 22}" role="group" '
-        f'aria-label="Histogram of {len(ticks):,} scores from {text(ticks.min())} '
-        f'to {text(ticks.max())}">'
+        f'aria-label="Histogram of {len(ticks):,} scores from {axis.text(ticks.min())} '
+        f'to {axis.text(ticks.max())}">',
+        *grid,
+        *_bars(axis, ticks, edges, heights, top, kind, cut),
+        *counts,  # drawn above the bars
+        f'<line class="axis" x1="0" x2="100%" y1="{floor}" y2="{floor}"/>',
+        *_axis_labels(axis, floor),
     ]
-    tallest = int(heights.max())
-    counts = []  # drawn above the bars
+    return "\n".join([*parts, *_mark_lines(axis, shown, spans, rows, top, cut), "</svg>"])
+
+
+class _Axis(NamedTuple):
+    """The axis of scores: its first and last tick, and the decimals of a tick."""
+
+    first: int
+    last: int
+    decimals: int
+
+    def share(self, tick: float) -> float:
+        return float((tick - self.first) / (self.last - self.first))
+
+    def at(self, tick: float) -> str:
+        return f"{100 * self.share(tick):.3f}%"
+
+    def text(self, tick: float) -> str:
+        return f"{tick / 10**self.decimals:.{self.decimals}f}"
+
+
+def _grid(tallest: int, floor: int) -> tuple[list[str], list[str]]:
+    """Lines at round counts, and these counts."""
+    lines, counts = [], []
     rung = _round_up(tallest / 5)
     for level in range(rung, tallest + 1, rung):
         y = f"{floor - _PLOT * level / tallest:.1f}"
-        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
+        lines.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
         counts.append(f'<text class="count" x="0" y="{float(y) - 3:.1f}">{level:,}</text>')
+    return lines, counts
+
+
+def _bars(
+    axis: _Axis, ticks: Ticks, edges: Ticks, heights: Ticks, top: int, kind: str, cut: Mark | None
+) -> Iterator[str]:
+    lows, highs = edges[:-1].copy(), edges[1:] - 1
+    lows[0], highs[-1] = min(lows[0], ticks.min()), max(highs[-1], ticks.max())
     for left, low, high, number in zip(edges[:-1], lows, highs, heights, strict=True):
-        height = _PLOT * number / tallest
+        height = _PLOT * number / heights.max()
         if number:
             height = max(height, 1.5)  # one image among many must be visible
-        span = f'x="{at(left)}" width="{100 / most:.3f}%"'
+        span = f'x="{axis.at(left)}" width="{100 / len(heights):.3f}%"'
         counted = f"{number:,} {kind if number == 1 else kind + 's'}"
-        title = f"{text(low)} to {text(high)}: {counted} ({100 * number / len(ticks):.1f} %)"
-        look = "bar" if cut is None or (high + 1) / scale > cut.score else "bar below"
-        parts.append(
-            f'<rect class="{look}" {span} y="{floor - height:.1f}" height="{height:.1f}"/>'
+        share = f"{100 * number / len(ticks):.1f} %"
+        title = f"{axis.text(low)} to {axis.text(high)}: {counted} ({share})"
+        look = "bar" if cut is None or (high + 1) / 10**axis.decimals > cut.score else "bar below"
+        yield (
+            f'<rect class="{look}" {span} y="{top + _PLOT - height:.1f}" height="{height:.1f}"/>'
             f'<rect class="hit" {span} y="{top}" height="{_PLOT}" '
             f'data-low="{low}" data-high="{high}"><title>{title}</title></rect>'
         )
-    parts += counts
-    parts.append(f'<line class="axis" x1="0" x2="100%" y1="{floor}" y2="{floor}"/>')
-    step = _round_up((edges[-1] - first) / 8)  # few enough labels to fit a narrow screen
-    for tick in range(-(-int(first) // step) * step, int(edges[-1]) + 1, step):
-        anchor = {0.0: "start", 1.0: "end"}.get(share(tick), "middle")
-        label = text(tick).rstrip("0").rstrip(".") if decimals else text(tick)
-        parts.append(f'<text x="{at(tick)}" y="{floor + 16}" text-anchor="{anchor}">{label}</text>')
-    texts = []
-    for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True):
-        x, label_y = at(tick), 10 + _ROW * row
-        look = "cut" if mark is cut else "mark"
-        parts.append(
-            f'<line class="halo" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>'
-            f'<line class="{look}" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{floor}"/>'
-        )
-        anchor = "end" if left < share(tick) else "start"
-        texts.append(
-            f'<text class="{look}-text" x="{x}" y="{label_y}" text-anchor="{anchor}">'
-            f"{escape(mark.label)}</text>"
-        )
-    parts += texts  # drawn above all lines
-    parts.append("</svg>")
-    return "\n".join(parts)
+
+
+def _axis_labels(axis: _Axis, floor: int) -> Iterator[str]:
+    step = _round_up((axis.last - axis.first) / 8)  # few enough labels to fit a narrow screen
+    for tick in range(-(-axis.first // step) * step, axis.last + 1, step):
+        anchor = {0.0: "start", 1.0: "end"}.get(axis.share(tick), "middle")
+        text = axis.text(tick)
+        label = text.rstrip("0").rstrip(".") if axis.decimals else text
+        yield f'<text x="{axis.at(tick)}" y="{floor + 16}" text-anchor="{anchor}">{label}</text>'
 
 
 def histogram_edges(ticks: Ticks, marks: Ticks) -> Ticks:
@@ -184,6 +189,36 @@ def _round_up(value: float) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `value`."""
     steps = (step * 10**power for power in count() for step in (1, 2, 5))
     return int(next(step for step in steps if step >= value))
+
+
+def _mark_lines(
+    axis: _Axis,
+    shown: Sequence[tuple[Mark, int]],
+    spans: Sequence[tuple[float, float]],
+    rows: Sequence[int],
+    top: int,
+    cut: Mark | None,
+) -> list[str]:
+    lines, texts = [], []
+    for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True):
+        x, label_y = axis.at(tick), 10 + _ROW * row
+        look = "cut" if mark is cut else "mark"
+        lines.append(
+            f'<line class="halo" x1="{x}" x2="{x}" y1="{top}" y2="{top + _PLOT}"/>'
+            f'<line class="{look}" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{top + _PLOT}"/>'
+        )
+        anchor = "end" if left < axis.share(tick) else "start"
+        texts.append(
+            f'<text class="{look}-text" x="{x}" y="{label_y}" text-anchor="{anchor}">'
+            f"{escape(mark.label)}</text>"
+        )
+    return lines + texts  # the texts are above all lines
+
+
+def _label_span(line: float, label: str) -> tuple[float, float]:
+    """Where a label starts and ends; left of its line near the axis' end."""
+    width = _LETTER_SHARE * (len(label) + 1)
+    return (line - width, line) if line > 1 - width else (line, line + width)
 
 
 def _label_rows(spans: Sequence[tuple[float, float]]) -> list[int]:
