@@ -61,15 +61,7 @@ def write_lists(
                 per_identity[number] += 1
                 file.write(f"{path}\t{number}\n")
         if not numbers:
-            if outside := skipped.expected["images outside an identity folder"]:
-                raise UserError(
-                    f"{root}: has {outside} images but none in an identity folder; put each "
-                    "person's images into a folder of their own, or set --id-key-index"
-                )
-            found = "; ".join(skipped.lines()) or "it is empty"
-            raise UserError(
-                f"{root}: no images found ({found}); expected {root}/<identity>/<image>"
-            )
+            raise UserError(f"{root}: {_why_empty(root, skipped)}")
         counts = np.array(list(per_identity.values()), np.int64)
         kept = counts >= min_images_per_id
         if not kept.any():
@@ -84,6 +76,16 @@ def write_lists(
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _why_empty(root: str, skipped: Skipped) -> str:
+    if outside := skipped.expected["images outside an identity folder"]:
+        return (
+            f"has {outside} images but none in an identity folder; put each person's images into a "
+            "folder of their own, or set --id-key-index"
+        )
+    found = "; ".join(skipped.lines()) or "it is empty"
+    return f"no images found ({found}); expected {root}/<identity>/<image>"
 
 
 def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str]:

@@ -51,8 +51,6 @@ def draw_picture(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from dataset.images import read_face
-
     rng = np.random.default_rng(seed)
     embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
     others = np.sort(rng.choice(len(groups), min(_OTHERS, len(groups)), replace=False))
@@ -88,12 +86,7 @@ def draw_picture(
         w1 = float(labelling.distances.w1[row, 0])
         _two_histograms(axes, of(position), edges[::2])
         axes.set_title(f"{title}: label {labels[position]:.1f}, W1 {w1:.3f}", loc="left")
-        with suppress(UnreadableImage, UserError):  # the images may be elsewhere
-            face = read_face(inputs.images.path(row))
-            axes.set_ylim(0, axes.get_ylim()[1] * 1.8)  # room for the face above the bars
-            corner = axes.inset_axes((0.72, 0.52, 0.27, 0.46))
-            corner.imshow(face)
-            corner.set_axis_off()
+        _show_face(axes, inputs.images.path(row))
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     summary = labelling.summary
@@ -118,3 +111,15 @@ def _two_histograms(axes: Any, pair: Pair, edges: npt.NDArray[np.float64]) -> No
         if len(values):
             axes.axvline(float(np.mean(values)), color=colour, linewidth=1.2)
     axes.set_yticks([])
+
+
+def _show_face(axes: Any, path: str) -> None:
+    """Shows an image above the bars, where it can be read."""
+    from dataset.images import read_face
+
+    with suppress(UnreadableImage, UserError):  # the images may be elsewhere
+        face = read_face(path)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.8)
+        corner = axes.inset_axes((0.72, 0.52, 0.27, 0.46))
+        corner.imshow(face)
+        corner.set_axis_off()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-from common.device import Precision, check_precision
+from common.device import Precision, check_precision, choose_compute
 from models.pretrained import find_model
 from sdd_fiqa.cores import nvidia_driver, parse_device
 from sdd_fiqa.errors import UserError
@@ -49,18 +50,20 @@ def load_quality_model(
                 "out, or score with the checkpoint"
             )
         return load_onnx_model(path, device, backbone)
+    return _load_checkpoint(path, backbone, device, precision)
 
+
+def _load_checkpoint(
+    path: Path, backbone: str | None, device: str, precision: Precision
+) -> QualityModel:
     try:
-        import torch  # noqa: F401
+        from models.checkpoints import load_network
+        from models.inference import Forward
     except ImportError as error:
         raise UserError(
             f"{path}: a checkpoint needs torch ({error}): pip install -r requirements.txt, or "
             "score with an .onnx file of export_onnx.py"
         ) from error
-    from common.device import choose_compute
-    from models.checkpoints import load_network
-    from models.inference import Forward
-
     compute = choose_compute(device, precision)
     name, network, about = load_network(path, recognition=False, backbone=backbone)
     forward = Forward(network, compute)
