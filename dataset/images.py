@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+
 from common.cpu import one_opencv_thread
 from dataset.containers import read_bytes
 from sdd_fiqa.images import Image, cv2, decode_image, resize_face
@@ -26,8 +28,17 @@ def read_face(path: str | os.PathLike[str]) -> Image:
     return resize_face(read_image(path))
 
 
-def encode_face(face: Image, suffix: str) -> bytes:
-    """(H, W, 3) uint8 RGB -> the bytes of a file: `.png`, or `.jpg` of quality 95."""
-    settings = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == ".jpg" else []
+def thumbnail(image: Image, side: int = 96) -> bytes:
+    """(H, W, 3) uint8 RGB -> JPEG bytes, at most `side` pixels wide and high."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    return encode_face(np.asarray(small, np.uint8), ".jpg", 80)
+
+
+def encode_face(face: Image, suffix: str, quality: int = 95) -> bytes:
+    """(H, W, 3) uint8 RGB -> the bytes of a file: `.png`, or `.jpg` of this quality."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
     _, content = cv2.imencode(suffix, cv2.cvtColor(face, cv2.COLOR_RGB2BGR), settings)
     return content.tobytes()

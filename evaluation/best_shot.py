@@ -17,13 +17,13 @@ import numpy.typing as npt
 from common.cli import note
 from dataset.containers import split_member
 from dataset.faces import Faces
+from dataset.images import encode_face
 from dataset.lists import ImageList, identity_in
 from dataset.scores import NumberColumn
 from dataset.video import is_video
 from sdd_fiqa.calibration import DECIMALS, reaches
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
-from sdd_fiqa.images import cv2
 from sdd_fiqa.names import printable
 from sdd_fiqa.number import whole_number
 from sdd_fiqa.storage import read_file
@@ -205,11 +205,7 @@ def copy_best(folder: Path, shots: BestShots, top: int, faces: Faces, all_faces:
         if crop:
             name = f"{name.replace('#', '-')}.png"
         try:
-            if crop:
-                bgr = cv2.cvtColor(faces.crop(row), cv2.COLOR_RGB2BGR)
-                content = cv2.imencode(".png", bgr)[1].tobytes()
-            else:
-                content = read_file(photo)
+            content = encode_face(faces.crop(row), ".png") if crop else read_file(photo)
         except UnreadableImage as error:
             note(f"not copied: {faces.path(row)}: {error}")
             failed += 1

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from common.cli import note
 from dataset.containers import split_member
 from dataset.faces import Faces
+from dataset.images import thumbnail
 from dataset.left_out import Skipped
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores, calibrated_columns, write_scores
@@ -26,7 +27,6 @@ from models.pretrained import PRETRAINED
 from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
-from sdd_fiqa.images import thumbnail
 from sdd_fiqa.names import printable
 
 _FEW = 20  # scores from which statistics say more than the numbers

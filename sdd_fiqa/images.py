@@ -90,17 +90,6 @@ def resize_face(image: Image) -> Image:
     return np.asarray(cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=method), np.uint8)
 
 
-def thumbnail(image: Image, side: int = 96, quality: int = 80) -> bytes:
-    """(H, W, 3) uint8 RGB -> JPEG bytes, at most `side` pixels wide and high."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), settings)
-    return content.tobytes()
-
-
 def _jpeg(content: bytes) -> Image:
     header = jpeg.read_header(content)
     _check_size(header.width, header.height)

@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from dataset.images import thumbnail
 from evaluation.report import sections as section
 from evaluation.report.contents import Report
 from evaluation.report.text import count_of, html_text, number_text, path_bytes
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.files import replacing
-from sdd_fiqa.images import Image, thumbnail
+from sdd_fiqa.images import Image
 
 MAX_PHOTOS = 24  # on a page, those with the most faces; each takes about 40 kB
 _SIDE = 480  # pixels, of the longer side of a photo on the page

@@ -20,7 +20,7 @@ from dataset.find import find_images
 from dataset.images import read_face, read_image
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage
-from sdd_fiqa.images import MAX_PIXELS, decode_image, format_of, resize_face, thumbnail
+from sdd_fiqa.images import MAX_PIXELS, decode_image, format_of, resize_face
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -282,12 +282,3 @@ def test_kinds_are_told_by_their_first_bytes(face: Image.Image) -> None:
         b"\0" * 99,
     ):
         assert not format_of(text), text
-
-
-@pytest.mark.parametrize("shape", [(112, 112), (1, 1), (2000, 3), (50, 300)])
-def test_thumbnails_keep_proportions(shape: Any) -> None:
-    small = decode_image(thumbnail(np.full((*shape, 3), (200, 30, 90), np.uint8), side=96))
-    height, width = small.shape[:2]
-    assert max(height, width) == min(96, max(shape))
-    assert min(height, width) == max(1, round(min(shape) * min(1, 96 / max(shape))))
-    assert np.abs(small.mean(axis=(0, 1)) - (200, 30, 90)).max() < 4
