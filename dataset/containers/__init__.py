@@ -27,16 +27,8 @@ from sdd_fiqa.storage import read_file, retried
 FORMATS: dict[str, type[Container]] = {".rec": RecordFile, ".tar": TarImages, ".bin": PairBin}
 
 
-class _Slot:
-    """A container, or the place where the first thread that needs it will put it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.container: Container | None = None
-
-
-_slots: dict[str, _Slot] = {}
-_slots_lock = threading.Lock()
+_opened: dict[str, Container] = {}  # by path
+_opening: dict[str, threading.Lock] = {}
 
 
 def is_container(path: str) -> bool:
@@ -53,9 +45,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """
     name = os.fspath(path)
     file, _, member = name.rpartition("#")
-    slot = _slots.get(file)
-    if slot is not None and slot.container is not None:  # open already: nothing to find out
-        return slot.container.read(member)
+    if (container := _opened.get(file)) is not None:  # nothing to find out
+        return container.read(member)
     parts = split_member(name)
     if parts is None:
         return read_file(name)
@@ -68,12 +59,11 @@ def read_run(paths: Sequence[str]) -> Iterable[Content | None]:
     None for an image that needs `read_bytes`, as images in files of their own do.
     """
     file, _, member = paths[0].rpartition("#")
-    slot = _slots.get(file)
-    if slot is not None and slot.container is not None:
+    if (container := _opened.get(file)) is not None:
         members = "\0".join(paths).split(f"\0{file}#")  # at once: no path holds a zero byte
         if len(members) == len(paths):
             members[0] = member
-            return slot.container.read_run(members)
+            return container.read_run(members)
     return repeat(None, len(paths))
 
 
@@ -88,7 +78,7 @@ def split_member(path: str) -> tuple[str, str] | None:
         container, member = path[:at], path[at + 1 :]
         if member and is_container(container):
             # A plain file may have such a name too.
-            plain = not (container in _slots or _is_file(container)) and _is_file(path)
+            plain = not (container in _opened or _is_file(container)) and _is_file(path)
             return None if plain else (container, member)
         at = path.find("#", at + 1)
     return None
@@ -101,15 +91,10 @@ def open_container(path: str) -> Container:
         UnreadableImage: missing, or not what its name says.
         UserError: the storage is gone, or a file that belongs to it is damaged.
     """
-    slot = _slots.get(path)
-    if slot is None:
-        with _slots_lock:
-            slot = _slots.setdefault(path, _Slot())
-    container = slot.container
-    if container is None:
-        with slot.lock:  # a container is opened once, and does not hold up the others
-            container = slot.container = slot.container or _open(path)
-    return container
+    with _opening.setdefault(path, threading.Lock()):  # opened once; does not hold up the others
+        if path not in _opened:
+            _opened[path] = _open(path)
+        return _opened[path]
 
 
 def open_ahead(path: str) -> None:
@@ -126,8 +111,7 @@ def open_ahead(path: str) -> None:
 
 def close_container(path: str) -> None:
     """Forgets a container, so that another file can take its place."""
-    with _slots_lock:
-        _slots.pop(path, None)
+    _opened.pop(path, None)
 
 
 def _open(path: str) -> Container:
