@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,14 @@ from torch import nn
 from common.cli import note
 from models.backbones.layer_graph import graph_network, is_graph
 from models.networks import build_network, restore_floor
-from models.state_dicts import differences, explain_mismatch, identify, read_state, skeleton
+from models.state_dicts import (
+    differences,
+    explain_mismatch,
+    identify,
+    load_plain,
+    read_state,
+    skeleton,
+)
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, replacing, sha256_of, write_json
 
@@ -120,10 +126,7 @@ def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         if not path.exists():
             continue
         try:
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
-                    raise ValueError
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            content: dict[str, Any] = load_plain(path)
             key_of_save, outline = content.pop("key"), content.pop(_OUTLINE, None)
             if outline is None and content.keys() >= _PARTS:  # of version 0.1.0
                 outline = _outline(content)

@@ -38,7 +38,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
     Raises:
         UserError: missing, damaged, not a checkpoint, or one that needs code to be read.
     """
-    content = _load(path)
+    content = load_plain(path)
     for key in _INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -56,7 +56,12 @@ def read_state(path: str | os.PathLike[str]) -> State:
     return state
 
 
-def _load(path: str | os.PathLike[str]) -> Any:
+def load_plain(path: str | os.PathLike[str]) -> Any:
+    """What torch.save wrote, on the CPU: tensors, numbers, texts, and dicts and lists of these.
+
+    Raises:
+        UserError: missing, damaged, or it asks for other classes.
+    """
     needs = _needs(path)
     ignored = all(name.startswith(_IGNORED) for name in needs)
     empty: list[Any] = [(_Ignored, name) for name in needs if ignored]
