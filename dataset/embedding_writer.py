@@ -143,12 +143,7 @@ class FeatureWriter:
             UserError: the disk is full, or failed.
         """
         assert self._journal is not None, "open() first"
-        norms = np.linalg.norm(embeddings, axis=1).astype(np.float32)
-        for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist():
-            failures.setdefault(row, "its embedding is zero or not finite")
-        norms[list(failures)] = 0
-        unit = embeddings / np.where(norms > 0, norms, 1)[:, None]
-        unit[list(failures)] = 0
+        unit, norms = unit_rows(embeddings, failures)
         entry = {
             "start": start,
             "stop": start + len(embeddings),
@@ -250,6 +245,23 @@ class FeatureWriter:
         journals = self.folder.glob(f"{FEATURES}.*.journal")
         for path in [self._plan_file, *journals, *(array.part for array in self._arrays)]:
             path.unlink(missing_ok=True)
+
+
+def unit_rows(
+    embeddings: npt.NDArray[np.float32], failures: dict[int, str]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(B, D) embeddings scaled to length 1, and (B,) their norms; both 0 for rows in `failures`.
+
+    Rows without a direction are added to `failures`, {row: reason}.
+    """
+    with np.errstate(over="ignore"):  # to infinity, which is no length
+        norms = np.linalg.norm(embeddings, axis=1).astype(np.float32)
+    for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist():
+        failures.setdefault(row, "its embedding is zero or not finite")
+    norms[list(failures)] = 0
+    unit = np.asarray(embeddings / np.where(norms > 0, norms, 1)[:, None], np.float32)
+    unit[list(failures)] = 0
+    return unit, norms
 
 
 class _Array(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.distributed import ProcessGroup
-from dataset.embedding_writer import FeatureWriter
+from dataset.embedding_writer import FeatureWriter, unit_rows
 from dataset.embeddings import EMBEDDINGS, read_header
 from dataset.lists import (
     LABELPATH,
@@ -41,7 +41,6 @@ Batch = tuple[int, Float32, dict[int, str]]
 _BATCH = 4096
 _SEARCHED = 100  # images whose .npy are looked for, to see which folder they mirror
 MISSING, DAMAGED = "its .npy is missing", "its .npy cannot be read"
-EMPTY = "its embedding is zero or not finite"
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,7 @@ def open_input(
         if in_memory:
             inputs = LabelInput(images, identities, np.zeros((len(images), dimension), np.float32))
             for start, rows, failures in reader.batches(dimension, threads):
-                length = np.linalg.norm(rows, axis=1, keepdims=True)
-                embeddings = rows / np.where(length > 0, length, 1)
-                inputs.embeddings[start : start + len(rows)] = embeddings
+                inputs.embeddings[start : start + len(rows)] = unit_rows(rows, failures)[0]
                 for row, reason in failures.items():
                     inputs.leave_out(np.array([start + row]), UNREADABLE + reason)
         else:
@@ -222,10 +219,6 @@ class _Reader:
                         )
                     with np.errstate(over="ignore", under="ignore"):
                         rows[place] = embedding  # as float32, which may be inf or 0
-                    length = np.linalg.norm(rows[place])
-                    if not (np.isfinite(length) and length > 0):
-                        failures[place] = EMPTY
-                        rows[place] = 0
                 yield start, rows, failures
                 start += len(some)
                 bar.update(len(some))
