@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,10 +38,10 @@ run_script(main)
 
 
 @pytest.fixture
-def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Three processes that meet again and again."""
     (tmp_path / "x.py").write_text(SCRIPT)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "KIND": request.param}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "KIND": "labels"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     process = subprocess.Popen(
         [*command, "--nproc-per-node", "3", "x.py"],
@@ -66,7 +66,6 @@ def own_lines(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if line.startswith("error: ")]
 
 
-@pytest.mark.parametrize("running", ["labels"], indirect=True)
 def test_a_killed_process_is_named_once(tmp_path: Path, running: subprocess.Popen[str]) -> None:
     os.kill(int((tmp_path / "rank1").read_text()), signal.SIGKILL)
     _, errors = running.communicate(timeout=60)
@@ -75,11 +74,11 @@ def test_a_killed_process_is_named_once(tmp_path: Path, running: subprocess.Pope
     assert line.startswith("error: rank 1 was killed")
 
 
-@pytest.mark.parametrize("running", ["training"], indirect=True)
 def test_a_process_that_says_why_it_ends_is_not_named_again(
-    tmp_path: Path, running: subprocess.Popen[str]
+    tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
+    (tmp_path / "x.py").write_text(SCRIPT)
     (tmp_path / "fail").touch()
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode != 0
-    assert own_lines(errors) == ["error: mine alone"]
+    done = run_script(tmp_path / "x.py", cwd=tmp_path, processes=3, env={"KIND": "training"})
+    assert done.returncode != 0
+    assert own_lines(done.stderr) == ["error: mine alone"]

@@ -43,7 +43,7 @@ class ForkedScripts:
         ranks = [{}] if processes == 1 else _as_torchrun(processes, self._runs)
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("out", "err")]
-            envs = [{**env, **more} for more in ranks]
+            envs = [{**more, **env} for more in ranks]
             asked = {"argv": command, "cwd": str(cwd), "files": [*map(str, files)], "envs": envs}
             requests.write(json.dumps(asked).encode() + b"\n")
             requests.flush()
