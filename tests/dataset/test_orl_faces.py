@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,21 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.cli import EXIT_SKIPPED
+from common.cli import EXIT_DONE, EXIT_SKIPPED
 from dataset import orl_faces
 from dataset.images import read_image
 from dataset.orl_faces import COPY_KINDS, MANIFEST, main, plan_copies
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
 from sdd_fiqa.images import Image
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(out_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dataset.orl_faces", "--out-dir", str(out_dir), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,12 +59,14 @@ def test_the_plan_follows_its_seed() -> None:
     assert plan_copies(3) != plan_copies(4)
 
 
-def test_the_real_faces(fetched: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_real_faces(
+    fetched: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fetched("orl"), fetched("yunet")
-    done = run(tmp_path / "faces")
-    assert done.returncode == 0, done.stderr
-    assert "found and aligned 400/400 faces of 40 identities" in done.stdout
-    assert "320 degraded copies: 64 blur, 64 low_resolution, 64 noise, 64 occl" in done.stdout
+    assert main(out_dir=tmp_path / "faces") == EXIT_DONE
+    shown = capsys.readouterr().out
+    assert "found and aligned 400/400 faces of 40 identities" in shown
+    assert "320 degraded copies: 64 blur, 64 low_resolution, 64 noise, 64 occl" in shown
     files = contents(tmp_path / "faces")
     copies = read_json(tmp_path / "faces" / MANIFEST)["strengths"]
     names = {f"s{i:02d}/s{i:02d}_{n:02d}.png" for i in range(1, 41) for n in range(1, 11)}
@@ -83,10 +74,9 @@ def test_the_real_faces(fetched: Callable[[str], Path], tmp_path: Path) -> None:
     for name in (*list(names)[:5], *list(copies)[:5]):
         assert read_image(tmp_path / "faces" / name).shape == (112, 112, 3)
 
-    again = run(tmp_path / "faces")
-    assert again.returncode == 0
-    assert "nothing to do" in again.stdout
-    assert "found and aligned 400/400" in again.stdout
+    assert main(out_dir=tmp_path / "faces") == EXIT_DONE
+    again = capsys.readouterr().out
+    assert "nothing to do" in again and "found and aligned 400/400" in again
     assert contents(tmp_path / "faces") == files
 
 
@@ -159,8 +149,5 @@ def test_faces_of_another_seed_are_not_mixed_in(toy_faces: list[str], tmp_path: 
 
 def test_an_out_dir_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = run(tmp_path / "file" / "faces")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match="cannot be written"):
+        main(out_dir=tmp_path / "file" / "faces")

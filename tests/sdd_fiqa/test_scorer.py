@@ -21,6 +21,7 @@ from dataset.find import table_of
 from dataset.photo_faces import PhotoFaces
 from evaluation.scoring import score, score_turned
 from sdd_fiqa import alignment
+from sdd_fiqa.__main__ import command
 from sdd_fiqa.assets import fetch
 from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.errors import UnreadableImage, UserError
@@ -209,7 +210,11 @@ def without_torch(folder: Path, *command: object) -> subprocess.CompletedProcess
 
 
 def test_command_prints_a_row_for_each_face(
-    scorer: Scorer, photos: list[Any], tmp_path: Path
+    scorer: Scorer,
+    photos: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, photo in {"a.png": photos[0], "=b.png": photos[3]}.items():
         (tmp_path / name).write_bytes(png(photo))
@@ -223,11 +228,13 @@ def test_command_prints_a_row_for_each_face(
     assert [row["status"] == "ok" for row in rows] == [True, False, False, True, True]
     assert rows[2]["status"] == "no face" and rows[1]["score"] == ""
     assert float(rows[0]["score"]) == pytest.approx(scorer(photos[0])[0].score, abs=1e-3)
-    assert without_torch(tmp_path, "-m", "sdd_fiqa", "a.png").returncode == 0
-    assert without_torch(tmp_path, "-m", "sdd_fiqa", "--fetch").returncode == 0
-    assert without_torch(tmp_path, "-m", "sdd_fiqa").returncode == 2
-    done = without_torch(tmp_path, "-m", "sdd_fiqa", "a.png", "--model", "none.onnx")
-    assert done.returncode == 1 and done.stderr.startswith("error: none.onnx: no such file")
+    monkeypatch.chdir(tmp_path)
+    assert command(["a.png"]) == command(["--fetch"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        command([])
+    capsys.readouterr()
+    assert command(["a.png", "--model", "none.onnx"]) == 1
+    assert capsys.readouterr().err.startswith("error: none.onnx: no such file")
 
 
 def test_import_changes_nothing_and_loads_no_array_library(tmp_path: Path) -> None:
