@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import eval_edc
+from edc_faces import FOUR
 from evaluation.edc.plots import line_style
 from evaluation.edc.references import laplacian_variance, random_scores
 from evaluation.edc.results import show, title
@@ -79,7 +80,7 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> 
         *("--scores", "good.csv", "flat.txt", "--reference", "random", "norm"),
         *("--feats", "one/Embedding_Features.npy", "two/Embedding_Features.npy"),
         *("--fmr", "1e-2", "1e-3", "--threshold-at", "recomputed", "fixed"),
-        *("--discard", "images", "pairs", "--bootstrap", "50", "--out-dir", "all"),
+        *("--discard", "images", "--bootstrap", "50", "--out-dir", "all"),
     )
     assert done.returncode == 0, done.stderr
     out = folder / "all"
@@ -88,7 +89,7 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> 
     assert "- flat gives every image the same score: nothing can be discarded" in done.stdout
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 5 * 2 * 4  # recognisers, scorers (two norms), FMRs, rules
+    assert len(rows) == 2 * 5 * 2 * 2  # recognisers, scorers (two norms), FMRs, rules
     assert {row["scorer"] for row in rows} == {"good", "flat", "random", "norm (one)", "norm (two)"}
     for row in rows:
         if row["scorer"] == "flat" and row["refused"] == "":
@@ -110,6 +111,12 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> 
     assert json.loads((out / "calibration_flat.json").read_text())["shares"] == [0.0]
     figure = cv2.imread(str(out / "edc.png"))
     assert figure is not None and figure.shape[1] > 1000
+
+
+def test_the_rules_are_every_pair_of_the_flags() -> None:
+    both = {"threshold_at": ("recomputed", "fixed", "fixed"), "discard": ("images", "pairs")}
+    settings = eval_edc.Settings(feats=(), image_list=Path("a"), **both)  # type: ignore[arg-type]
+    assert sorted(eval_edc.choose_rules(settings)[0]) == sorted(FOUR)
 
 
 def test_exit_codes_and_messages(run: Run) -> None:

@@ -23,7 +23,13 @@ def replace(*names):
     left -= 1
     real(*names)
 os.replace = replace
+from generate_pseudo_labels import distributions_plot
 from generate_pseudo_labels.gen_pseudo_labels import LabelSettings, main
+from sdd_fiqa.files import replacing
+def draw_picture(path, *_):  # the drawing itself takes a second
+    with replacing(path) as file:
+        file.write("a picture")
+distributions_plot.draw_picture = draw_picture
 sys.exit(main(settings=LabelSettings(seed=seed)))
 """
 
