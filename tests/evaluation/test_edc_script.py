@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 import eval_edc
-from edc_faces import FOUR
-from evaluation.edc.plots import line_style
+from edc_faces import FOUR, faces
+from evaluation.edc.curves import Rules
+from evaluation.edc.pairs import all_pairs
+from evaluation.edc.plots import line_style, plot_curves
 from evaluation.edc.references import laplacian_variance, random_scores
 from evaluation.edc.results import show, title
-from evaluation.edc.study import PROTOCOLS
+from evaluation.edc.study import PROTOCOLS, study
 from sdd_fiqa.errors import UserError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -64,7 +66,9 @@ def run(run_script: Run, folder: Path) -> Run:
 
 
 def call(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> int:
+    """Calls it in this process, without the figure, which takes longer than all the rest."""
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(eval_edc, "plot_curves", lambda *_: None)
     given: dict[str, object] = {
         "feats": (Path("one/Embedding_Features.npy"),),
         "image_list": Path("DATA.labelpath"),
@@ -467,6 +471,20 @@ def test_an_image_without_a_mate_is_counted_with_labels_too(
     assert "- 239 images of 40 identities" in shown
     assert call(folder, monkeypatch, **settings, min_images_per_id=1) == 0
     assert "- 240 images of 41 identities" in capsys.readouterr().out
+
+
+def test_the_figure_takes_any_result(tmp_path: Path) -> None:
+    """No threshold, no error, no error in a replicate, a perfect score to compare with."""
+    features, ids, quality = faces(60, 12, seed=2)
+    scores = {"good": quality, "flat": np.zeros(60)}
+    rules = [Rules("recomputed", "images"), Rules("fixed", "pairs")]
+    results = study("one", all_pairs(features, ids), scores, [0.2, 1e-9], rules, replicates=3)
+    clean = all_pairs(np.eye(12, dtype=np.float32)[ids], ids)
+    results += study("clean", clean, scores, [0.2], rules[:1], replicates=3)
+    assert results[-1].curve.errors[0] == 0 and np.isnan(results[2].curve.fnmr[0])
+    plot_curves(tmp_path / "edc.png", results, "aoc")
+    figure = cv2.imread(str(tmp_path / "edc.png"))
+    assert figure is not None and figure.shape[0] > figure.shape[1] > 1000
 
 
 def test_no_two_scorers_look_alike() -> None:

@@ -212,6 +212,7 @@ def test_the_command_prints_templates_and_groups(
         templates=Path("templates.txt"),
         group=Path("groups.csv"),
     )
+    monkeypatch.setattr(eval_edc, "plot_curves", lambda *_: None)
     assert eval_edc.main(settings) == 3  # one image of the templates is not in the list
     shown = capsys.readouterr().out
     rows = [line.split("|")[1:-1] for line in shown.splitlines() if line.startswith("|")]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from dataset.lists import read_table
 from generate_pseudo_labels import LabelSettings, gen_datalist, gen_pseudo_labels, pseudo_labels
 from generate_pseudo_labels import distributions_plot as picture
+from generate_pseudo_labels.distributions_plot import draw_picture
 from generate_pseudo_labels.label_files import LabelInput, read_input
 from sdd_fiqa.errors import UserError
 
@@ -401,6 +403,13 @@ def test_a_picture_that_finds_no_room_costs_no_label(
     assert gen_pseudo_labels.main() == 0
     assert len((out / "quality_pseudo_labels.txt").read_text().splitlines()) == 120
     assert "note: annotations/distributions.png: cannot be written" in capsys.readouterr().err
+
+
+def test_a_picture_of_the_smallest_set(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _, _ = make(here, (2, 2))
+    monkeypatch.setattr(picture, "draw_picture", draw_picture)
+    assert call(fix_num=1, repeats=1) == 0
+    assert cv2.imread(str(out / "distributions.png")) is not None
 
 
 def test_many_reasons_are_counted_together(here: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from dataset.lists import read_table
+from generate_pseudo_labels.gen_pseudo_labels import main
 from generate_pseudo_labels.labels import LabelSettings, with_level_identities
 from sdd_fiqa.errors import UserError
 
@@ -46,9 +46,8 @@ def test_a_persons_likeness_drops_out() -> None:
     assert np.array_equal(with_level_identities(np.zeros_like(w1), STARTS), np.zeros_like(w1))
 
 
-def test_command(
-    run_script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(1)
     y = np.repeat(np.arange(6), 20)
     spread = np.repeat([0.3, 0.5, 0.7, 0.9, 1.1, 1.3], 20)[:, None]
@@ -61,25 +60,14 @@ def test_command(
     (notes / "DATA.labelpath").write_text("".join(f"f/{c}/{i}.jpg\t{c}\n" for i, c in enumerate(y)))
     between = []
     for flags in ([], ["--level-identities", "--level-share", "0.5"], ["--level-identities"]):
-        done = run_script(
-            "generate_pseudo_labels/gen_pseudo_labels.py",
-            "--estimator",
-            "exact",
-            *flags,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr
+        assert tyro.cli(main, args=["--estimator", "exact", *flags]) == 0
         labels = read_table(notes / "quality_pseudo_labels.txt", "label").values
         assert labels.min() == 0 and labels.max() == 100
         between.append(np.std([np.percentile(labels[y == c], 75) for c in range(6)]))
     assert between[2] < 0.2 * between[0] and between[2] < between[1] < between[0]
     # A power keeps the ends of the scale and the order, and changes nothing but the labels.
-    done = run_script(
-        *("generate_pseudo_labels/gen_pseudo_labels.py", "--estimator", "exact"),
-        *("--level-identities", "--label-power", "2"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    flags = ["--level-identities", "--label-power", "2"]
+    assert tyro.cli(main, args=["--estimator", "exact", *flags]) == 0
     squares = read_table(notes / "quality_pseudo_labels.txt", "label").values
     assert np.allclose(squares, labels**2 / 100, atol=0.01)
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -62,6 +63,7 @@ def test_every_file_of_the_design_is_there(chains: list[Path]) -> None:
         ]
         labels = [line.split("\t") for line in (notes / PSEUDO).read_text().splitlines()]
         assert [path for path, _ in labels] == paths
+        assert cv2.imread(str(notes / "distributions.png")) is not None
         values = np.array([float(value) for _, value in labels])
         assert 0 <= values.min() < values.max() <= 100
         with open(folder / "scores.csv", encoding="utf-8", newline="") as file:

@@ -81,8 +81,9 @@ def typed_at(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def typed(project: Path, typed_at: Run) -> Run:
-    """As `edc`, in this process."""
+def typed(project: Path, typed_at: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """As `edc`, in this process, and without the figure."""
+    monkeypatch.setattr(eval_edc, "plot_curves", lambda *_: None)
 
     def run(*flags: object, scores: str = "scores.csv") -> subprocess.CompletedProcess[str]:
         files = ("--feats", "annotations/feats_npy", "--image-list", "annotations/DATA.labelpath")
