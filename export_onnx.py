@@ -28,6 +28,7 @@ from models.pretrained import find_model
 from models.quality import load_quality_model
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing, scratch_folder, sha256_of
+from sdd_fiqa.number import count_of
 from sdd_fiqa.onnx_runner import is_onnx
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
@@ -110,12 +111,14 @@ def in_int8(content: bytes, inputs: str) -> tuple[bytes, str]:
         UserError: too few faces, or their order changes: Spearman below MIN_SPEARMAN.
     """
     faces = read_faces(inputs)
-    note(f"int8: ranges from {len(faces[::2])} faces; a minute or two")
+    note(f"int8: ranges from {count_of(len(faces[::2]), 'face')}; a minute or two")
     small = quantised(content, faces[::2])
     exact, rough = scores_of(content, faces[1::2]), scores_of(small, faces[1::2])
     rank = held_out_measures(rough, exact)
     largest = float(np.abs(exact - rough).max())
-    checked = f"int8 against float32 on {len(exact)} faces: Spearman {rank['spearman']:.5f}, "
+    checked = (
+        f"int8 against float32 on {count_of(len(exact), 'face')}: Spearman {rank['spearman']:.5f}, "
+    )
     checked += f"largest difference {largest:.2g} points"
     if not rank["spearman"] >= MIN_SPEARMAN:
         raise UserError(
@@ -133,7 +136,8 @@ def read_faces(inputs: str) -> npt.NDArray[np.uint8]:
             faces.append(read_face(paths[row]))
     if len(faces) < FEWEST_FACES:
         raise UserError(
-            f"--int8-faces {inputs}: has {len(faces)} readable faces; {FEWEST_FACES} are needed"
+            f"--int8-faces {inputs}: has {count_of(len(faces), 'readable face')}; {FEWEST_FACES} "
+            "are needed"
         )
     return np.stack(faces)
 

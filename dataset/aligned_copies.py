@@ -30,7 +30,7 @@ from sdd_fiqa.alignment import DetectedFace, FaceAligner, Points, align
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import lock_folder, parse_json, reading, replacing, sha256_of
 from sdd_fiqa.images import Image
-from sdd_fiqa.number import plain_number
+from sdd_fiqa.number import count_of, plain_number
 from sdd_fiqa.storage import read_file
 
 JOURNAL = "aligned_copies.jsonl"  # in the out folder
@@ -81,10 +81,11 @@ def main(
             counts, failures = write_copies(targets, cut_out, done, journal, skipped, num_workers)
         with replacing(out_dir / SKIPPED) as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *failures])
-    print(f"{out_dir}: {len(counts)} aligned faces of {len(counts) + len(failures)} photos")
+    photos = count_of(len(counts) + len(failures), "photo")
+    print(f"{out_dir}: {count_of(len(counts), 'aligned face')} of {photos}")
     if several := sum(count > 1 for count in counts):
         taken = "the largest" if pick == "largest" else "the one nearest to the middle"
-        note(f"{several} photos show several faces; {taken} was taken (--pick)")
+        note(f"several faces in {count_of(several, 'photo')}; {taken} was taken (--pick)")
     return report(failures, skipped, f", named in {out_dir / SKIPPED}")
 
 

@@ -13,6 +13,7 @@ from dataset.lists import ImageList
 from sdd_fiqa.alignment import TEMPLATE, FaceAligner
 from sdd_fiqa.assets import cached
 from sdd_fiqa.images import FACE_SIZE, cv2
+from sdd_fiqa.number import count_of
 
 _SAMPLE = 50
 _SECONDS = 2.0
@@ -68,11 +69,12 @@ def doubt_alignment(table: ImageList) -> str:
         "dataset.aligned_copies --data-root PHOTOS --out-dir FACES"
     )
     if photos := sum(seen):
-        return f"{photos} of {len(seen)} images tried look like photos, not aligned faces; {remedy}"
+        tried = f"{photos} of {count_of(len(seen), 'image')} tried"
+        return f"look like photos, not aligned faces: {tried}; {remedy}"
     if len(away) > len(seen) / 2 and np.median(away) > _FARTHEST:
         return (
-            f"the faces in {len(away)} images tried are not where those of aligned faces are "
-            f"(median distance of the landmarks: {np.median(away):.0f} pixels of {FACE_SIZE}); "
+            f"faces in {count_of(len(away), 'image')} tried are not where those of aligned faces "
+            f"are (median distance of the landmarks: {np.median(away):.0f} pixels of {FACE_SIZE}); "
             f"{remedy}"
         )
     return ""

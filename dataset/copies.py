@@ -15,6 +15,7 @@ from dataset.find import walk_images
 from dataset.left_out import Skipped
 from dataset.loader import read_ahead
 from sdd_fiqa.errors import UnreadableImage, UserError
+from sdd_fiqa.number import count_of
 
 _AHEAD = 64  # copies under way at once
 _SHOWN = 5
@@ -81,7 +82,7 @@ def report(failures: Sequence[tuple[str, str]], skipped: Skipped, named: str = "
     for path, reason in failures[:_SHOWN]:
         note(f"skipped: {path}: {reason}")
     if failures:
-        note(f"skipped: {len(failures)} images in all{named}")
+        note(f"skipped: {count_of(len(failures), 'image')} in all{named}")
     for line in skipped.lines():
         note(line)
     return EXIT_SKIPPED if failures or skipped.problems else EXIT_DONE

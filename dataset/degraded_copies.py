@@ -25,6 +25,7 @@ from dataset.images import encode_face, read_face
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import read_json, replacing, write_json
+from sdd_fiqa.number import count_of
 from sdd_fiqa.storage import read_file
 
 SETTINGS = "degraded_copies.json"  # in the out folder
@@ -107,7 +108,8 @@ def main(
     same_settings(out_dir, copies, keep_others)
     skipped = Skipped()
     made, kept, failures = write_copies(root, out_dir, copies, keep_others, skipped)
-    print(f"{out_dir}: {made} degraded copies" + (f", {kept} faces kept" if keep_others else ""))
+    also = f", {count_of(kept, 'face')} kept" if keep_others else ""
+    print(f"{out_dir}: {count_of(made, 'degraded copy')}{also}")
     return report(failures, skipped)
 
 

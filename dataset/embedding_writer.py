@@ -197,7 +197,7 @@ class FeatureWriter:
         if len(unreadable) == self.rows:
             self._clear()
             raise UserError(
-                f"{table.file}: none of its {self.rows} images could be read (the first: "
+                f"{table.file}: none of its images could be read (the first: "
                 f"{unreadable[0]['path']}: {unreadable[0]['reason']}); paths are read relative to "
                 "the current folder"
             )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dataset.lists import ImageList
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
+from sdd_fiqa.number import count_of
 
 EMBEDDINGS = "feats_npy/Embedding_Features.npy"
 
@@ -92,7 +93,7 @@ class EmbeddingsFile:
         size = os.fstat(file.fileno()).st_size - self._offset
         if size < self.shape[0] * self._row_bytes:
             raise UserError(
-                f"{path}: is truncated: its header says {self.shape[0]} rows, it holds "
+                f"{path}: is truncated: its header says {count_of(self.shape[0], 'row')}, it holds "
                 f"{size // self._row_bytes}; extract the embeddings again"
             )
 
@@ -174,8 +175,8 @@ def open_embeddings(path: Path, table: ImageList) -> tuple[EmbeddingsFile, Origi
     rows, columns = file.shape
     if rows != len(table):
         raise UserError(
-            f"{path}: has {rows} rows, but {table.file} has {len(table)} lines; extract the "
-            "embeddings of this list"
+            f"{path}: has {count_of(rows, 'row')}, but {table.file} has "
+            f"{count_of(len(table), 'line')}; extract the embeddings of this list"
         )
     described = path.with_suffix(".json")
     if not described.exists():
@@ -232,5 +233,5 @@ def read_norms(path: Path, table: ImageList) -> npt.NDArray[np.float64]:
         raise UserError(f"{norms_path}: is not a whole .npy array ({error})") from error
     raise UserError(
         f"{norms_path}: holds {dtype} of shape {shape}; norms are one float for each of the "
-        f"{count:,} lines of {table.file}"
+        f"{count_of(count, 'line')} of {table.file}"
     )

@@ -19,6 +19,7 @@ from dataset.embedding_writer import FeatureWriter
 from dataset.embeddings import open_embeddings
 from dataset.lists import LABELPATH, read_table
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 
 _BLOCK = 8192  # rows at once
 
@@ -70,7 +71,8 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
     finally:
         writer.close()
     unreadable = writer.finish(table)
-    print(f"{writer.features}: {len(table) - len(unreadable)} rows of {writer.dimension}")
+    rows = count_of(len(table) - len(unreadable), "row")
+    print(f"{writer.features}: {rows} of {writer.dimension}")
     return EXIT_SKIPPED if unreadable else EXIT_DONE
 
 

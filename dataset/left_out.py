@@ -101,11 +101,11 @@ class Skipped:
 
     def lines(self) -> list[str]:
         """A human-readable line for each kind."""
-        lines = [f"left out: {count} {kind}" for kind, count in sorted(self.expected.items())]
+        lines = [f"left out: {kind}: {count}" for kind, count in sorted(self.expected.items())]
         for kind, count in sorted(self.problems.items()):
             more = ", ..." if count > _SHOWN else ""
             shown = ", ".join(map(ascii, self.examples[kind]))
-            lines.append(f"left out: {count} {kind}: {shown}{more}")
+            lines.append(f"left out: {kind}: {count} ({shown}{more})")
         return lines
 
 

@@ -17,6 +17,7 @@ from dataset.lists import read_table
 from dataset.score_files import read_scores
 from evaluation.held_out import held_out_measures
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 
 CLEAN = "clean"
 
@@ -40,7 +41,7 @@ def main(*, scores: Path, labels: Path) -> int:
         own = kinds == kind
         print(f"{kind:<16}{own.sum():>7}{values[own].mean():>12.1f}{wanted[own].mean():>12.1f}")
     spearman = held_out_measures(values, wanted)["spearman"]
-    print(f"Spearman between score and label: {spearman:.3f} ({len(values)} faces)")
+    print(f"Spearman between score and label: {spearman:.3f} ({count_of(len(values), 'face')})")
     return EXIT_DONE
 
 

@@ -24,6 +24,7 @@ from evaluation.held_out import calibration, held_out_curve
 from models.pretrained import PRETRAINED
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, sha256_of, write_json
+from sdd_fiqa.number import count_of
 
 _MIN_FACES = 101  # with fewer, percentiles would be interpolated
 
@@ -64,7 +65,7 @@ def main(
     values = values[np.isfinite(values)]
     if len(values) < _MIN_FACES:
         raise UserError(
-            f"{scores}: has {len(values)} scored faces; at least {_MIN_FACES} are needed"
+            f"{scores}: has {count_of(len(values), 'scored face')}; {_MIN_FACES} are needed"
         )
     beside, digest = model.with_suffix(".json"), sha256_of(model)
     about = read_json(beside) if beside.exists() else {"sha256": digest}
@@ -77,7 +78,7 @@ def main(
         listed = read_scores(scores, table).values
         curve = held_out_curve(listed, features, identities, fmr, "--fmr", "take more faces")
     write_json(beside, {**about, "calibration": calibration(values, curve)})
-    print(f"{beside}: calibration on {len(values)} faces")
+    print(f"{beside}: calibration on {count_of(len(values), 'face')}")
     return EXIT_DONE
 
 

@@ -28,6 +28,7 @@ from sdd_fiqa.calibration import ScoreInterpretation, seem_unaligned
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import make_parent, replacing
 from sdd_fiqa.names import printable
+from sdd_fiqa.number import count_of
 
 _FEW = 20  # scores from which statistics say more than the numbers
 _NAMED = 5  # images without a score that are named; scores.csv names all
@@ -188,7 +189,7 @@ def summarise(
     for row, path in zip(failed[:_NAMED], paths_at(failed[:_NAMED]), strict=True):
         note(f"not scored: {path}: {scores.reasons[row]}")
     if len(failed) > _NAMED:
-        note(f"not scored: {len(failed)} images in all; the status column says why")
+        note(f"not scored: {count_of(len(failed), 'image')} in all; the status column says why")
     for text in skipped.lines():
         note(text)
 
@@ -206,9 +207,9 @@ def note_unaligned(faces: Faces, scores: Scores, meaning: ScoreInterpretation) -
 def _counted(values: npt.NDArray[np.float32], images: int) -> str:
     """How many faces or images have a score, and their scores or quantiles."""
     good = values[np.isfinite(values)]
-    line = f"scored {len(good)} of {len(values)} images"
+    line = f"scored {len(good):,} of {count_of(len(values), 'image')}"
     if images != len(values):
-        line = f"scored {len(good)} faces in {images} images"
+        line = f"scored {count_of(len(good), 'face')} in {count_of(images, 'image')}"
     if len(good) >= _FEW:
         low, middle, high = np.percentile(good, [5, 50, 95])
         line += f": median {middle:.1f}, 5 % below {low:.1f}, 5 % above {high:.1f}"

@@ -24,6 +24,7 @@ from models import QualityModel
 from models.pretrained import find_model
 from sdd_fiqa.calibration import ScoreInterpretation
 from sdd_fiqa.files import sha256_of
+from sdd_fiqa.number import count_of
 from sdd_fiqa.turned import lowest_upright
 
 Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
@@ -135,9 +136,10 @@ def score(
         scores.values[first : first + len(values)] = values
     scores.reasons.update(reasons)
     if faces.like_photos and not interrupted:
+        some = f"{faces.like_photos} of {count_of(images, 'image')}"
         note(
-            f"{faces.like_photos} of {images} images look like photos, not aligned faces, and were "
-            "resized as they are: unaligned faces score wrongly; add --align"
+            f"look like photos, not aligned faces, and were resized as they are: {some}; unaligned "
+            "faces score wrongly: add --align"
         )
     return scores, interrupted
 
@@ -156,5 +158,5 @@ def score_turned(
 
     scores, interrupted = turn_photos(faces, scores, lowest, again)
     if count := faces.turned_photos():
-        note(f"{count} photos lie on their side or upside down, and were turned (column `turned`)")
+        note(f"turned (column `turned`): {count_of(count, 'photo')} on the side or upside down")
     return scores, interrupted

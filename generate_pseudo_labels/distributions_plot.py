@@ -16,6 +16,7 @@ from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
 from generate_pseudo_labels.label_files import LabelInput, Labelling
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
+from sdd_fiqa.number import count_of
 
 PICTURE = "distributions.png"
 _IMAGES, _MATES, _OTHERS = 400, 64, 1500  # enough for a smooth histogram; read in milliseconds
@@ -91,8 +92,8 @@ def draw_picture(
         axes.spines[["top", "right"]].set_visible(False)
     summary = labelling.summary
     caption = (
-        f"{summary['labelled']:,} labelled images of {summary['identities']:,} identities; "
-        f"similarities of {len(some)} of them"
+        f"{count_of(summary['labelled'], 'labelled image')} of "
+        f"{count_of(summary['identities'], 'identity')}; similarities of {len(some)} of them"
     )
     figure.supxlabel(caption, fontsize=9, color=_NEUTRAL)
     with replacing(path, "wb") as file:

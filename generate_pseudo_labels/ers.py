@@ -28,6 +28,7 @@ from generate_pseudo_labels.label_files import LabelInput
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import read_json
 from sdd_fiqa.images import Image
+from sdd_fiqa.number import count_of
 
 ERS_SCORES = "ers_scores.txt"
 _BATCH = 64  # faces
@@ -83,7 +84,7 @@ def find_centre(
             groups = group_by_identity(inputs.identities, inputs.reasons == 0)
             embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
             centre, count = find_cluster(embedded, source.seed)
-            return centre, f"a cluster of {count} images of different people"
+            return centre, f"a cluster of {count_of(count, 'image')} of different people"
         if source.ui_feats is not None:
             name = str(source.ui_feats)
             file = EmbeddingsFile(source.ui_feats)
@@ -92,14 +93,14 @@ def find_centre(
             name = str(source.ui_image_dir)
             rows = _embed(source, out_dir, _images_of(source.ui_image_dir))
         else:
-            name = f"{source.ui_from_degraded} degraded faces"
             rows = _embed(source, out_dir, _degraded(source, inputs))
+            name = count_of(len(rows), "degraded face")
         if rows.shape[1] != dimension:
             raise UserError(
                 f"{name}: has embeddings of {rows.shape[1]} numbers, the list's have {dimension}; "
                 "use the recogniser that made the list's"
             )
-        return centre_of(rows), f"{len(rows)} unrecognisable faces ({name})"
+        return centre_of(rows), f"{count_of(len(rows), 'unrecognisable face')} ({name})"
     except UnusableRow as error:
         raise inputs.unusable(error) from error
     except ValueError as error:
@@ -125,9 +126,13 @@ def write_scores(out_dir: Path, inputs: LabelInput, centre: Float32, about: str)
         raise inputs.unusable(error) from error
     write_columns(out_dir / ERS_SCORES, inputs.images, rows, [(scores, 6)])
     low, middle, high = np.percentile(scores, (5, 50, 95))
-    skipped = f"; {images - len(rows)} unreadable images have none" if len(rows) < images else ""
+    skipped = (
+        f"; {count_of(images - len(rows), 'unreadable image')} without"
+        if len(rows) < images
+        else ""
+    )
     return (
-        f"{len(rows)} images scored against {about}: {out_dir / ERS_SCORES}\n"
+        f"{count_of(len(rows), 'image')} scored against {about}: {out_dir / ERS_SCORES}\n"
         f"scores: median {middle:.3f}, 90 % between {low:.3f} and {high:.3f}{skipped}"
     )
 
@@ -242,7 +247,9 @@ def _degraded(source: UnrecognisableSource, inputs: LabelInput) -> Iterator[Imag
     rng = np.random.default_rng(source.seed)
     rows = rng.permutation(np.flatnonzero(inputs.reasons == 0))
     if len(rows) < count:
-        raise UserError(f"--ui-from-degraded {count}: the list has {len(rows)} readable images")
+        raise UserError(
+            f"--ui-from-degraded {count}: the list has {count_of(len(rows), 'readable image')}"
+        )
     paths = inputs.images.paths_at(rows[:count])
     for path, kind in zip(paths, cycle(TRAINING_KINDS), strict=False):
         try:

@@ -23,6 +23,7 @@ from dataset.left_out import Skipped
 from dataset.lists import LABELPATH, read_table
 from generate_pseudo_labels.labels import doubt_identities
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 
 
 def main(
@@ -59,16 +60,18 @@ def main(
             images = listed_images(image_list_file, root, skipped)
         identified = with_identities(images, root, id_key_index, skipped)
     counts = write_lists(identified, root, out_dir, min_images_per_id, skipped)
-    print(f"{out_dir / LABELPATH}: {counts.sum()} images of {len(counts)} identities")
+    found = f"{count_of(int(counts.sum()), 'image')} of {count_of(len(counts), 'identity')}"
+    print(f"{out_dir / LABELPATH}: {found}")
     table = read_table(out_dir / LABELPATH)
     if doubt := doubt_identities(table, counts):
         note(f"note: {doubt}")
     if doubt := doubt_alignment(table):
         note(f"note: {doubt}")
     if containers == [data_root] and (pairs := write_pairs(root, out_dir / PAIRS)) is not None:
-        print(f"{out_dir / PAIRS}: {pairs} pairs")
+        print(f"{out_dir / PAIRS}: {count_of(pairs, 'pair')}")
     if to_rec is not None:
-        print(f"{to_rec}: {pack_images(out_dir / LABELPATH, to_rec, skipped)} images")
+        packed = pack_images(out_dir / LABELPATH, to_rec, skipped)
+        print(f"{to_rec}: {count_of(packed, 'image')}")
     print(*skipped.lines(), sep="\n", end="\n" if skipped.lines() else "")
     return EXIT_SKIPPED if skipped.problems else EXIT_DONE
 

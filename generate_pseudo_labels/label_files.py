@@ -25,6 +25,7 @@ from generate_pseudo_labels.distance.embedded_set import TOO_LARGE, Embeddings, 
 from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing, write_json
+from sdd_fiqa.number import count_of
 
 W_DISTANCES = "w_distances.txt"
 UNLABELLED = "unlabelled.txt"
@@ -136,20 +137,22 @@ def summary_lines(out_dir: Path, result: Labelling) -> str:
     summary = result.summary
     marks = summary["label_percentiles"]
     lines = [
-        f"{summary['labelled']} of {summary['images']} images of {summary['identities']} "
-        f"identities labelled: {out_dir / PSEUDO_LABELS}",
+        f"{summary['labelled']:,} of {count_of(summary['images'], 'image')} of "
+        f"{count_of(summary['identities'], 'identity')} labelled: {out_dir / PSEUDO_LABELS}",
         f"labels: median {marks['50']:.1f}, middle half {marks['25']:.1f} to {marks['75']:.1f}; "
         f"mean Pos-Sim {summary['mean_pos_sim']:.3f}, mean Neg-Sim {summary['mean_neg_sim']:.3f}",
     ]
     if summary["left_out"]:
-        causes = "; ".join(f"{count} {text}" for text, count in summary["left_out"].items())
+        causes = ", ".join(f"{count} ({text})" for text, count in summary["left_out"].items())
         lines.append(f"left out: {causes}; listed in {out_dir / UNLABELLED}")
     if summary.get("overlapping"):
         error = summary.get("overlapping_w1_standard_error")
         measured = "compared with everybody" if error is None else f"W1 standard error {error:g}"
-        lines.append(f"{summary['overlapping']} images have distributions that cross: {measured}")
+        lines.append(
+            f"{count_of(summary['overlapping'], 'image')} with distributions that cross: {measured}"
+        )
     lines.append(
-        f"{summary['mislabelled']} images look mislabelled (mean Pos-Sim below mean Neg-Sim, or "
-        f"wrong-way share above {EXCESS_BOUND:g}); listed in {out_dir / MISLABELLED}"
+        f"look mislabelled: {count_of(summary['mislabelled'], 'image')} (mean Pos-Sim below mean "
+        f"Neg-Sim, or wrong-way share above {EXCESS_BOUND:g}); listed in {out_dir / MISLABELLED}"
     )
     return "\n".join(lines)

@@ -173,7 +173,7 @@ class _Reader:
                 return len(embedding)
         first = self.file_of(0, self.images.path(0))
         raise UserError(
-            f"{self.images.file}: none of its {len(self.images)} images has a readable .npy under "
+            f"{self.images.file}: none of its images has a readable .npy under "
             f"{self.root} (the first one would be {first}); check --image-root"
         )
 

@@ -23,6 +23,7 @@ from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, Embeddings
 from generate_pseudo_labels.distance.exact import ExactEstimator, draw_pools, mean_embedding
 from generate_pseudo_labels.distance.results import BlockRunner, Distances, Progress
 from generate_pseudo_labels.distance.sampled import SampledEstimator
+from sdd_fiqa.number import count_of
 
 Estimator: TypeAlias = Literal["sampled", "exact"]
 
@@ -96,8 +97,8 @@ def similarity_distances(
     )
     if outsiders < needed:
         raise TooFewOutsiders(
-            f"the largest identity leaves {outsiders} images of others, fewer than the {needed} "
-            "negatives asked for; add identities"
+            f"the largest identity leaves {count_of(outsiders, 'image')} of others, fewer than the "
+            f"{count_of(needed, 'negative')} asked for; add identities"
         )
     plan = plan_blocks(groups)
     embedded = EmbeddedSet(embeddings, groups, arrays)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 
 DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
 _FEW = 5  # the median of fewer scores says nothing
@@ -88,7 +89,7 @@ class ScoreInterpretation:
         reached, scored = int(reaches(values, self.threshold).sum()), int(np.isfinite(values).sum())
         return (
             f"accept {self.accept:g}: threshold {self.threshold:g}; "
-            f"{reached} of {scored} scored faces reach it"
+            f"reached by {reached} of {count_of(scored, 'scored face')}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Numbers in text, as all programs read them: Python's own also takes 1_000."""
+"""Numbers in text: read as all programs do (Python also takes 1_000), and counts with a noun."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ def _checked(text: str) -> str:
     if "_" in text or not text.isascii():
         raise ValueError(f"{text!r} is not a number")
     return text
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count_of(1, "face"), count_of(2000, "face"), count_of(0, "identity")
+    ('1 face', '2,000 faces', '0 identities')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    if noun == "person":
+        return f"{number:,} people"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"

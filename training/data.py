@@ -29,6 +29,7 @@ from dataset.lists import (
 )
 from dataset.loader import Batch
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 from train_config import TrainConfig
 
 Rows = npt.NDArray[np.int64]
@@ -100,7 +101,7 @@ def read_training_list(config: TrainConfig) -> TrainingList:
     count = max(1, round(config.val_identities * len(names))) if config.val_identities else 0
     if count >= len(names):
         raise UserError(
-            f"{path}: has {len(names)} identities, too few to hold out {count}; lower "
+            f"{path}: has {count_of(len(names), 'identity')}, too few to hold out {count}; lower "
             "--val-identities, or set it to 0"
         )
     rng = np.random.default_rng([config.seed, _SPLIT])
@@ -221,8 +222,9 @@ class Unreadable:
         left = len(batch.rows) - len(batch.failures)
         if left < least:
             raise UserError(
-                f"{self.data.table.file}: only {left} images of a batch of {len(batch.rows)} are "
-                f"readable, and a step needs {least}; fix the list, or raise --batch-size"
+                f"{self.data.table.file}: a batch of {len(batch.rows)} has only "
+                f"{count_of(left, 'readable image')}, and a step needs {least}; fix the list, or "
+                "raise --batch-size"
             )
 
     def total_over_processes(self, processes: ProcessGroup) -> int:
@@ -239,6 +241,7 @@ class Unreadable:
         images = len(self.data.train)
         if unreadable > self.max_share * images:
             raise UserError(
-                f"{self.data.table.file}: {unreadable} of {images} images are unreadable, more "
-                f"than --max-unreadable {self.max_share:g} allows; fix the list, or raise the limit"
+                f"{self.data.table.file}: unreadable: {unreadable} of {count_of(images, 'image')}, "
+                f"more than --max-unreadable {self.max_share:g} allows; fix the list, or raise the "
+                "limit"
             )

@@ -23,6 +23,7 @@ from evaluation.held_out import calibration, held_out_curve, held_out_measures
 from models.checkpoints import RESUME, save_network
 from models.networks import FaceModel
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 from train_config import TrainConfig
 from training.data import Rows, TrainingList, Unreadable, held_out_features
 from training.log import Log
@@ -183,7 +184,9 @@ class EpochEnd:
         measures = held_out_measures(scores, labels)
         self._doubt_constant(scores)
         if not self.doubt and np.ptp(labels) and measures["spearman"] < _NO_CORRELATION:
-            correlation = f"Spearman {measures['spearman']:.2f} on {len(labels)} held-out images"
+            correlation = (
+                f"Spearman {measures['spearman']:.2f} on {count_of(len(labels), 'held-out image')}"
+            )
             self.doubt = f"{correlation}: the scores do not follow the labels; {_LEARN}"
         curve, few = None, ""
         if self.config.feats is not None:
@@ -191,7 +194,7 @@ class EpochEnd:
                 curve = _curve(self.config, data, scores)[0]
                 measures["aoc"] = areas(curve)["aoc"]
                 if curve.errors[0] < FEW_ERRORS:
-                    few = f" (AOC from only {curve.errors[0]} errors)"
+                    few = f" (AOC from only {count_of(int(curve.errors[0]), 'error')})"
             except UserError as error:  # too few pairs with these scores; the rest is still useful
                 self.log.say(f"epoch {epoch}: no AOC ({error})")
         found = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())

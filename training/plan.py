@@ -37,7 +37,7 @@ class Plan:
         local = min(batch_size, images // processes)
         if local < 2:
             raise UserError(
-                f"--img-list: {images} training images are too few; each process needs 2 at least"
+                f"--img-list: too few training images ({images}); each process needs 2 at least"
             )
         return cls(local, processes, images // (local * processes), epochs)
 

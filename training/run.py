@@ -42,6 +42,7 @@ from models.networks import (
 )
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import lock_folder, write_json
+from sdd_fiqa.number import count_of
 from train_config import TrainConfig
 from training.closed_form_head import fit_head
 from training.data import (
@@ -161,9 +162,10 @@ class TrainingRun:
         """Prints what is about to happen, and writes it to the folder."""
         data = self.data
         each = f" ({data.epoch_images} an epoch)" if data.max_per_identity else ""
+        learned = count_of(len(data.train), "image")
         print(
-            f"{self.learner.start.backbone} on {self.compute}: {len(data.train)} images to learn "
-            f"from{each}, {len(data.held_out)} held out; {self.plan.global_batch} images a step "
+            f"{self.learner.start.backbone} on {self.compute}: {learned} to learn from{each}, "
+            f"{len(data.held_out):,} held out; {self.plan.global_batch} images a step "
             "in all"
         )
         print(f"start: {origin}")
@@ -176,7 +178,7 @@ class TrainingRun:
         """Gives the network a head in closed form, and measures and saves that network."""
         fit_head(self.learner.face_model, self._head_examples(), self.compute, self.processes)
         lost = self._unreadable.total_over_processes(self.processes)
-        self.log.say(f"head fitted to {len(self.data.train) - lost} images")
+        self.log.say(f"head fitted to {count_of(len(self.data.train) - lost, 'image')}")
         self._measure_and_save()
 
     def _head_examples(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -254,8 +256,7 @@ class TrainingRun:
             self._epoch_end.check_constant(self.learner.face_model)
         if not self.processes.first:
             return
-        epochs = self.config.epochs
-        print(f"{self.folder}: trained {epochs} epoch{'s' * (epochs != 1)}")
+        print(f"{self.folder}: trained {count_of(self.config.epochs, 'epoch')}")
         script = Path(__file__).resolve().parents[1] / "eval.py"
         images = self.folder / "held_out.txt" if len(self.data.held_out) else self.config.img_list
         best = self.folder / "best.pth"

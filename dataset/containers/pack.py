@@ -70,7 +70,7 @@ def pack_images(labelpath: Path, target: Path, skipped: Skipped) -> int:
                 firsts.append(key)
         end = len(records.keys)
         if not firsts:
-            raise UserError(f"{labelpath}: none of its {len(order)} images can be read")
+            raise UserError(f"{labelpath}: none of its images can be read")
         for first, stop in pairwise([*firsts, end]):
             records.add((float(first), float(stop)))
         records.replace_first((float(end), float(end + len(firsts))))

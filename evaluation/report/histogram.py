@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sdd_fiqa.number import count_of
+
 Ticks = npt.NDArray[np.int64]
 
 MAX_BARS = 60
@@ -149,7 +151,7 @@ def _bars(
         if number:
             height = max(height, 1.5)  # one image among many must be visible
         span = f'x="{axis.at(left)}" width="{100 / len(heights):.3f}%"'
-        counted = f"{number:,} {kind if number == 1 else kind + 's'}"
+        counted = count_of(number, kind)
         share = f"{100 * number / len(ticks):.1f} %"
         title = f"{axis.text(low)} to {axis.text(high)}: {counted} ({share})"
         look = "bar" if cut is None or (high + 1) / 10**axis.decimals > cut.score else "bar below"

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from dataset.images import thumbnail
 from evaluation.report import sections as section
 from evaluation.report.contents import Report
-from evaluation.report.text import count_of, html_text, number_text, path_bytes
+from evaluation.report.text import html_text, number_text, path_bytes
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.files import replacing
 from sdd_fiqa.images import Image
+from sdd_fiqa.number import count_of
 
 MAX_PHOTOS = 24  # on a page, those with the most faces; each takes about 40 kB
 _SIDE = 480  # pixels, of the longer side of a photo on the page
@@ -155,7 +156,7 @@ def photo_section(report: Report, url_of: Callable[[int], str | None]) -> str:
         name, url = html_text(os.path.basename(path) or path), url_of(row)
         if url is not None:
             name = f'<a href="{html_text(url)}" target="_blank" rel="noopener">{name}</a>'
-        words = f"{int(places.faces[row]):,} faces"
+        words = count_of(int(places.faces[row]), "face")
         if len(rows) < places.faces[row]:
             words += f", {len(rows)} scored"
         figures.append(

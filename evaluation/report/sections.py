@@ -14,7 +14,8 @@ import numpy as np
 
 from evaluation.report.contents import Report
 from evaluation.report.histogram import Mark, coarser, histogram_svg, ticks_of
-from evaluation.report.text import FINER, count_of, html_text, number_text, share_text
+from evaluation.report.text import FINER, html_text, number_text, share_text
+from sdd_fiqa.number import count_of
 
 _TAIL = 8  # the last characters of a name, which are always shown: names differ there
 _FEW = 20  # quantiles of fewer scores say less than the scores themselves

@@ -35,11 +35,6 @@ def number_text(value: float, decimals: int) -> str:
     return f"{tick / 10**decimals:.{decimals}f}"
 
 
-def count_of(number: int, noun: str) -> str:
-    """A number and its noun: `1 face`, `2,000 faces`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def share_text(value: float) -> str:
     """A share in 0..1 as per cent, with three digits at most: `5 %`, `0.25 %`."""
     return f"{100 * value:.3g} %"

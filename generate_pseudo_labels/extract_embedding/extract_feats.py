@@ -28,6 +28,7 @@ from dataset.path_lists import refuse_missing
 from models.backbones import Backbone
 from models.recognisers import Recogniser, load_recogniser
 from sdd_fiqa.files import lock_folder
+from sdd_fiqa.number import count_of
 from sdd_fiqa.onnx_runner import Outputs
 
 PROBED = 8  # faces on which bf16 is compared with float32
@@ -80,12 +81,15 @@ def main(
         world.barrier()
     if not world.first:
         return EXIT_DONE
-    print(f"{writer.features}: {len(table)} rows of {recogniser.dimension}, by {weights}")
+    print(
+        f"{writer.features}: {count_of(len(table), 'row')} of {recogniser.dimension}, by {weights}"
+    )
     for entry in unreadable[:5]:
         print(f"unreadable: {entry['path']}: {entry['reason']}")
     if unreadable:
         beside = writer.features.with_suffix(".json")
-        print(f"unreadable: {len(unreadable)} images, all named in {beside}; to try them again,")
+        count = count_of(len(unreadable), "image")
+        print(f"unreadable: {count}, all named in {beside}; to try them again,")
         print("remove that file and run this again")
     return EXIT_SKIPPED if unreadable else EXIT_DONE
 

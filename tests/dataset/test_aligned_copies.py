@@ -80,7 +80,7 @@ def test_copies_keep_folder_and_name(album: Path, capsys: pytest.CaptureFixture[
     ]
     printed = capsys.readouterr()
     assert printed.out == "faces: 2 aligned faces of 4 photos\n"
-    assert "1 photos show several faces; the largest was taken (--pick)" in printed.err
+    assert "several faces in 1 photo; the largest was taken (--pick)" in printed.err
     assert "skipped: 2 images in all, named in faces/skipped.csv" in printed.err
 
 

@@ -253,7 +253,7 @@ def test_nothing_readable_puts_nothing_in_place(tmp_path: Path, table: ImageList
     run(tmp_path / "f", table)
     before = results(tmp_path / "f")
     message = (
-        r"list: none of its 23 images could be read \(the first: faces/a/0.jpg: gone\); paths are "
+        r"list: none of its images could be read \(the first: faces/a/0.jpg: gone\); paths are "
         "read relative to the current folder"
     )
     with pytest.raises(UserError, match=message):

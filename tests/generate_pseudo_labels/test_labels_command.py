@@ -151,7 +151,7 @@ def test_mislabelled_faces_are_listed_and_can_be_left_out(
     f[[3, 57]] = f[[57, 3]]
     save(out, f.astype(np.float16))
     assert gen_pseudo_labels.main() == 0
-    assert "2 images look mislabelled" in capsys.readouterr().out
+    assert "look mislabelled: 2 images" in capsys.readouterr().out
     flagged, _ = columns(out / "mislabelled.txt")
     assert [path.split(" ")[0] for path in flagged] == ["faces/p0/3", "faces/p5/57"]
     kept, _ = columns(out / "quality_pseudo_labels.txt")

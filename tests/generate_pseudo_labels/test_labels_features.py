@@ -110,7 +110,7 @@ def test_missing_and_damaged_files_are_counted_and_listed(
     (folder / "features" / "person 4" / "feature" / "2.é.npy").write_text("hello")
     np.save(folder / "features" / "person 5" / "feature" / "0.é.npy", np.zeros(64))
     assert usage(folder, load) == 3
-    assert "1 unreadable: its .npy is missing" in capsys.readouterr().out
+    assert "1 (unreadable: its .npy is missing)" in capsys.readouterr().out
     listed = (folder / "scores" / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
     assert sorted(line.split("person ")[1] for line in listed) == [
         "3/feature/1.é.jpg\tunreadable: its .npy is missing",
@@ -158,7 +158,7 @@ def test_embeddings_of_two_lengths_and_none_at_all(layout: tuple[Path, list[str]
     np.save(folder / "features" / "person 7" / "feature" / "2.é.npy", np.ones(32))
     with pytest.raises(UserError, match=re.escape("2.é.npy: holds 32 numbers")):
         usage(folder)
-    with pytest.raises(UserError, match=r"none of its 200 images has a readable \.npy"):
+    with pytest.raises(UserError, match=r"none of its images has a readable \.npy"):
         usage(folder, image_root=folder)
 
 

@@ -95,7 +95,7 @@ def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any, run: Any)
     asked = ["--percentile", "--accept", "0.75", "--report", "page.html"]
     done = run("faces", "--model", calibrated, *asked, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert "accept 0.75: threshold 30; 3 of 5 scored faces reach it" in done.stdout
+    assert "accept 0.75: threshold 30; reached by 3 of 5 scored faces" in done.stdout
     rows = rows_of(tmp_path / "scores.csv")
     assert list(rows[0]) == ["path", "score", "status", "percentile", "accept"]
     assert [row["percentile"] for row in rows] == ["0.0", "12.5", "37.5", "50.2", "100.0", ""]
@@ -105,7 +105,7 @@ def test_percentile_and_accept_columns(tmp_path: Any, calibrated: Any, run: Any)
     assert "<dd>3</dd>" in page and "1,000 faces" in page
     done = run("faces/102.png", "--model", calibrated, *asked[:3], cwd=tmp_path)
     assert done.stdout == "40.00\tpercentile 37.5\taccept 1\n"
-    assert done.stderr == "accept 0.75: threshold 30; 1 of 1 scored faces reach it\n"
+    assert done.stderr == "accept 0.75: threshold 30; reached by 1 of 1 scored face\n"
 
 
 def test_scores_that_hardly_a_face_has_are_said(tmp_path: Any, calibrated: Any, run: Any) -> None:
@@ -399,7 +399,7 @@ def test_every_bad_input_is_a_row_or_a_line(tmp_path: Any, model: Any, run: Any)
         "in/zero.jpg": "is empty (0 bytes)",
     }
     assert done.stdout.startswith("scored 2 of 7 images")
-    assert "left out: 1 links that lead back to a folder above them" in done.stderr
+    assert "left out: links that lead back to a folder above them: 1" in done.stderr
     assert good.exists()
 
 
@@ -420,7 +420,7 @@ def test_unreadable_folder_is_a_line(
     assert scoring.main(("in",), model=str(model)) == 3
     printed = capsys.readouterr()
     assert printed.out == "20.00\n"
-    assert "left out: 1 folders that cannot be read: 'in/locked'" in printed.err
+    assert "left out: folders that cannot be read: 1 ('in/locked')" in printed.err
 
 
 def test_file_that_vanishes_while_we_run(tmp_path: Any, model: Any) -> None:

@@ -258,7 +258,7 @@ def test_what_is_left_out_is_said(
         shutil.copy(here / "faces/id0/1.png", here / "one" / name)
     (here / "one/notes.txt").touch()
     assert score("one") == EXIT_SKIPPED
-    assert "left out: 1 .txt files\n" in capsys.readouterr().err
+    assert "left out: .txt files: 1\n" in capsys.readouterr().err
     assert read(here / "scores.csv")[1] == {
         "path": "one/ta\\tb.png",
         "score": "",
@@ -273,7 +273,7 @@ def test_photos_are_noticed(here: Path, score: Any, capsys: pytest.CaptureFixtur
     for number, size in enumerate([(640, 640), (112, 150), (120, 112), (224, 224), (1, 1)]):
         Image.new("RGB", size, (90, 60, 50)).save(here / f"photos/{number}.png")
     assert score("photos") == EXIT_DONE
-    assert "2 of 5 images look like photos, not aligned faces" in capsys.readouterr().err
+    assert "resized as they are: 2 of 5 images; unaligned" in capsys.readouterr().err
 
 
 def test_what_is_refused_before_any_work(

@@ -397,6 +397,6 @@ def test_unreadable_images_are_named_and_stop_the_run_beyond_a_share(
     done = train(*arguments, cwd=faces)
     assert done.returncode == 1
     assert "with_missing.txt:1: faces/gone.png: No such file or directory; skipped" in done.stderr
-    assert "1 of 25 images are unreadable, more than --max-unreadable 0.01 allows" in done.stderr
+    assert "unreadable: 1 of 25 images, more than --max-unreadable 0.01 allows" in done.stderr
     done = train(*arguments, "--max-unreadable", "0.1", cwd=faces)
     assert done.returncode == 0 and done.stderr.count("faces/gone.png") == 1

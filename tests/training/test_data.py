@@ -53,6 +53,16 @@ def test_the_split_is_by_identity_and_seeded(tmp_path: Path) -> None:
     assert set(data.identities) == {0, 1} and data.listed is not None
 
 
+def test_too_few_people_to_hold_out(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"r/{i % 3}/{i}.png\t{i}\n" for i in range(9)))
+    with pytest.raises(UserError, match="has 3 identities, too few to hold out 3; ") as error:
+        read(path, 0.95)
+    lower, _, zero = str(error.value).rpartition("; lower --val-identities, or set it to ")
+    assert lower and len(read(path, 0.5).held_out) == 6
+    assert len(read(path, float(zero)).held_out) == 0
+
+
 def test_who_is_held_out_is_a_mark_of_a_training(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("".join(f"r/{i % 10}/{i}.png\t{i}\n" for i in range(100)))
@@ -84,11 +94,11 @@ def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> No
     assert lost.total_over_processes(Two(0, 2)) == 4
     batch.failures[2] = "is empty"
     lost.check(batch)
-    with pytest.raises(UserError, match=r"6 of 100 images are unreadable, more than .* 0\.05"):
+    with pytest.raises(UserError, match=r"unreadable: 6 of 100 images, more than .* 0\.05"):
         lost.total_over_processes(Two(0, 2))
     lost.begin_epoch()
     assert lost.total_over_processes(Two(0, 2)) == 0
-    with pytest.raises(UserError, match="only 1 images of a batch of 10 are readable"):
+    with pytest.raises(UserError, match="a batch of 10 has only 1 readable image"):
         batch.failures.update(dict.fromkeys(range(9), "is empty"))
         Unreadable(lost.data, 1.0).check(batch)
 

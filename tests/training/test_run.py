@@ -44,7 +44,7 @@ def test_a_plan_uses_whole_batches_only(
 
 def test_a_plan_needs_two_images_a_process() -> None:
     assert Plan.of(4, 9, 2, 1).local_batch == 2
-    with pytest.raises(UserError, match="3 training images are too few; each process needs 2"):
+    with pytest.raises(UserError, match=r"too few training images .3.; each process needs 2"):
         Plan.of(3, 9, 2, 1)
 
 
