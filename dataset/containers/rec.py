@@ -20,8 +20,11 @@ import numpy as np
 from common.cli import is_count, note
 from dataset.containers.base import Container
 from dataset.containers.rec_format import (
+    HEADER,
+    IMAGE_AT,
     MARK,
     MAX_IDENTITIES,
+    WORDS,
     Damaged,
     Keys,
     Record,
@@ -38,6 +41,7 @@ from dataset.containers.rec_format import (
 from dataset.left_out import Skipped
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import Content
+from sdd_fiqa.number import count_of
 
 _LOOKED_AT = 16  # records, to see that an index belongs to its file
 _MOST_KEY = 10**18 - 1  # that a list can name
@@ -243,7 +247,7 @@ class RecordFile(Container):
             keys, places = keys[order][~repeated], places[order][~repeated]
         else:
             keys = _FIRST_PLACE + np.arange(len(places), dtype=np.int64)
-        done = f"{index}: was missing; {len(keys)} records found by one scan"
+        done = f"{index}: was missing; {count_of(len(keys), 'record')} found by one scan"
         if not unique:
             done += ", whose ids are not unique: lists made before do not fit; make them again"
         if self.damage:  # an index names records only: no later run would tell of the damage
@@ -263,14 +267,22 @@ class RecordFile(Container):
         """
         some = np.unique(np.linspace(0, len(self.offsets) - 1, _LOOKED_AT).astype(np.int64))
         offsets = self.offsets[some].tolist()
-        wrong = [offset for offset in offsets if self.file.read(offset, len(MARK)) != MARK]
+        heads = [self.file.read(offset, IMAGE_AT) for offset in offsets]
+        wrong = [at for at, head in zip(offsets, heads, strict=True) if not head.startswith(MARK)]
         if len(wrong) * 2 > len(offsets):
             raise UserError(
                 f"{index}: belongs to another file than {self.path}: it says that records begin at "
                 f"{', '.join(map(str, wrong[:3]))}, where none does; get both again, or delete it "
                 "to have it rebuilt"
             )
-        places = [offset for offset in wrong if offset < self._end]  # else it is cut short
+        if beyond := int(np.count_nonzero(self.offsets >= self._end)):
+            note(
+                f"{index}: names {count_of(beyond, 'record')} beyond the end of {self.path}, which "
+                "is cut short, or has another index; get both again"
+            )
+        if not wrong:
+            self._check_ids(index, self.keys[some].tolist(), heads)
+        places = [offset for offset in wrong if offset < self._end]
         last = int(self.offsets.max())
         if not wrong:
             read, size = self.file.read, self._end
@@ -283,6 +295,22 @@ class RecordFile(Container):
             note(
                 f"{index}: seems to be older than {self.path}, where {what} at {places[0]}; if it "
                 "is, delete it to have it rebuilt"
+            )
+
+    def _check_ids(self, index: Path, keys: list[int], heads: list[bytes]) -> None:
+        """Notes keys that are not the own ids of some records, if these are all different."""
+        ids = [
+            (key, own)
+            for key, head in zip(keys, heads, strict=True)
+            if len(head) == IMAGE_AT and (own := HEADER.unpack_from(head, WORDS.size)[2])
+        ]  # without 0, which records that describe others may have
+        others = [(key, own) for key, own in ids if key != own]
+        unique = len({own for _, own in ids}) == len(ids)
+        if unique and len(others) * 2 > len(ids) and keys[0] < _FIRST_PLACE:
+            key, own = others[0]
+            note(
+                f"{index}: seems to be of another file than {self.path}: record {key} has the id "
+                f"{own}, and so on; if it is, delete it to have it rebuilt"
             )
 
 

@@ -36,7 +36,7 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 WORDS = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
-_IMAGE = WORDS.size + HEADER.size  # where the image of an ordinary record begins
+IMAGE_AT = WORDS.size + HEADER.size  # where the image of an ordinary record begins
 _unpack_plain = struct.Struct("<IIIf").unpack_from  # the two words and the header's beginning
 _WINDOW = _BLOCK = 1 << 22
 _GUESS = 1 << 16  # read at once where the length is not known yet
@@ -149,11 +149,11 @@ def plain_images(
     for row in rows:
         begin, end = bounds[row] - first, bounds[row + 1] - first
         image = None
-        if 0 <= begin < end - _IMAGE and end <= size:
+        if 0 <= begin < end - IMAGE_AT and end <= size:
             magic, length, flag, label = _unpack_plain(block, begin)
             stop = begin + 8 + length  # beyond any end where it is a part of a record
             if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
-                image = content[begin + _IMAGE : stop]
+                image = content[begin + IMAGE_AT : stop]
         images.append(image)
     return images
 

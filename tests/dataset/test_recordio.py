@@ -175,6 +175,34 @@ def test_an_index_older_than_its_file_is_noted(
     assert (f"a.idx: seems to be older than {path}, where {what} begins at" in said) == bool(what)
 
 
+@pytest.mark.parametrize(
+    ("keys", "ids", "said"),
+    [
+        ((5, 2, 9, 3), (1, 2, 3, 4), "record 3 has the id 4, and so on; if it is, delete it"),
+        ((0, 1, 2, 3), (0, 1, 2, 2), ""),  # not unique
+        ((0, 1, 2, 3), (0, 0, 1, 2), "record 2 has the id 1"),
+        ((0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 0, 0), ""),
+        ((0, 1, 2, 3, 4, 5), (0, 1, 2, 3), "names 2 records beyond the end of"),
+    ],
+)
+def test_an_index_with_the_offsets_of_another_file(
+    tmp_path: Path,
+    keys: tuple[int, ...],
+    ids: tuple[int, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "a.rec"
+    with write_records(path) as records:
+        for number in ids:
+            records.add((0.0,), b"x" * 40, number)
+    size = path.stat().st_size // len(ids)
+    index_path(path).write_text("".join(f"{key}\t{n * size}\n" for n, key in enumerate(keys)))
+    RecordFile(path)
+    note = capsys.readouterr().err
+    assert said in note and bool(note) == bool(said)
+
+
 def test_where_the_index_cannot_be_kept_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
