@@ -15,6 +15,7 @@ from training.data import TrainingList, find_identities, label_remedy
 
 _FEW_POINTS = 5  # a spread below this is noted
 _MOST = 0.9  # so many labels within one point are noted
+_MOSTLY = 0.75  # so many numbers that follow the identities are a list of them
 
 
 def check_labels(data: TrainingList, id_key_index: int) -> None:
@@ -60,7 +61,7 @@ def _check_columns(table: ImageList, remedy: str) -> None:
 
 
 def _are_identities(table: ImageList, id_key_index: int) -> bool:
-    """Whether the labels number the identities: one for each, and a different one."""
+    """Whether the labels number the identities, a few images of another number aside."""
     beside = table.file.with_name(LABELPATH)
     if table.file.name == LABELPATH or (
         beside.exists() and sha256_of(beside) == table.sha256  # a copy
@@ -72,9 +73,17 @@ def _are_identities(table: ImageList, id_key_index: int) -> bool:
         identities = find_identities(table, id_key_index)[0]
     except UserError:  # the paths are too short to hold identities
         return False
-    people, numbers = np.unique(identities), np.unique(table.values)
-    pairs = np.unique(np.stack([identities, table.values], 1), axis=0)
-    return 1 < len(people) < len(table) and len(people) == len(numbers) == len(pairs)
+    people, who = np.unique(identities, return_inverse=True)
+    if not 1 < len(people) < len(table):
+        return False
+    pairs, counts = np.unique(np.stack([who, table.values], 1), axis=0, return_counts=True)
+    pairs = pairs[np.argsort(counts, kind="stable")]  # of a person, the most frequent comes last
+    usual = np.empty(len(people))
+    usual[pairs[:, 0].astype(np.intp)] = pairs[:, 1]
+    follow = np.count_nonzero(usual[who] == table.values) - len(people)  # one of each does always
+    share = min(follow / (len(table) - len(people)), len(np.unique(usual)) / len(people))
+    numbers = np.unique(table.values)
+    return share == 1 or (share >= _MOSTLY and bool(np.ptp(numbers) < len(numbers)))
 
 
 def _note_odd_labels(table: ImageList, low: float, high: float) -> None:

@@ -35,6 +35,8 @@ def test_labels_outside_their_range_are_refused(tmp_path: Path, bad: float) -> N
         ([0, 0, 1, 1, 2, 2], 2, True),
         ([7, 7, 130, 130, 2, 2], 2, True),  # any numbers; also above 100
         ([0, 0, 1, 1, 2, 3], 2, False),  # a label varies within an identity
+        ([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 1], 4, True),  # an image was moved to another identity
+        ([*[0] * 7, 9, *[9] * 7, 0], 8, False),  # two grades, which an identity has mostly
         ([0, 0, 40, 40, 40, 40], 2, False),  # two identities have the same label
         ([0, 40, 80, 100], 1, False),  # one image each: whole labels look the same
         ([0, 40, 80, 100], 4, False),  # one identity
