@@ -42,8 +42,10 @@ from evaluation.edc.templates import (
 from evaluation.edc.thresholds import allowed_false_matches
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import make_parent
+from sdd_fiqa.number import count_of
 
 FMRS = (1e-2, 1e-3, 1e-4)
+WRONG_WAY = 1.2  # times the error at no discard: the best images are discarded first
 MIN_REPLICATES = 20  # with fewer, the ends of a 95 % interval are the extremes
 
 
@@ -202,12 +204,15 @@ def load(settings: Settings, scratch: Path, notes: gather.Notes) -> gather.Input
         if is_label(name) and settings.pairs is None and settings.min_images_per_id > 1:
             del required[name]  # an image without a label has no mate, and takes no part anyway
         else:
-            notes.leave_out(missing, f"{missing:,} of {len(images):,} images have no {name}")
+            notes.leave_out(
+                missing, f"{missing:,} of {count_of(len(images), 'image')} without {name}"
+            )
     usable = gather.usable_images(features, required, notes)
     excluded = gather.excluded_images(settings.exclude, images, notes)
     pairs = None
     if settings.pairs is not None:
-        pairs, chosen = gather.select_pairs(settings.pairs, images, usable, excluded, notes)
+        both = images, identities
+        pairs, chosen = gather.select_pairs(settings.pairs, *both, usable, excluded, notes)
     usable &= ~excluded
     if pairs is None:
         limits = (settings.max_images_per_id, settings.min_images_per_id, settings.seed)
@@ -245,8 +250,17 @@ def compute(
                     settings.bootstrap,
                     settings.seed,
                 )
+            except UserError:
+                raise
             except ValueError as error:
                 raise UserError(f"{settings.image_list}: {error}") from error
+    for one in results:
+        fnmr = one.curve.fnmr[~np.isnan(one.curve.fnmr)]
+        worse = len(fnmr) > 0 and fnmr.mean() > WRONG_WAY * fnmr[0]
+        if one.scorer in inputs.given and worse and not one.few_errors:
+            flag = "without" if settings.lower_is_better else "with"
+            line = f"discarding by {one.scorer} raises the error: try {flag} --lower-is-better"
+            notes.extend([line] * (line not in notes))
     shown = [result for result in results if result.curve.rules in rules]
     at = settings.advise_at or (1e-3 if 1e-3 in fmrs else fmrs[0])
     sign = -1 if settings.lower_is_better and inputs.given else 1
@@ -298,10 +312,8 @@ def choose_fmrs(
     few = [fmr for fmr in fmrs if allowed_false_matches(fmr, np.array([impostors]))[0] == 0]
     for fmr in few:
         if typed or fmr in required or few == fmrs:
-            raise UserError(
-                f"--fmr {fmr:g}: {impostors:,} {kind} are too few; {use_fmr(impostors)}"
-            )
-    line = f"without FMR {', '.join(f'{fmr:g}' for fmr in few)}: {impostors:,} {kind} are too few"
+            raise UserError(f"--fmr {fmr:g}: too few {kind} ({impostors:,}); {use_fmr(impostors)}")
+    line = f"without FMR {', '.join(f'{fmr:g}' for fmr in few)}: too few {kind} ({impostors:,})"
     if few and line not in notes:
         notes.append(line)
     return [fmr for fmr in fmrs if fmr not in few]

@@ -22,14 +22,20 @@ from evaluation.edc.pairs import (
     all_pairs,
     listed_pairs,
     sampled_pairs,
+    unit_rows,
 )
 from evaluation.edc.verification_lists import PairList, read_names, read_pairs
 from generate_pseudo_labels.npy_folder import gather_features
 from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
+from sdd_fiqa.number import count_of
 
 LEFT_OUT = "left out: "
+_ROUNDING = 1e-5  # of a similarity
+_SAMPLED = 256  # images, whose impostor pairs are compared with the genuine ones
+_CHANCE = 0.6  # genuine pairs above the median impostor pair; 0.5 where nothing is recognised
+_COMPARED = 4096  # embeddings at a time, to see that they differ
 
 
 class Notes(list[str]):
@@ -81,9 +87,19 @@ class Inputs:
         """The pairs of the chosen images by one recogniser; `watch` and errors as `all_pairs`.
 
         With `impostor_pairs` above 0, so many are drawn at random with this seed.
+
+        Raises:
+            UserError: the embeddings are equal up to rounding.
         """
         rows = self.features[recogniser].take(np.flatnonzero(self.chosen))
         own = self.identities[self.chosen]
+        starts, first = range(0, len(rows), _COMPARED), unit_rows(rows[:1])[0]
+        parts = (unit_rows(rows[start : start + _COMPARED]) for start in starts)
+        if all(np.all(part @ first > 1 - _ROUNDING) for part in parts):  # in most sets, one part
+            raise UserError(
+                f"{self.features[recogniser].path}: its embeddings are equal up to rounding, so "
+                "they do not distinguish people; extract them again with another recogniser"
+            )
         if self.pairs is not None:
             place = (np.cumsum(self.chosen) - 1).astype(np.int32)
             first, second, same = self.pairs
@@ -123,11 +139,11 @@ def load_scores(
         scores = read_scores(path, images, form)
         notes.append(f"{path}: {scores.form}")
         loaded[name] = scores.values
-        total = f"of {len(images):,} images"
-        notes.leave_out(scores.missing, f"{scores.missing:,} {total} are not in {path}")
-        notes.leave_out(scores.empty, f"{scores.empty:,} {total} have no score in {path}")
+        total = f"of {count_of(len(images), 'image')}"
+        notes.leave_out(scores.missing, f"{scores.missing:,} {total} not in {path}")
+        notes.leave_out(scores.empty, f"{scores.empty:,} {total} without a score in {path}")
         if scores.strangers:
-            notes.append(f"{scores.strangers:,} records of {path} are not in {images.file}")
+            notes.append(f"{count_of(scores.strangers, 'record')} of {path} not in {images.file}")
     return loaded
 
 
@@ -140,7 +156,7 @@ def usable_images(
         parts.append(file.usable_rows())
         missing = int(np.count_nonzero(~parts[-1]))
         why = "zero, not finite or too large for float32"
-        line = f"{missing:,} images have no embedding by {name} ({why})"
+        line = f"{count_of(missing, 'image')} without an embedding by {name} ({why})"
         notes.leave_out(missing, line)
     return np.asarray(np.logical_and.reduce(parts))
 
@@ -150,8 +166,8 @@ def excluded_images(exclude: Path | None, images: ImageList, notes: Notes) -> Ma
     if exclude is None:
         return np.zeros(len(images), np.bool_)
     named = read_names(exclude, images)
-    count = np.count_nonzero(named)
-    notes.append(f"view: without the {count:,} image{'' if count == 1 else 's'} of {exclude.name}")
+    count = int(np.count_nonzero(named))
+    notes.append(f"view: without the {count_of(count, 'image')} of {exclude.name}")
     return named
 
 
@@ -171,17 +187,18 @@ def select_images(
     """
     chosen = choose_images(identities, usable, max_per_id, min_per_id, seed)
     if max_per_id is not None:
-        notes.append(f"view: at most {max_per_id} images an identity, drawn with seed {seed}")
+        most = count_of(max_per_id, "image")
+        notes.append(f"view: at most {most} an identity, drawn with seed {seed}")
     whole = choose_images(identities, usable, None, min_per_id, seed)
     single = int(np.count_nonzero(usable & ~whole))
     if single:
         few = "one image" if min_per_id == 2 else f"fewer than {min_per_id} images"
-        notes.append(f"{single:,} images of identities with {few} take no part")
+        notes.append(f"without {count_of(single, 'image')} of identities with {few}")
     if not chosen.any():
         said = "; ".join(line for line in notes if line.startswith((LEFT_OUT, "view: ")))
         raise UserError(
-            f"{image_list}: no identity has {min_per_id} usable images, so no pair to compare"
-            f"{f' ({said})' if said else ''}"
+            f"{image_list}: no identity has {count_of(min_per_id, 'usable image')}, so no pair to"
+            f" compare{f' ({said})' if said else ''}"
         )
     return chosen
 
@@ -215,23 +232,39 @@ def choose_images(
 
 
 def select_pairs(
-    path: Path, images: ImageList, usable: Mask, excluded: Mask, notes: Notes
+    path: Path,
+    images: ImageList,
+    identities: Identities,
+    usable: Mask,
+    excluded: Mask,
+    notes: Notes,
 ) -> tuple[PairList, Mask]:
     """The pairs of a verification list whose images are usable, and (N,) these images.
+
+    Left out are pairs of an image with itself. Labels against the identities get a note.
 
     Raises:
         UserError: as read_pairs, or no genuine or no impostor pair left.
     """
     pairs, strangers = read_pairs(path, images)
     first, second, same = pairs
-    notes.leave_out(strangers, f"{strangers:,} pairs of {path} with an image not in {images.file}")
-    asked = ~(excluded[first] | excluded[second])
+    notes.leave_out(
+        strangers, f"{count_of(strangers, 'pair')} of {path} with an image not in {images.file}"
+    )
+    own = first == second
+    itself = int(np.count_nonzero(own))
+    notes.leave_out(itself, f"{count_of(itself, 'pair')} of {path} of an image with itself")
+    asked = own | ~(excluded[first] | excluded[second])
     if not asked.all():
-        notes.append(f"view: without {np.count_nonzero(~asked):,} pairs of {path} for that")
-    kept = asked & usable[first] & usable[second]
-    missing = int(np.count_nonzero(asked & ~kept))
-    line = f"{missing:,} pairs of {path} with an image that has no score or embedding"
+        count = int(np.count_nonzero(~asked))
+        notes.append(f"view: without {count_of(count, 'pair')} of {path} for that")
+    kept = asked & ~own & usable[first] & usable[second]
+    missing = int(np.count_nonzero(asked & ~own & ~kept))
+    line = f"{count_of(missing, 'pair')} of {path} with an image that has no score or embedding"
     notes.leave_out(missing, line)
+    if count := int(np.count_nonzero(kept & (same != (identities[first] == identities[second])))):
+        of_all = f"{count:,} of {count_of(int(np.count_nonzero(kept)), 'pair')} of {path}"
+        notes.append(f"{of_all} labelled against the identities of {images.file}: 1 is one person")
     for kind, wanted in (("genuine", True), ("impostor", False)):
         if not np.any(kept & (same == wanted)):
             raise UserError(f"{path}: no {kind} pair is left; both kinds are needed")
@@ -247,15 +280,24 @@ def describe(inputs: Inputs, source: PairSource, seed: int, bootstrap: int, note
             notes.append(f"{name} gives every image the same score: nothing can be discarded")
     identities = int(source.identities.max()) + 1
     genuine = len(source.genuine.similarity)
-    notes.append(f"{len(source.identities):,} images of {identities:,} identities")
+    images = count_of(len(source.identities), "image")
+    notes.append(f"{images} of {count_of(identities, 'identity')}")
     which = "all" if inputs.pairs is None else "the list's"
-    pairs = f"{which} {genuine:,} genuine and {which} {source.impostors:,} impostor pairs"
+    pairs = f"{which} {genuine:,} genuine and {which} {count_of(source.impostors, 'impostor pair')}"
     if source.sampled:
         pairs = (
-            f"all {genuine:,} genuine pairs; a SAMPLE of {source.impostors:,} impostor pairs, drawn"
-            f" with replacement, seed {seed}"
+            f"all {count_of(genuine, 'genuine pair')}; a SAMPLE of"
+            f" {count_of(source.impostors, 'impostor pair')}, drawn with replacement, seed {seed}"
         )
     notes.append(pairs)
+    impostors = source.sample_impostors(_SAMPLED, seed).similarity
+    if len(impostors) and genuine:
+        above = np.mean(source.genuine.similarity > np.median(impostors))
+        if above < _CHANCE:
+            notes.append(
+                "genuine pairs are hardly more similar than impostor pairs: do the rows of the"
+                f" embeddings belong to {inputs.images.file}, and its numbers to people?"
+            )
     own = np.bincount(source.identities[source.genuine.first]).max(initial=0)
     share = own / max(genuine, 1)
     if share > 0.2:

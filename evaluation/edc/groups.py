@@ -23,6 +23,7 @@ from evaluation.edc.results import few, short, show, table
 from evaluation.edc.study import EdcResult, study
 from evaluation.edc.verification_lists import read_fields, rows_of_names
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 
 DISCARDED = 0.1  # the share of all images that the common score threshold discards
 
@@ -77,13 +78,18 @@ def read_groups(
             raise UserError(f"{path}:{number}: {name} is in {group_of[row]} and in {group}")
     strangers = sum(fields[0] not in rows for _, fields in lines)
     if strangers:
-        notes.append(f"{strangers:,} images of {path} are not in {images.file}")
+        notes.append(f"{count_of(strangers, 'image')} of {path} not in {images.file}")
     names = np.array([group_of.get(int(row), "") for row in np.flatnonzero(chosen)])
     without = int(np.count_nonzero(names == ""))
     if without == len(names):
         example = f"for example {lines[0][1][0]}" if lines else "it has a header line alone"
-        raise UserError(f"{path}: names none of the images that are evaluated, {example}")
-    notes.leave_out(without, f"{without:,} of {len(names):,} images have no group in {path}")
+        raise UserError(
+            f"{path}: names none of the images that are evaluated, {example}; a line is"
+            " `path group`"
+        )
+    notes.leave_out(
+        without, f"{without:,} of {count_of(len(names), 'image')} without a group in {path}"
+    )
     return {str(group): names == group for group in np.unique(names) if group}
 
 

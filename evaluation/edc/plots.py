@@ -14,6 +14,7 @@ from evaluation.edc.pairs import Values
 from evaluation.edc.results import show, title
 from evaluation.edc.study import EdcResult
 from sdd_fiqa.files import replacing
+from sdd_fiqa.number import count_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +99,7 @@ def _panel(
     if axes.lines:
         errors = int(group[0].curve.errors[0])
         axes.legend(
-            title=f"{title(area)}, FNMR at 0: {start:.2%} ({errors} errors)",
+            title=f"{title(area)}, FNMR at 0: {start:.2%} ({count_of(errors, 'error')})",
             title_fontsize=7.5,
             fontsize=7.5,
             loc="upper center",

@@ -36,6 +36,7 @@ from evaluation.edc.results import few, short, table
 from evaluation.edc.study import study
 from evaluation.edc.verification_lists import read_fields, rows_of_names
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 
 PLAIN = "plain mean"
 Interval = tuple[float, float]
@@ -96,7 +97,8 @@ def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) ->
     lines = read_fields(path, 3, "path template person")
     known = rows_of_names({fields[0] for _, fields in lines}, images)
     if not known:
-        raise UserError(f"{path}: none of its images is in {images.file}")
+        form = "a line is `path template person`"
+        raise UserError(f"{path}: none of its images is in {images.file}; {form}")
     people: dict[str, str] = {}
     found: dict[tuple[str, int], None] = {}
     missing = unusable = 0
@@ -114,20 +116,28 @@ def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) ->
             raise UserError(f"{path}:{number}: {name} is in template {template} twice")
         else:
             found[template, row] = None
-    notes.leave_out(missing, f"{missing:,} images of {path} are not in {images.file}")
-    notes.leave_out(unusable, f"{unusable:,} images of {path} have no score or embedding")
+    notes.leave_out(missing, f"{count_of(missing, 'image')} of {path} not in {images.file}")
+    notes.leave_out(
+        unusable, f"{count_of(unusable, 'image')} of {path} without a score or embedding"
+    )
     names = list(dict.fromkeys(template for template, _ in found))
     lost = len(people) - len(names)
-    notes.leave_out(lost, f"{lost:,} templates of {path} have no usable image")
+    notes.leave_out(lost, f"{count_of(lost, 'template')} of {path} without a usable image")
     if len(names) < 2:
-        raise UserError(f"{path}: has {len(names)} templates with a usable image; 2 are needed")
+        raise UserError(
+            f"{path}: has {count_of(len(names), 'template')} with a usable image; 2 are needed"
+        )
     place = {name: number for number, name in enumerate(names)}
     number_of = np.unique([people[name] for name in names], return_inverse=True)[1]
-    return Templates(
-        np.array([row for _, row in found], np.int32),
-        np.array([place[template] for template, _ in found], np.int32),
-        number_of.astype(np.int32),
-    )
+    rows = np.array([row for _, row in found], np.int32)
+    of_row = np.array([place[template] for template, _ in found], np.int32)
+    own = images.values[rows]
+    first = own[np.unique(of_row, return_index=True)[1]]
+    if mixed := len(np.unique(of_row[own != first[of_row]])):
+        notes.append(
+            f"several identities of {images.file} in {count_of(mixed, 'template')} of {path}"
+        )
+    return Templates(rows, of_row, number_of.astype(np.int32))
 
 
 def template_vectors(rows: Floats, templates: Templates, weights: Values) -> Floats:
@@ -211,9 +221,11 @@ def compare_templates(
 
 def template_section(templates: Templates, results: Sequence[TemplateResult]) -> str:
     """The results of one recogniser in Markdown; gains are in percentage points."""
+    people = int(templates.person.max()) + 1
     about = (
-        f"{len(templates.person):,} templates of {int(templates.person.max()) + 1:,} people,"
-        f" {len(templates.rows):,} images, {results[0].genuine:,} genuine pairs of templates;"
+        f"{count_of(len(templates.person), 'template')} of {count_of(people, 'person')},"
+        f" {count_of(len(templates.rows), 'image')},"
+        f" {count_of(results[0].genuine, 'genuine pair')} of templates;"
         f" * fewer than {FEW_ERRORS} errors."
     )
     rows = [["FMR", "weights", "errors", "TAR", "gain in points", "significant"]]

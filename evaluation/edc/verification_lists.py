@@ -15,8 +15,10 @@ from dataset.containers.listing import container_pairs
 from dataset.lists import ImageList, last_parts
 from evaluation.edc.pairs import Mask, Rows
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import reading
+from sdd_fiqa.files import reading, sha256_of
+from sdd_fiqa.number import count_of
 
+_FOLDS = 10
 _HEADS = ("path", "image", "file", "filename", "file_name", "name", "img", "image_path")
 
 
@@ -51,9 +53,12 @@ def read_pairs(path: Path, images: ImageList) -> tuple[PairList, int]:
         The pairs, and how many were left out because an image is not in the list.
 
     Raises:
-        UserError: missing, another form, or no pair whose images are in the list.
+        UserError: missing, another form, the list itself, or no pair whose images are in it.
     """
-    pairs = _container_pairs(path) if is_container(str(path)) else _text_pairs(path)
+    container = is_container(str(path))
+    if not container and path.is_file() and sha256_of(path) == images.sha256:
+        raise UserError(f"{path}: is the list of identities, not of pairs; leave --pairs out")
+    pairs = _container_pairs(path) if container else _text_pairs(path)
     rows = rows_of_names({name for pair in pairs for name in pair[:2]}, images)
     known = [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
     if not known:
@@ -77,8 +82,11 @@ def _container_pairs(path: Path) -> list[tuple[str, str, bool]]:
 def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
     lines = read_lines(path)
     header = lines[0][1].split()
-    if all(map(is_count, header)) and len(header) <= 2:
-        return [_lfw_pair(path, number, line.split("\t")) for number, line in lines[1:]]
+    counts = all(map(is_count, header)) and len(header) <= 2
+    lfw = [(number, _lfw_fields(line)) for number, line in lines]
+    if counts or any(len(one) == 4 and is_count(one[1]) and is_count(one[3]) for _, one in lfw):
+        counts = counts or not any(map(is_count, lfw[0][1]))  # or a line of words
+        return [_lfw_pair(path, number, fields) for number, fields in lfw[counts:]]
     if len(_split(lines[0][1], 2)) == 2:
         return _two_line_pairs(path, lines)
     found = []
@@ -102,22 +110,24 @@ def _is_header(line: str, fields: list[str]) -> bool:
 
 
 def _two_line_pairs(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str, str, bool]]:
-    """CPLFW's form: two lines `image 0|1` are a pair."""
+    """CPLFW's form: two lines `image 0|1` are a pair; CALFW has a fold's number in place of 1."""
     fields = [(number, _split(line, 2)) for number, line in lines]
     for number, one in fields:
-        if len(one) != 2 or one[1] not in ("0", "1"):
+        if len(one) != 2 or not (is_count(one[1]) and int(one[1]) <= _FOLDS):
             raise UserError(
                 f"{path}:{number}: expected `image image 0|1`, or `image 0|1` on two lines a pair"
                 " (as in CPLFW's list); 1 is one person"
             )
     if len(fields) % 2:
-        raise UserError(f"{path}: has {len(fields)} lines `image 0|1`; two lines make a pair")
+        raise UserError(
+            f"{path}: has {count_of(len(fields), 'line')} `image 0|1`; two lines make a pair"
+        )
     found = []
     pairs = zip(fields[::2], fields[1::2], strict=True)
     for (_, (first, label)), (number, (second, other)) in pairs:
         if label != other:
             raise UserError(f"{path}:{number}: the two lines of a pair must have the same label")
-        found.append((first, second, label == "1"))
+        found.append((first, second, label != "0"))
     return found
 
 
@@ -199,6 +209,12 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     if not lines:
         raise UserError(f"{path}: is empty")
     return lines
+
+
+def _lfw_fields(line: str) -> list[str]:
+    """The fields between TABs, semicolons, commas or spaces, the first that there are."""
+    separator = next((one for one in "\t;," if one in line), None)
+    return [field.strip() for field in line.rstrip("\t;, ").split(separator)]
 
 
 def _lfw_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:

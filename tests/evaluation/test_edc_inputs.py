@@ -63,6 +63,9 @@ def test_excluded_names(tmp_path: Path, table: ImageList) -> None:
     "text",
     [
         "1\t1\nAnn Lee\t1\t2\nAnn Lee\t2\tBob\t1\n",
+        "Ann Lee\t1\t2\nAnn Lee\t2\tBob\t1\n",
+        "Bob_Lee 1 2\nBob_Lee 2 Bob 1\n",
+        "name,i,j,\nAnn Lee,1,2,\nAnn Lee,2,Bob,1\n",
         "Ann Lee/Ann Lee_0001.jpg\tAnn Lee/Ann Lee_0002.jpg\t1\n"
         "Ann Lee/Ann Lee_0002.jpg\tBob/Bob_0001.jpg\t0\n",
         "a/1.jpg a/2.jpg 1\na/2.jpg b/1.jpg 0\n",
@@ -71,11 +74,27 @@ def test_excluded_names(tmp_path: Path, table: ImageList) -> None:
         "1 a/1.jpg a/2.jpg\n0 a/2.jpg b/1.jpg\n",
         'is_same,img_1,img_2\n1,"Ann Lee_0001",Ann Lee_0002\n0,"Ann Lee_0002","Bob_0001"\n',
         "a/1.jpg 1\na/2.jpg 1\na/2.jpg 0\nb/1.jpg 0\n",
+        "a/1.jpg 7\na/2.jpg 7\na/2.jpg 0\nb/1.jpg 0\n",
     ],
-    ids=["LFW", "tabs", "spaces", "commas", "header", "label first", "quotes", "CPLFW"],
+    ids=[
+        "LFW",
+        "no counts",
+        "LFW spaces",
+        "LFW commas",
+        "tabs",
+        "spaces",
+        "commas",
+        "header",
+        "label first",
+        "quotes",
+        "CPLFW",
+        "CALFW",
+    ],
 )
 def test_pair_lists(tmp_path: Path, text: str) -> None:
     names = ["Ann Lee/Ann Lee_0001", "Ann Lee/Ann Lee_0002", "Bob/Bob_0001"]
+    if "Bob_Lee" in text:
+        names = [name.replace("Ann Lee", "Bob_Lee") for name in names]
     if "a/1" in text:
         names = ["a/1", "a/2", "b/1"]
     lines = "".join(f"faces/{name}.jpg\t{row // 2}\n" for row, name in enumerate(names))
@@ -99,6 +118,8 @@ def test_pairs_of_strangers_are_counted(tmp_path: Path, table: ImageList) -> Non
         ("p.txt", "a b\tc d\n", ":1: expected `image image 0|1`"),
         ("p.txt", "a b 1\na b c\n", ":2: expected `image image 0|1`"),
         ("p.txt", "a 1\nb 1\nc 1\n", ": has 3 lines `image 0|1`; two lines make a pair"),
+        ("p.txt", "a 11\nb 11\n", ":1: expected `image image 0|1`"),
+        ("p.txt", "Ann 1 2\nBob 1 Cy 2\nBob x Cy 2\n", ":3: expected `name TAB i TAB j`"),
         ("p.txt", "a 1\nb 0\n", ":2: the two lines of a pair must have the same label"),
         ("p.txt", "x\ty\t1\n", "none of its images is in"),
         ("p.txt", "", "is empty"),

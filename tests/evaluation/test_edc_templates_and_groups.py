@@ -58,9 +58,7 @@ def test_templates_equal_the_definition(folder: Path, mean: str) -> None:
     images = read_labelpath(folder / "DATA.labelpath")[0]
     notes = Notes()
     templates = read_templates(folder / "templates.txt", images, np.ones(IMAGES, np.bool_), notes)
-    assert notes == [
-        f"left out: 1 images of {folder}/templates.txt are not in {folder}/DATA.labelpath"
-    ]
+    assert notes == [f"left out: 1 image of {folder}/templates.txt not in {folder}/DATA.labelpath"]
     scores = {"good": quality + 1, "half": np.where(np.arange(IMAGES) == 3, np.nan, 1.0)}
     pairs = template_pairs(features, templates, scores, notes)
     assert "half weights no templates" in notes[-1] and list(pairs) == [PLAIN, "good"]
@@ -92,6 +90,14 @@ def test_templates_equal_the_definition(folder: Path, mean: str) -> None:
         assert result.mean != PLAIN or (result.gain, *result.gain_ends) == (0, 0, 0)
 
 
+def test_templates_of_several_identities_are_noted(folder: Path) -> None:
+    images = read_labelpath(folder / "DATA.labelpath")[0]
+    first, *_, last = (path.rpartition("/")[2] for path in images.paths())
+    (folder / "t.txt").write_text(f"{first}\tt\tx\n{last}\tt\tx\n{last}\tu\tx\n")
+    read_templates(folder / "t.txt", images, np.ones(IMAGES, np.bool_), notes := Notes())
+    assert notes == [f"several identities of {images.file} in 1 template of {folder / 't.txt'}"]
+
+
 def test_weights_below_zero_are_shifted_and_all_zero_is_the_plain_mean(folder: Path) -> None:
     features = faces(IMAGES, 20, seed=3)[0]
     images = read_labelpath(folder / "DATA.labelpath")[0]
@@ -112,7 +118,7 @@ def test_weights_below_zero_are_shifted_and_all_zero_is_the_plain_mean(folder: P
         ("a b\n", r":1: expected `path template person`"),
         ("000.png\tt\tx\n001.png\tt\ty\n", r":2: template t is of x and of y"),
         ("000.png\tt\tx\n000.png\tt\tx\n", r":2: 000.png is in template t twice"),
-        ("000.png\tt\tx\n", r"has 1 templates with a usable image; 2 are needed"),
+        ("000.png\tt\tx\n", r"has 1 template with a usable image; 2 are needed"),
     ],
 )
 def test_bad_templates_are_named(folder: Path, text: str, message: str) -> None:
@@ -190,7 +196,7 @@ def test_an_image_of_two_groups_is_refused(folder: Path) -> None:
     notes = Notes()
     groups = read_groups(folder / "g.txt", images, everyone, notes)
     assert {name: int(mask.sum()) for name, mask in groups.items()} == {"a": 1, "b": 1}
-    assert notes[0] == f"1 images of {folder / 'g.txt'} are not in {images.file}"
+    assert notes[0] == f"1 image of {folder / 'g.txt'} not in {images.file}"
     (folder / "g.txt").write_text("000.png\ta\tx y\n")
     with pytest.raises(UserError, match=r"g\.txt:1: expected `path group`"):
         read_groups(folder / "g.txt", images, everyone, Notes())
@@ -223,7 +229,7 @@ def test_the_command_prints_templates_and_groups(
     content = json.loads((folder / "edc/results.json").read_text())
     assert [one["group"] for one in content["groups"]] == ["a", "b"]
     assert [one["mean"] for one in content["templates"]] == [PLAIN, "good"]
-    with pytest.raises(UserError, match="impostor pairs of templates are too few; use ") as error:
+    with pytest.raises(UserError, match=r"impostor pairs of templates .\d+.; use ") as error:
         eval_edc.main(replace(settings, fmr=(1e-4,)))
     fmr = float(str(error.value).split()[-1])
     assert eval_edc.main(replace(settings, fmr=(fmr,))) == 3
