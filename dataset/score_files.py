@@ -17,9 +17,10 @@ import numpy.typing as npt
 from dataset.lists import ImageList, join, read_table, repeated_rows
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import reading, scratch_folder
-from sdd_fiqa.number import plain_number
+from sdd_fiqa.number import count_of, plain_number
 
 _OTHER_NUMBER = re.compile(r"[-+]?[0-9]+(?:[.,][0-9]+)?\s*%?")  # 0,85 or 85 %
+_IDENTITIES = 0.9  # as large a share of values equal to the identities are no scores
 _LEAST_NUMBERS = 16  # after a path: as many are an embedding, fewer are columns
 
 
@@ -68,16 +69,16 @@ def read_scores(path: Path, table: ImageList, form: ScoreForm | None = None) -> 
     """
     scored, words = _open(path, form or ScoreForm())
     scored = _without_repeats(scored)
-    if scored.sha256 == table.sha256:
-        raise UserError(f"{path}: is the list of identities, not scores")
     rows = join(table, scored)
     found = rows >= 0
     if not found.any():
         raise UserError(
-            f"{path}: none of its {len(scored):,} paths is in {table.file}, for example"
+            f"{path}: none of its paths is in {table.file}, for example"
             f" {scored.path(0)}; the paths, or their last two parts, must agree"
         )
     values = np.where(found, scored.values[rows], np.nan)
+    if len(table.values) and np.mean(values[found] == np.round(table.values[found])) > _IDENTITIES:
+        raise UserError(f"{path}: holds the identities of {table.file}, not scores")
     missing = int(np.count_nonzero(~found))
     empty = int(np.count_nonzero(np.isnan(values))) - missing
     strangers = len(scored) - int(np.count_nonzero(found))
@@ -124,7 +125,7 @@ class _Layout:
         kind = {"\t": "TAB-separated", ";": "`;`-separated", ",": "CSV"}.get(self.separator)
         kind = kind or "space-separated"
         several = len(self.several)
-        more = f"; {several:,} photos with several faces are left out" if several else ""
+        more = f"; left out: {count_of(several, 'photo')} with several faces" if several else ""
         if self.numbers:
             return f"{kind} embeddings of {self.numbers} numbers: the score is the norm{more}"
         if self.header:
@@ -181,6 +182,8 @@ def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
             fields = _split(path, first, separator)
             layout = _columns(separator, fields, wanted)
             if layout is not None:
+                if form.score_column == "score" and not (layout.header or layout.numbers):
+                    _refuse_several(path, fields, layout)
                 return layout
     if not set(first) & set("\t;,") and form == ScoreForm():
         raise UserError(f"{path}:1: expected `path TAB score`, a finite number")
@@ -188,8 +191,22 @@ def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
     names = ", ".join(_split(path, first, separator)[:12])
     raise UserError(
         f"{path}:1: the header must name the columns {wanted[0]} and {wanted[1]}; it has: {names}"
-        " (--path-column and --score-column name others)"
+        " (--path-column and --score-column name others; without a header, by their numbers)"
     )
+
+
+def _refuse_several(path: Path, fields: list[str], layout: _Layout) -> None:
+    """Refuses a first line with several numbers after a path, any of which may be the score."""
+    numbers = [at for at, one in enumerate(fields) if at != layout.path_at and _is_finite(one)]
+    before = fields[: numbers[0]] if numbers else []
+    if layout.separator == " " and not (before and "." in before[-1]):  # a name that holds numbers
+        return
+    if len(numbers) > 1:
+        shown = " or ".join(f"{at + 1} (here {fields[at]})" for at in numbers[:5])
+        raise UserError(
+            f"{path}:1: has several numbers and no header: name the columns path and score in a "
+            f"header line, or add --score-column {shown}"
+        )
 
 
 def _columns(separator: str, fields: list[str], wanted: tuple[str, str]) -> _Layout | None:
@@ -234,7 +251,9 @@ def _records(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[str, 
     for number, fields in _rows(path, file, layout):
         where = f"{path}:{number}"
         if layout.header and len(fields) != len(layout.header):
-            raise UserError(f"{where}: {len(fields)} columns, the header has {len(layout.header)}")
+            raise UserError(
+                f"{where}: {count_of(len(fields), 'column')}, the header has {len(layout.header)}"
+            )
         if len(fields) < least or (layout.numbers and len(fields) != least):
             raise UserError(f"{where}: is not as line 1: {layout.words}")
         name, score = fields[layout.path_at].strip(" "), fields[layout.score_at].strip()

@@ -57,7 +57,7 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> Non
         ("name,score\na,1\n", ":1: the header must name the columns path and score"),
         (f"path,score\n{PATHS[0]},nan\n", ":2: score nan is not a finite number"),
         (f"path,score\n{PATHS[0]},good\n", ":2: score good is not a finite number"),
-        (f"path,score\n{PATHS[0]},1\n{PATHS[1]}\n", ":3: 1 columns, the header has 2"),
+        (f"path,score\n{PATHS[0]},1\n{PATHS[1]}\n", ":3: 1 column, the header has 2"),
         (f"path,score\n{PATHS[0]},1\n{PATHS[0]},2\n", r"twice, with the scores 1 and 2; keep one"),
         (f"path,score\n{PATHS[0]},1_000\n", ":2: score 1_000 is not a finite number"),
         (f"image;quality\n{PATHS[0]};1\n", "it has: image, quality"),
@@ -75,12 +75,18 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> Non
             f'path,score,box_x\n"{PATHS[0]}#1",1,9\n"{PATHS[0]}#2",1,9\n',
             "all its photos have several faces; score aligned faces",
         ),
-        ("".join(f"{name}\t{row // 2}\n" for row, name in enumerate(PATHS)), "list of identities"),
+        (
+            "".join(f"{name}\t{row // 2}\n" for row, name in enumerate(PATHS)),
+            "holds the identities",
+        ),
         ('path,score\n"a\tb",1\n', ":2: has no path that fits a line"),
         ('path,score\n"a"b,1\n', ":2: is not CSV"),
-        ("path,score\nx/y.jpg,1\n", "none of its 1 paths is in"),
+        ("path,score\nx/y.jpg,1\n", "none of its paths is in"),
         (f"{PATHS[0]}\tnan\n", ":1: the score is not a finite number"),
         (f"{PATHS[0]}\t1\n{PATHS[0]}\t2\n", r"listed twice, with the scores 1 and 2; keep one$"),
+        (f"{PATHS[0]},0,85\n", r"several numbers .* --score-column 2 \(here 0\) or 3 \(here 85\)$"),
+        (f"{PATHS[0]}\t0\t85\n", "1: has several numbers and no header"),
+        ("my photo.jpg 0 85\n", r"--score-column 3 \(here 0\) or 4 \(here 85\)$"),
         (f"{PATHS[0]} one\n", ":1: expected `path TAB score`"),
         ("", "is empty"),
         ("path,score\n", "holds no score; it has a header line alone"),
@@ -190,4 +196,4 @@ def test_of_all_faces_a_photo_with_one_face_is_that_face(tmp_path: Path, table: 
     path = written(tmp_path, "path,score,status,box_x\n" + "\n".join(lines))
     found = read_scores(path, table)
     np.testing.assert_array_equal(found.values, [7, np.nan, np.nan])
-    assert found.form.endswith("; 1 photos with several faces are left out")
+    assert found.form.endswith("; left out: 1 photo with several faces")
