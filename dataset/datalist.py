@@ -14,11 +14,14 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dataset.left_out import NO_SUFFIX, Skipped, why_unread
-from dataset.lists import LABEL, LABELPATH, identity_in
+from dataset.lists import LABEL, LABELPATH, identity_in, other_index
 from dataset.path_lists import read_paths
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 from sdd_fiqa.images import HEIC_SUFFIXES, IMAGE_SUFFIXES
+from sdd_fiqa.number import count_of
+
+_OUTSIDE = 10_000  # paths without an identity, of which another index is chosen
 
 
 def write_lists(
@@ -43,8 +46,8 @@ def write_lists(
         (C,) how many images of each identity are listed.
 
     Raises:
-        UserError: nothing is left to list; says whether the folder is empty, has no identity
-            folders, or has too few images an identity.
+        UserError: nothing is left to list; says whether the folder is empty, or has too few images
+            an identity.
     """
     numbers: dict[str, int] = {}
     per_identity: Counter[int] = Counter()  # in the order of the numbers
@@ -61,12 +64,15 @@ def write_lists(
                 per_identity[number] += 1
                 file.write(f"{path}\t{number}\n")
         if not numbers:
-            raise UserError(f"{root}: {_why_empty(root, skipped)}")
+            found = "; ".join(skipped.lines()) or "it is empty"
+            raise UserError(
+                f"{root}: no images found ({found}); expected {root}/<identity>/<image>"
+            )
         counts = np.array(list(per_identity.values()), np.int64)
         kept = counts >= min_images_per_id
         if not kept.any():
             raise UserError(
-                f"{root}: no identity has {min_images_per_id} images (the largest has "
+                f"{root}: no identity has {count_of(min_images_per_id, 'image')} (the largest has "
                 f"{counts.max()}); lower --min-images-per-id"
             )
         if small := int((~kept).sum()):
@@ -76,16 +82,6 @@ def write_lists(
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-
-
-def _why_empty(root: str, skipped: Skipped) -> str:
-    if outside := skipped.expected["images outside an identity folder"]:
-        return (
-            f"has {outside} images but none in an identity folder; put each person's images into a "
-            "folder of their own, or set --id-key-index"
-        )
-    found = "; ".join(skipped.lines()) or "it is empty"
-    return f"no images found ({found}); expected {root}/<identity>/<image>"
 
 
 def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str]:
@@ -111,13 +107,25 @@ def with_identities(
     """Images and their identities, which part `id_key_index` of their path below `root` names.
 
     -2 is the folder of the image, 0 the first part.
+
+    Raises:
+        UserError: at the end, if all images lack that part; says which index to try.
     """
+    outside: list[str] | None = []  # some paths, as long as no image has an identity
     for path in images:
         identity = identity_in(path[len(root) + 1 :], id_key_index)
         if identity is not None:
+            outside = None
             yield path, identity
-        else:
-            skipped.expected["images outside an identity folder"] += 1
+            continue
+        skipped.expected["images outside an identity folder"] += 1
+        if outside is not None and len(outside) < _OUTSIDE:
+            outside.append(path[len(root) + 1 :])
+    if outside:
+        raise UserError(
+            f"{root}: none of its images has a part {id_key_index} to name its identity; "
+            f"{other_index(outside)}"
+        )
 
 
 def _finish(draft: Path, root: str, out_dir: Path, kept: npt.NDArray[np.bool_]) -> None:

@@ -182,7 +182,7 @@ def identities_in(table: ImageList, index: int) -> Identities:
     """(N,) int32 identities by the paths of a list, numbered from 0 in the order they come.
 
     Raises:
-        UserError: a path without that folder.
+        UserError: a path without that folder; says which index to try.
     """
     numbers: dict[str, int] = {}
     identities = np.empty(len(table), np.int32)
@@ -190,11 +190,31 @@ def identities_in(table: ImageList, index: int) -> Identities:
         name = identity_in(path, index)
         if name is None:
             raise UserError(
-                f"{table.file}:{row + 1}: {path} has no part {index} to name its identity; set "
-                "--id-key-index (-2 is the folder of the image)"
+                f"{table.file}:{row + 1}: {path} has no part {index} to name its identity; "
+                f"{other_index(table.paths())}"
             )
         identities[row] = numbers.setdefault(name, len(numbers))
     return identities
+
+
+def other_index(paths: Iterable[str], how: str = "try") -> str:
+    """The --id-key-index to try, by what some of them take of the first and the last path.
+
+    `how` says where the flag is to be given.
+    """
+    taken: dict[int, set[str | None]] = {-2: set(), -3: set(), -4: set()}
+    count, first, last = 0, "", ""
+    for last in paths:
+        first = first or last
+        count += 1
+        for index, names in taken.items():
+            names.add(identity_in(last, index))
+    known = {index: names for index, names in taken.items() if None not in names}
+    better = [index for index, names in known.items() if 1 < len(names) < count]
+    if not better:
+        return "put each person's images into a folder of their own"
+    shown = (f"{one} takes {identity_in(first, one)} and {identity_in(last, one)}" for one in known)
+    return f"{how} --id-key-index {better[0]} (of {first} and {last}, {', '.join(shown)})"
 
 
 def _parse(

@@ -19,6 +19,7 @@ from generate_pseudo_labels.labels import LabelSettings, assign_labels, doubt_id
 from generate_pseudo_labels.similarity_distance import DistanceResult
 from sdd_fiqa.errors import UserError
 
+_DOUBTED = 0.5  # a larger share that looks mislabelled doubts the identities
 _MARKS = (0, 1, 5, 25, 50, 75, 95, 99, 100)  # percentiles of the summary
 
 
@@ -40,7 +41,8 @@ def find_distances(
             f"{inputs.images.file}: images of one identity are not next to each other; reading "
             "their embeddings in that order takes several times as long as from a sorted list"
         )
-    if doubt := doubt_identities(inputs.images, groups.sizes(), settings):
+    how = "make the list again with gen_datalist.py"
+    if doubt := doubt_identities(inputs.images, groups.sizes(), settings, how):
         raise UserError(f"{inputs.images.file}: {doubt}")
     try:
         images, silent = len(groups) // processes.size, not processes.first
@@ -91,6 +93,11 @@ def label(
     pos, neg, excess = map(in_list_order, (found.pos, found.neg, found.excess))
     labels, mislabelled = in_list_order(labels), in_list_order(found.mislabelled(), False)
     rows = np.flatnonzero(~np.isnan(labels))
+    if np.count_nonzero(mislabelled[rows]) > _DOUBTED * len(rows):
+        inputs.notes.append(
+            "most images are hardly more similar to their identity than to others: do the rows of "
+            f"the embeddings belong to {inputs.images.file}, and its numbers to people?"
+        )
     summary: dict[str, Any] = {
         "settings": asdict(settings),
         "images": len(inputs.images),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.containers import split_member
-from dataset.lists import ImageList, identities_in, identity_in
+from dataset.lists import ImageList, other_index
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import Embeddings
@@ -22,6 +21,7 @@ from generate_pseudo_labels.similarity_distance import (
     similarity_distances,
 )
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.number import count_of
 
 _ROUNDING = 1e-5  # of a distance: sums of float32 products of unit rows
 
@@ -139,9 +139,12 @@ def pseudo_labels(
 
 
 def doubt_identities(
-    images: ImageList, counts: Indices, settings: LabelSettings | None = None
+    images: ImageList, counts: Indices, settings: LabelSettings | None = None, how: str = "try"
 ) -> str:
-    """Why identities with (C,) `counts` of images give no labels, with what to try; else empty."""
+    """Why identities with (C,) `counts` of images give no labels, with what to try; else empty.
+
+    `how` as of `other_index`.
+    """
     settings = settings or LabelSettings()
     total = int(counts.sum())
     if total > 1 and not 1 < len(counts) < total:
@@ -150,32 +153,15 @@ def doubt_identities(
             found = f"all {total} images have one identity"
         if split_member(images.path(0)):
             return f"{found}, as the container says; take one of more people"
-        return f"{found}; {_other_index(images)}"
+        return f"{found}; {other_index(images.paths(), how)}"
     outsiders = total - int(counts.max(initial=0))
     if outsiders >= settings.negatives:
         return ""
     return (
-        f"the largest identity leaves {outsiders} images of others, fewer than the "
-        f"{settings.negatives} negatives asked for; add identities"
+        f"the largest identity leaves {count_of(outsiders, 'image')} of others, fewer than the "
+        f"{count_of(settings.negatives, 'negative')} asked for; add identities"
         + (f", or use --fix-num {outsiders} in gen_pseudo_labels.py" if outsiders else "")
     )
-
-
-def _other_index(images: ImageList) -> str:
-    """The --id-key-index to try, by what the others take of the first and the last path."""
-    first, last = images.path(0), images.path(len(images) - 1)
-    shown, better = [], None
-    for index in (-2, -3, -4):
-        names = identity_in(first, index), identity_in(last, index)
-        if None in names:
-            break
-        shown.append(f"{index} takes {names[0]} and {names[1]}")
-        with suppress(UserError):  # a shorter path between the two
-            if better is None and 1 < len(set(identities_in(images, index).tolist())) < len(images):
-                better = index
-    if better is None:
-        return "put each person's images into a folder of their own"
-    return f"try --id-key-index {better} (of {first} and {last}, {', '.join(shown)})"
 
 
 def assign_labels(

@@ -17,7 +17,7 @@ import tyro
 
 import eval_edc
 from dataset.containers.pack import write_records
-from generate_pseudo_labels import gen_datalist
+from generate_pseudo_labels import gen_datalist, gen_pseudo_labels
 from sdd_fiqa.errors import UserError
 
 LIST = "generate_pseudo_labels/gen_datalist.py"
@@ -48,6 +48,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, (path, who) in enumerate(zip(paths, people, strict=True))
     ]
     (folder / "templates.txt").write_text("".join(templates))
+    pairs = [f"{one}\t{other}\t0\n" for one, other in zip(paths, paths[EACH:], strict=False)]
+    (folder / "pairs.txt").write_text("".join([f"{paths[0]}\t{paths[1]}\t1\n", *pairs]))
     return folder
 
 
@@ -104,9 +106,9 @@ def refused(done: subprocess.CompletedProcess[str], pattern: str) -> tuple[str, 
 def test_a_false_match_rate_that_is_out_of_reach(typed: Run) -> None:
     flags = ("--templates", "templates.txt")
     done = typed("--fmr", "1e-5", *flags)
-    (fmr,) = refused(done, r"--fmr 1e-05: 700 impostor pairs are too few; use (\S+)\n")
+    (fmr,) = refused(done, r"--fmr 1e-05: too few impostor pairs .700.; use (\S+)\n")
     done = typed("--fmr", fmr, *flags)
-    (fmr,) = refused(done, r"impostor pairs of templates are too few; use (\S+)\n")
+    (fmr,) = refused(done, r"too few impostor pairs of templates .\d+.; use (\S+)\n")
     assert typed("--fmr", fmr, *flags).returncode == 0
 
 
@@ -125,6 +127,16 @@ def test_a_false_match_rate_that_is_out_of_reach(typed: Run) -> None:
             "--discard: leave (them) out\n",
             "--fmr 0.3 --protocol iso",
         ),
+        (
+            "--fmr 0.3 --pairs pairs.txt --max-images-per-id 3",
+            "compare: leave out (--max-images-per-id), --min",
+            "--fmr 0.3 --pairs pairs.txt",
+        ),
+        ("--fmr 0.3 --pairs annotations/DATA.labelpath", r"leave (--pairs) out\n", "--fmr 0.3"),
+        ("--fmr 0.3 --seed -1", r"must be (\d+) or more", "--fmr 0.3 --seed {}"),
+        ("--fmr 2", r"must be between 0 and (1)\n", "--fmr 0.{}"),
+        ("--fmr 0.3 --limit 2", r"at most (\S+)\n", "--fmr 0.3 --limit {}"),
+        ("--fmr 0.3 --min-images-per-id 6", "no identity has (6) usable images", "--fmr 0.3"),
     ],
 )
 def test_settings_that_do_not_go_together(typed: Run, wrong: str, advice: str, right: str) -> None:
@@ -165,10 +177,46 @@ def test_a_name_to_leave_out_that_is_not_listed(project: Path, typed: Run) -> No
     assert typed(*flags).returncode == 0
 
 
+def test_a_column_that_is_not_named(project: Path, typed: Run) -> None:
+    lines = (project / "scores.csv").read_text().splitlines()[1:]
+    (project / "bare.csv").write_text("".join(line.replace(";", ";0;") + "\n" for line in lines))
+    zero, column = refused(
+        typed("--fmr", "0.3", scores="bare.csv"),
+        r"or add --score-column (\d) \(here 0\) or (\d) \(here -\S+\)\n",
+    )
+    done = typed("--fmr", "0.3", "--score-column", column, scores="bare.csv")
+    assert "without a header: path in column 1, score in column 3" in done.stdout
+    assert "bare gives every image" not in done.stdout
+    done = typed("--fmr", "0.3", "--score-column", zero, scores="bare.csv")
+    assert "bare gives every image the same score" in done.stdout
+
+
+def test_scores_whose_direction_is_another(project: Path, typed: Run) -> None:
+    (project / "worse.csv").write_text((project / "scores.csv").read_text().replace(";-", ";"))
+    advice = "- discarding by worse raises the error: try with --lower-is-better"
+    assert advice in typed("--fmr", "0.1", scores="worse.csv").stdout
+    right = typed("--fmr", "0.1", "--lower-is-better", scores="worse.csv")
+    assert "raises the error" not in right.stdout and "lower is better" in right.stdout
+
+
+def test_an_identity_that_makes_most_pairs(project: Path, typed: Run) -> None:
+    lines = (project / "annotations/DATA.labelpath").read_text().splitlines()
+    others = [
+        line.partition("\t")[0] for row, line in enumerate(lines) if row >= EACH and row % EACH
+    ]
+    (project / "few.txt").write_text("\n".join(others) + "\n")
+    flags = ("--fmr", "0.3", "--min-images-per-id", "1", "--exclude", "few.txt")
+    found = re.search(r"one identity makes 100% .*: see (--\S+)\n", typed(*flags).stdout)
+    assert found
+    (project / "few.txt").write_text("\n".join(others[::2]) + "\n")
+    flags = ("--fmr", "0.3", "--exclude", "few.txt", found[1], "2")
+    assert "one identity makes" not in typed(*flags).stdout
+
+
 def test_columns_of_other_names(typed: Run) -> None:
     done = typed("--fmr", "0.1", scores="theirs.csv")
     *flags, columns = refused(
-        done, r"the columns path and score; it has: (.*) \((\S+) and (\S+) name others\)"
+        done, r"the columns path and score; it has: (.*) \((\S+) and (\S+) name others; "
     )[::-1]
     image, quality = columns.split(", ")
     done = typed("--fmr", "0.1", flags[1], image, flags[0], quality, scores="theirs.csv")
@@ -213,7 +261,9 @@ def test_a_number_with_an_underscore(project: Path, run_script: Run, edc: Run) -
     assert "'0_1' is not a number" in run_script(LABEL, "--seed", "0_1", cwd=project).stderr
 
 
-def test_identities_by_another_part_of_the_path(project: Path, run_script: Run) -> None:
+def test_identities_by_another_part_of_the_path(
+    project: Path, run_script: Run, typed_at: Run
+) -> None:
     features = np.load(project / "annotations/feats_npy/Embedding_Features.npy")
     paths = [line.split("\t")[0] for line in (project / "theirs.csv").read_text().split("\n")[1:-1]]
     names = [path.partition(";")[0] for path in paths]
@@ -227,15 +277,69 @@ def test_identities_by_another_part_of_the_path(project: Path, run_script: Run) 
     done = run_script(LABEL, *flags, *fix.split(), cwd=project)
     assert done.returncode == 0, done.stderr
     assert "40 of 40 images of 8 identities" in done.stdout
+    takes = r"has no part -9 .*; try --id-key-index -2 \(of \S+ and \S+, -2 takes p0 and p7, "
+    refused(typed_at(gen_pseudo_labels.main, project, *flags, "--id-key-index", -9), takes)
+    missing = refused(
+        typed_at(gen_pseudo_labels.main, project, "--feature-root", "mine"),
+        r"needs (\S+) and (\S+) too\n",
+    )
+    more = (*flags[:2], missing[0], "names.txt", missing[1], "scores", *fix.split())
+    assert typed_at(gen_pseudo_labels.main, project, *more).returncode == 0
+    (project / "there.txt").write_text("".join(f"/data/{name}\n" for name in names))
+    more = (*flags[:3], "there.txt", *flags[4:], *fix.split())
+    (flag,) = refused(
+        typed_at(gen_pseudo_labels.main, project, *more), "not below (--image-root) .*; give the"
+    )
+    done = typed_at(gen_pseudo_labels.main, project, *more, flag, "/data/")
+    assert done.returncode == 0, done.stderr
 
 
-def test_constant_embeddings(project: Path, run_script: Run) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "advice", "right"),
+    [
+        ("--level-share 0.5", "part of (--level-identities); give both", "--level-share 0.5 {}"),
+        ("--min-images-per-id 6", "least (--min-images-per-id); .* lower that number", "{} 5"),
+        ("--fix-num 36", "leaves 35 images .*, or use (--fix-num 35) in", "{}"),
+        ("--process-num -1", r"must be (0) \(all", "--process-num {}"),
+        ("--score-dst x", "goes with (--feature-root)", ""),
+        ("--load-feature True --feature-root x", "needs (--image-list-file) and", ""),
+    ],
+)
+def test_settings_of_labels(
+    project: Path, typed_at: Run, wrong: str, advice: str, right: str
+) -> None:
+    flags = ("--device", "cpu")
+    done = typed_at(gen_pseudo_labels.main, project, *flags, *wrong.split())
+    (word,) = refused(done, advice)
+    done = typed_at(gen_pseudo_labels.main, project, *flags, *right.format(word).split())
+    assert done.returncode == 0, done.stderr
+
+
+def test_embeddings_of_another_order(project: Path, typed: Run, typed_at: Run) -> None:
+    features = np.load(project / "annotations/feats_npy/Embedding_Features.npy")
+    (project / "mixed/feats_npy").mkdir(parents=True)
+    order = np.arange(len(features)).reshape(PEOPLE, EACH).T.ravel()
+    np.save(project / "mixed/feats_npy/Embedding_Features.npy", features[order])
+    shutil.copy(project / "annotations/DATA.labelpath", project / "mixed")
+    doubt = "do the rows of the embeddings belong to "
+    done = typed_at(gen_pseudo_labels.main, project, "--out-dir", "mixed", "--device", "cpu")
+    assert "note: most images are hardly more similar to their identity than to o" in done.stderr
+    assert doubt in done.stderr
+    assert doubt in typed("--fmr", "0.3", "--feats", "mixed").stdout
+    done = typed_at(gen_pseudo_labels.main, project, "--device", "cpu")
+    assert doubt not in done.stderr and doubt not in typed("--fmr", "0.3").stdout
+
+
+def test_constant_embeddings(project: Path, run_script: Run, typed: Run) -> None:
     out = project / "flat"
     (out / "feats_npy").mkdir(parents=True)
     shutil.copy(project / "annotations/DATA.labelpath", out)
     np.save(out / "feats_npy/Embedding_Features.npy", np.full((PEOPLE * EACH, 1), 2.0))
     done = run_script(LABEL, "--out-dir", "flat", cwd=project)
     refused(done, "all distances are equal up to rounding, so they cannot be put on a scale")
+    np.save(out / "feats.npy", 1 + np.random.default_rng(0).normal(0, 1e-7, (PEOPLE * EACH, 8)))
+    done = typed("--fmr", "0.1", "--feats", "flat/feats.npy")
+    refused(done, "feats.npy: its embeddings are equal up to rounding, .* another recogniser")
 
 
 def test_embeddings_that_are_too_large(project: Path, run_script: Run, edc: Run) -> None:
@@ -250,7 +354,9 @@ def test_embeddings_that_are_too_large(project: Path, run_script: Run, edc: Run)
         refused(done, advice)
         assert "Warning" not in done.stderr
         done = edc("--fmr", "0.1")
-        refused(done, r"40 images have no embedding by annotations \(zero, not finite or too large")
+        refused(
+            done, r"40 images without an embedding by annotations \(zero, not finite or too large"
+        )
         assert "Warning" not in done.stderr
         np.save(file, features / np.linalg.norm(features, axis=1, keepdims=True))
         assert run_script(LABEL, cwd=project).returncode == 0
@@ -351,12 +457,39 @@ def test_folders_of_people(album: Path, typed_at: Run) -> None:
         r"\(the largest has (\d+)\); lower --min-images-per-id\n",
     )
     done = typed_at(gen_datalist.main, album, *flags, *fix, "--min-images-per-id", most)
-    assert "12 images of 1 identities" in done.stdout, done.stderr
+    assert "12 images of 1 identity" in done.stdout, done.stderr
     (index,) = refused(
         typed_at(gen_datalist.main, album, *flags, "--id-key-index", -1),
         "; (-2) is the folder it lies in",
     )
     assert typed_at(gen_datalist.main, album, *flags, "--id-key-index", index).returncode == 0
+    (fix,) = refused(
+        typed_at(gen_datalist.main, album, *flags, "--id-key-index", -5),
+        r"has a part -5 .*; try (--id-key-index -3) \(of \S+ and \S+, -2 takes photos and photos",
+    )
+    assert typed_at(gen_datalist.main, album, *flags, *fix.split()).returncode == 0
+    flags = ("--data-root", "pTrue", "--out-dir", "flat_list")
+    refused(
+        typed_at(gen_datalist.main, album, *flags),
+        "put each person's images into a folder of their own",
+    )
+    (album / "own").mkdir()
+    shutil.copytree(album / "pTrue", album / "own/ann")
+    done = typed_at(gen_datalist.main, album, "--data-root", "own", *flags[2:])
+    assert "10 images of 1 identity" in done.stdout
+    (suffix,) = refused(
+        typed_at(gen_datalist.main, album, "--data-root", "own", *flags[2:], "--to-rec", "a.bin"),
+        r"must end in (\S+)\n",
+    )
+    done = typed_at(
+        gen_datalist.main, album, "--data-root", "own", *flags[2:], "--to-rec", f"own{suffix}"
+    )
+    assert "own.rec: 10 images" in done.stdout
+    refused(
+        typed_at(gen_datalist.main, album, "--data-root", "own.rec", *flags[2:], *fix.split()),
+        "(--id-key-index) -3: is for folders; own.rec names identities itself",
+    )
+    assert typed_at(gen_datalist.main, album, "--data-root", "own.rec", *flags[2:]).returncode == 0
     with tarfile.open(album / "people.tar", "w") as tar:
         tar.add(album / "pTrue", "pTrue")
     done = typed_at(gen_datalist.main, album, "--data-root", "people.tar")
