@@ -355,8 +355,8 @@ def test_one_identity_or_one_an_image_names_another_index(here: Path, each: int)
     said = "each of the 120 images has an identity of its own"
     assert ("all 120 images have one identity" if each == 120 else said) in str(caught.value)
     assert (
-        "try --id-key-index -3 (of faces/p0/0/x.jpg and faces/p11/119/x.jpg, -2 takes 0 and 119, "
-        "-3 takes p0 and p11, -4 takes faces and faces)"
+        "make the list again with gen_datalist.py --id-key-index -3 (of faces/p0/0/x.jpg and "
+        "faces/p11/119/x.jpg, -2 takes 0 and 119, -3 takes p0 and p11, -4 takes faces and faces)"
     ) in str(caught.value)
 
 
