@@ -22,5 +22,7 @@ ruff check .
 echo "== mypy"
 mypy .
 echo "== pytest"
-[ $# -gt 0 ] || set -- -n auto --maxprocesses 4 --dist loadfile # a process takes up to 2 GB
+# At most 4 processes, of up to 2 GB each. By number of tests, the files of one long test would come
+# last, and all but one process would wait for them.
+[ $# -gt 0 ] || set -- -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 python -m pytest "$@"

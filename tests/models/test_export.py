@@ -99,8 +99,11 @@ def test_export_scores_as_torch_does(made: Any) -> None:
     assert session.run(None, {"faces": faces[:0]})[0].shape == (0,)
 
 
-def test_export_of_r_50_scores_as_torch_does() -> None:
-    network, faces = _lively("R_50", 3), patterns(3, seed=1)
+def test_export_of_r_50_scores_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few of its units, which are all alike: the whole takes 20 s."""
+    monkeypatch.setattr("models.backbones.ir.UNITS", (1, 2, 1, 1))
+    # Not kept: the other tests take the small network, which is.
+    network, faces = _lively.__wrapped__("R_50", 3), patterns(3, seed=1)
     with torch.inference_mode():
         by_torch = FaceModel(network)(torch.from_numpy(faces))[:, 0].numpy()
     session = onnxruntime.InferenceSession(onnx_bytes(network, {}))
@@ -164,7 +167,7 @@ def test_export_refuses_another_suffix_and_another_head(
 
 
 def test_export_that_scores_differently_is_refused(made: Any) -> None:
-    content = onnx_bytes(lively("MFN"), {"model": "MFN"})
+    content = (made / "mfn.onnx").read_bytes()
     assert export_onnx.compare(made / "mfn.pth", content, None, 0.01) < 0.01
     other = lively("MFN")
     other.quality[3].bias.data += 1
@@ -178,8 +181,8 @@ def test_export_names_the_package_it_needs(monkeypatch: Any) -> None:
         onnx_bytes(build_network("MFN"), {})
 
 
-def test_half_weights_halve_the_file_and_keep_scores_and_metadata() -> None:
-    content = onnx_bytes(lively("MFN"), {"model": "MFN", "calibration": CALIBRATION})
+def test_half_weights_halve_the_file_and_keep_scores_and_metadata(made: Any) -> None:
+    content = (made / "mfn.onnx").read_bytes()
     half = with_half_weights(content)
     assert len(half) < 0.6 * len(content)
     model = onnx.load_from_string(half)
@@ -213,8 +216,8 @@ def test_shipped_onnx_file_scores_as_the_checkpoint_does() -> None:
     assert by_onnx.calibration == by_torch.calibration
 
 
-def test_int8_follows_and_keeps_the_metadata() -> None:
-    content = onnx_bytes(lively("MFN"), {"model": "MFN", "calibration": CALIBRATION})
+def test_int8_follows_and_keeps_the_metadata(made: Any) -> None:
+    content = (made / "mfn.onnx").read_bytes()
     greys = np.linspace(0, 255, 40).astype(np.uint8)
     faces = np.broadcast_to(greys[:, None, None, None], (40, 112, 112, 3)).copy()
     small = quantised(content, faces[::2])
@@ -229,9 +232,9 @@ def test_int8_follows_and_keeps_the_metadata() -> None:
 
 
 def test_int8_is_refused_where_it_does_not_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = onnx_bytes(lively("MFN"), {"model": "MFN"})
+    content = (made / "mfn.onnx").read_bytes()
     for row, pixels in enumerate(patterns(24, seed=9)):
         cv2.imwrite(str(tmp_path / f"{row:02}.png"), pixels)
     (tmp_path / "bad.jpg").touch()

@@ -9,7 +9,6 @@ import json
 import os
 import struct
 import zlib
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import tyro
 from onnx import TensorProto, helper
 
 import eval as scoring
@@ -75,9 +75,22 @@ def grey(path: Any, level: Any, size: Any = (112, 112)) -> Any:
     return path
 
 
-@pytest.fixture(scope="session")
-def run(run_script: Any) -> Any:
-    return partial(run_script, "eval.py")
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs eval.py's command line in this process."""
+
+    def run(*arguments: object, cwd: Path) -> Any:
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        code, error = 1, ""
+        try:
+            code = tyro.cli(scoring.main, args=[*map(str, arguments)])
+        except UserError as refused:
+            error = f"error: {refused}\n"
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err + error)
+
+    return run
 
 
 def rows_of(path: Any) -> Any:
