@@ -17,6 +17,7 @@ from training.data import (
     Unreadable,
     epoch_flips,
     epoch_order,
+    held_out_features,
     read_training_list,
     sampling_weights,
 )
@@ -61,6 +62,23 @@ def test_too_few_people_to_hold_out(tmp_path: Path) -> None:
     lower, _, zero = str(error.value).rpartition("; lower --val-identities, or set it to ")
     assert lower and len(read(path, 0.5).held_out) == 6
     assert len(read(path, float(zero)).held_out) == 0
+
+
+def test_embeddings_need_the_list_that_they_are_of(tmp_path: Path) -> None:
+    path, feats = tmp_path / "labels.txt", tmp_path / "feats.npy"
+    names = [f"r/{i % 3}/{i}.png" for i in range(9)]
+    path.write_text("".join(f"{name}\t{i}\n" for i, name in enumerate(names[2:])))
+    np.save(feats, np.arange(9.0)[:, None])
+    with pytest.raises(UserError, match=r"put the (\S+) that it was made from next to \S+labels.t"):
+        held_out_features(read(path, 0.5), feats)
+    (tmp_path / "DATA.labelpath").write_text("".join(f"{name}\t1\n" for name in names[:4]))
+    with pytest.raises(UserError, match="next to"):  # it lacks images
+        held_out_features(read(path, 0.5), feats)
+    (tmp_path / "DATA.labelpath").write_text(
+        "".join(f"{name}\t{i % 3}\n" for i, name in enumerate(names))
+    )
+    data = read(path, 0.5)
+    assert np.array_equal(held_out_features(data, feats)[0][:, 0], data.held_out + 2)
 
 
 def test_who_is_held_out_is_a_mark_of_a_training(tmp_path: Path) -> None:
