@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from dataset.containers import read_bytes
 from dataset.left_out import NO_SUFFIX, Skipped, why_unread
 from dataset.lists import LABEL, LABELPATH, identity_in, other_index
 from dataset.path_lists import read_paths
-from sdd_fiqa.errors import UserError
+from dataset.video import first_bytes
+from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import replacing
-from sdd_fiqa.images import HEIC_SUFFIXES, IMAGE_SUFFIXES
+from sdd_fiqa.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, format_of
 from sdd_fiqa.number import count_of
 
 _OUTSIDE = 10_000  # paths without an identity, of which another index is chosen
@@ -57,7 +59,7 @@ def write_lists(
     try:
         with replacing(draft) as file, bar:
             for path, identity in bar:
-                if path.lower().endswith(unread):
+                if path.lower().endswith(unread) and _is_heic(path):
                     skipped.problem("HEIC pictures (pip install pillow-heif)", path)
                     continue
                 number = numbers.setdefault(identity, len(numbers))
@@ -126,6 +128,14 @@ def with_identities(
             f"{root}: none of its images has a part {id_key_index} to name its identity; "
             f"{other_index(outside)}"
         )
+
+
+def _is_heic(path: str) -> bool:
+    """By the first bytes of a file that is named so; also where they say nothing."""
+    with suppress(UnreadableImage):
+        kind = format_of((first_bytes(path) or read_bytes(path))[:64])
+        return kind is None or kind.name == "HEIC"
+    return True
 
 
 def _finish(draft: Path, root: str, out_dir: Path, kept: npt.NDArray[np.bool_]) -> None:
