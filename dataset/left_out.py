@@ -32,7 +32,8 @@ _PICTURE_START = re.compile(
     re.DOTALL,
 )
 _PICTURE_SUFFIX = re.compile(
-    r"\.(?:jxl|psd|exr|hdr|jpx|j2k|jxr|xcf|tga|ico|dng|cr2|cr3|crw|nef|nrw|arw|orf|rw2|raf|pef|srw)"
+    r"\.(?:jxl|psd|exr|hdr|jpx|j2k|jxr|xcf|tga|ico|pcx|dds|sgi|svg|eps"
+    r"|dng|cr2|cr3|crw|nef|nrw|arw|orf|rw2|raf|pef|srw|sr2|rwl|3fr|iiq|kdc|mrw|x3f|gpr)"
 )
 
 

@@ -345,6 +345,7 @@ def test_pictures_and_videos_that_are_left_out_are_problems(
         ("a/song.m4a", b"\0\0\0\x18ftypM4A "),
         ("a/raw.nef", b"II*\0" + bytes(20)),
         ("a/layers", b"8BPS" + bytes(20)),
+        ("a/old.PCX", b"\n\5\1\x08"),
         ("a/notes.txt", b"clip.mp4"),
     ]:
         (root / name).write_bytes(content)
@@ -354,20 +355,22 @@ def test_pictures_and_videos_that_are_left_out_are_problems(
         "left out: .m4a files: 1",
         "left out: .txt files: 1",
         "left out: images whose names do not say so (rename them): 2 ('r/a/2.dat', 'r/a/3')",
-        "left out: pictures of a kind that is not read (save them as JPEG or PNG): 2 "
-        "('r/a/layers', 'r/a/raw.nef')",
+        "left out: pictures of a kind that is not read (save them as JPEG or PNG): 3 "
+        "('r/a/layers', 'r/a/old.PCX', 'r/a/raw.nef')",
         "left out: videos (eval.py scores them with --frames-per-second 2): 2 "
         "('r/a/clip', 'r/a/clip.mp4')",
     ]
     unread: dict[str, str] = {}
     found = list(find_images(["r", "r/a/clip.mp4"], Skipped(unread=unread)))
-    assert len(found) == 8 and set(found) == {"r/a/1.jpg", *unread}
+    assert len(found) == 9 and set(found) == {"r/a/1.jpg", *unread}
     assert unread["r/a/clip"] == "is a video: add --frames-per-second 2"
 
-    touch(root, "a/phone.HEIC")
-    (here / "list").write_text("a/1.jpg\na/3\na/clip\na/phone.HEIC\n")
+    touch(root, "a/png.heic")
+    (root / "a/phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (here / "list").write_text("a/1.jpg\na/3\na/clip\na/phone.HEIC\na/png.heic\n")
     assert gen_datalist("r", image_list_file=Path("list")) == EXIT_SKIPPED
-    assert [path for path, _ in records(here / "annotations")] == ["r/a/1.jpg", "r/a/3"]
+    listed = ["r/a/1.jpg", "r/a/3", "r/a/png.heic"]
+    assert [path for path, _ in records(here / "annotations")] == listed
     assert capsys.readouterr().out.splitlines()[1:] == [
         "left out: HEIC pictures (pip install pillow-heif): 1 ('r/a/phone.HEIC')",
         "left out: videos (eval.py scores them with --frames-per-second 2): 1 ('r/a/clip')",
