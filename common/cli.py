@@ -72,6 +72,10 @@ def run_script(main: Callable[..., int]) -> None:
         os._exit(code)  # sys.exit would wait for the thread
     except UserError as error:
         code = fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        code = fail("this needs torch, which is not installed: pip install -r requirements.txt")
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's class, without importing torch
             raise

@@ -16,6 +16,7 @@ from models import load_quality_model
 from models.pretrained import PRETRAINED
 
 ROOT = Path(__file__).resolve().parents[2]
+EXTRACT = Path("generate_pseudo_labels") / "extract_embedding" / "extract_feats.py"
 # Python imports it before the script.
 BLOCK = """
 import sys
@@ -23,7 +24,7 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name in ("torch", "torchvision", "scipy", "matplotlib", "tensorboard", "onnx"):
-            raise ImportError(f"{name} is not here")
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
 
 sys.meta_path.insert(0, Blocked())
 """
@@ -38,9 +39,9 @@ def test_eval_scores_and_reports_without_torch(
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(BLOCK)
 
-    def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def evaluate(*arguments: str, script: str = "eval.py") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(ROOT / "eval.py"), *arguments],
+            [sys.executable, str(ROOT / script), *arguments],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": f"{tmp_path / 'hook'}{os.pathsep}{ROOT}"},
             capture_output=True,
@@ -61,4 +62,10 @@ def test_eval_scores_and_reports_without_torch(
     assert (
         "a checkpoint needs torch (torch is not here)" in done.stderr
         and "requirements.txt" in done.stderr
+    )
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "DATA.labelpath").write_text("faces/id2/1.png\t0\n")
+    done = evaluate("--weights", str(PRETRAINED["small"]), script=str(EXTRACT))
+    assert done.returncode == 1 and done.stderr == (
+        "error: this needs torch, which is not installed: pip install -r requirements.txt\n"
     )
