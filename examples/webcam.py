@@ -18,6 +18,8 @@ def main(source: str = "0") -> None:
     """Prints a line a frame: milliseconds, score, and whether 95 % of faces score higher."""
     scorer = sdd_fiqa.load()
     camera = cv2.VideoCapture(int(source) if source.isdigit() else source)
+    if not camera.isOpened():
+        sys.exit(f"{source}: no such camera or video")
     while True:
         good, frame = camera.read()  # (H, W, 3) uint8 BGR
         if not good:
