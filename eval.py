@@ -44,7 +44,11 @@ from sdd_fiqa.files import scratch_folder
 
 
 def main(
-    path: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")],
+    path: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH ...", help_behavior_hint=""),
+    ],
     /,
     model: str = DEFAULT_MODEL,
     backbone: Backbone | None = None,
@@ -73,8 +77,8 @@ def main(
             published format; or an .onnx file of export_onnx.py.
         backbone: its architecture; found from the file when not given.
         out: the CSV file to write; - for stdout; by default scores.csv, but none for one image
-            named by itself, whose score is printed. Ctrl-C leaves a file that stands there, and
-            writes what is scored so far beside it, as <out>.partial.
+            named by itself, whose score is printed. After Ctrl-C an existing file is unchanged, and
+            <out>.partial has what is scored so far.
         report: also write a page of the faces in order of their scores (an HTML file).
         align: find the largest face in each photo and align it before scoring; adds columns: how
             many faces were seen, the box, and the detector's score.
