@@ -63,8 +63,7 @@ def compression(face: Image, strength: float, rng: np.random.Generator) -> Any:
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
     settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     _, content = cv2.imencode(".jpg", cv2.cvtColor(padded, cv2.COLOR_RGB2BGR), settings)
-    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
-    decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
     return decoded[top : top + FACE_SIZE, left : left + FACE_SIZE]
 
 
@@ -165,8 +164,7 @@ def webp(face: Image, strength: float, rng: np.random.Generator) -> Any:
     small = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
     quality = [cv2.IMWRITE_WEBP_QUALITY, max(1, round(80 * (1 - strength)))]
     _, content = cv2.imencode(".webp", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)
-    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
-    decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    decoded: Any = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
     return cv2.resize(decoded, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_CUBIC)
 
 
