@@ -45,7 +45,7 @@ async def faces(request: Request) -> list[dict[str, Any]]:
     try:
         found = await run_in_threadpool(scorer(), bytes(photo))
     except UnreadableImage as error:
-        raise HTTPException(422, f"the photo {error}") from error
+        raise HTTPException(422, f"the photo: {error}") from error
     return [
         {
             "score": face.score,
