@@ -14,8 +14,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dataset.containers import read_bytes
+from dataset.identities import identity_in, other_index
 from dataset.left_out import NO_SUFFIX, Skipped, why_unread
-from dataset.lists import LABEL, LABELPATH, identity_in, other_index
+from dataset.lists import LABEL, LABELPATH
 from dataset.path_lists import read_paths
 from dataset.video import first_bytes
 from sdd_fiqa.errors import UnreadableImage, UserError

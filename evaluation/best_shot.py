@@ -17,8 +17,9 @@ import numpy.typing as npt
 from common.cli import note
 from dataset.containers import split_member
 from dataset.faces import Faces
+from dataset.identities import identity_in
 from dataset.images import encode_face
-from dataset.lists import ImageList, identity_in
+from dataset.lists import ImageList
 from dataset.scores import NumberColumn
 from dataset.video import is_video
 from sdd_fiqa.calibration import DECIMALS, reaches

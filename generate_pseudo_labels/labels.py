@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset.containers import split_member
-from dataset.lists import ImageList, other_index
+from dataset.identities import other_index
+from dataset.lists import ImageList
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import Embeddings

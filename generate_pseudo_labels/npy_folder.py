@@ -22,10 +22,10 @@ import numpy.typing as npt
 from common.distributed import ProcessGroup
 from dataset.embedding_writer import FeatureWriter, unit_rows
 from dataset.embeddings import EMBEDDINGS, read_header
+from dataset.identities import identities_in
 from dataset.lists import (
     LABELPATH,
     ImageList,
-    identities_in,
     read_labelpath,
     read_table,
     refuse_repeats,

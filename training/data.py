@@ -17,11 +17,11 @@ from common.cli import note
 from common.device import Compute
 from common.distributed import ProcessGroup
 from dataset.embeddings import open_embeddings
+from dataset.identities import identities_in
 from dataset.lists import (
     LABELPATH,
     PSEUDO_LABELS,
     ImageList,
-    identities_in,
     join,
     place_in_group,
     read_labelpath,
