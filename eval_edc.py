@@ -260,7 +260,8 @@ def compute(
         if one.scorer in inputs.given and worse and not one.few_errors:
             flag = "without" if settings.lower_is_better else "with"
             line = f"discarding by {one.scorer} raises the error: try {flag} --lower-is-better"
-            notes.extend([line] * (line not in notes))
+            if line not in notes:  # once for all recognisers, FMRs and rules
+                notes.append(line)
     shown = [result for result in results if result.curve.rules in rules]
     at = settings.advise_at or (1e-3 if 1e-3 in fmrs else fmrs[0])
     sign = -1 if settings.lower_is_better and inputs.given else 1

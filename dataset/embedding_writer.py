@@ -143,7 +143,7 @@ class FeatureWriter:
             UserError: the disk is full, or failed.
         """
         assert self._journal is not None, "open() first"
-        unit, norms = unit_rows(embeddings, failures)
+        unit, norms = to_unit_length(embeddings, failures)
         entry = {
             "start": start,
             "stop": start + len(embeddings),
@@ -247,7 +247,7 @@ class FeatureWriter:
             path.unlink(missing_ok=True)
 
 
-def unit_rows(
+def to_unit_length(
     embeddings: npt.NDArray[np.float32], failures: dict[int, str]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """(B, D) embeddings scaled to length 1, and (B,) their norms; both 0 for rows in `failures`.

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.distributed import ProcessGroup
-from dataset.embedding_writer import FeatureWriter, unit_rows
+from dataset.embedding_writer import FeatureWriter, to_unit_length
 from dataset.embeddings import EMBEDDINGS, read_header
 from dataset.identities import identities_in
 from dataset.lists import (
@@ -113,7 +113,7 @@ def open_input(
         if in_memory:
             inputs = LabelInput(images, identities, np.zeros((len(images), dimension), np.float32))
             for start, rows, failures in reader.batches(dimension, threads):
-                inputs.embeddings[start : start + len(rows)] = unit_rows(rows, failures)[0]
+                inputs.embeddings[start : start + len(rows)] = to_unit_length(rows, failures)[0]
                 for row, reason in failures.items():
                     inputs.leave_out(np.array([start + row]), UNREADABLE + reason)
         else:

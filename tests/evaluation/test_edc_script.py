@@ -118,8 +118,12 @@ def test_one_call_gives_table_figure_and_calibration(folder: Path, run: Run) -> 
 
 
 def test_the_rules_are_every_pair_of_the_flags() -> None:
-    both = {"threshold_at": ("recomputed", "fixed", "fixed"), "discard": ("images", "pairs")}
-    settings = eval_edc.Settings(feats=(), image_list=Path("a"), **both)  # type: ignore[arg-type]
+    settings = eval_edc.Settings(
+        feats=(),
+        image_list=Path("a"),
+        threshold_at=("recomputed", "fixed", "fixed"),
+        discard=("images", "pairs"),
+    )
     assert sorted(eval_edc.choose_rules(settings)[0]) == sorted(FOUR)
 
 

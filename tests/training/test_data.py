@@ -162,5 +162,6 @@ def test_large_identities_are_capped_and_get_all_their_turns(
 
 
 def test_paths_of_the_settings_may_be_strings_or_paths() -> None:
+    # People edit the defaults, which no type checker sees; here it would object.
     edited = TrainConfig(img_list="a.txt", finetuning_model=Path("b.pth"))  # type: ignore[arg-type]
     assert edited == TrainConfig(img_list=Path("a.txt"), finetuning_model="b.pth")
