@@ -7,6 +7,7 @@ import logging
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2 as cv2  # others import it from here
@@ -24,10 +25,6 @@ Content = bytes | npt.NDArray[np.uint8]  # of an image file; an array is a part 
 
 _ROWS = 256  # of an image with transparency at a time
 _ORIENTATION, _FLOAT = 0x0112, 3  # TIFF: a tag, and a value of the tag SampleFormat
-_BGRA = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # the masks of R, G, B and alpha
-_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
-_PNM = re.compile(rb"P([1-6])%b(\d+)%b(\d+)(?:%b(\d+))?" % ((_SPACE,) * 3))
-_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)  # how a JPEG 2000's data begin
 _log = logging.getLogger("sdd_fiqa")
 _noted: set[str] = set()  # what was said once already
 
@@ -97,111 +94,23 @@ def _jpeg(content: bytes) -> Image:
 
 
 def _png(content: bytes) -> Image:
-    if content[12:16] != b"IHDR":
-        raise UnreadableImage("cannot be decoded")
-    _check_size(*struct.unpack(">II", content[16:24]))
-    exif = b""
-    pixels = _by_opencv(content)
-    place = 8
-    while place + 12 <= len(content) and not exif:
-        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
-        if content[place + 4 : place + 8] == b"eXIf":
-            exif = content[place + 8 : end]
-        elif content[place + 4 : place + 8] == b"tRNS" and content[25] == 0:
-            # Of a grey image OpenCV ignores which grey is transparent.
-            grey = int.from_bytes(content[place + 8 : end], "big")
-            bits = min(8, content[24])
-            pixels[pixels == (grey if content[24] > 8 else grey * 255 // ((1 << bits) - 1))] = 0
-        place = end + 4
-    return _upright(_over_black(pixels), _exif_orientation(exif))
-
-
-def _webp(content: bytes) -> Image:
-    kind = content[12:16]
-    exif = b""
-    if kind == b"VP8X":
-        _check_size(*(1 + int.from_bytes(content[at : at + 3], "little") for at in (24, 27)))
-        place = 12
-        while place + 8 <= len(content) and not exif:
-            size = int.from_bytes(content[place + 4 : place + 8], "little")
-            if content[place : place + 4] == b"EXIF":
-                exif = content[place + 8 : place + 8 + size].removeprefix(b"Exif\0\0")
-            place += 8 + size + size % 2
-    elif kind == b"VP8L":
-        bits = int.from_bytes(content[21:25], "little")
-        _check_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
-    else:
-        width, height = struct.unpack("<HH", content[26:30])
-        _check_size(width & 0x3FFF, height & 0x3FFF)
-    return _upright(_over_black(_by_opencv(content)), _exif_orientation(exif))
-
-
-def _gif(content: bytes) -> Image:
-    _check_size(*struct.unpack("<HH", content[6:10]))
-    return _over_black(_by_opencv(content))
-
-
-def _bmp(content: bytes) -> Image:
-    (header,) = struct.unpack("<I", content[14:18])
-    if header == 12:
-        _check_size(*struct.unpack("<HH", content[18:22]))
-        return _over_black(_by_opencv(content))
-    width, height, _, bits, packing = struct.unpack("<iiHHI", content[18:34])
-    _check_size(width, abs(height))
-    masks = content[54:70] if packing else _BGRA
-    if bits == 32 and packing in (0, 3) and masks == _BGRA and width > 0:
-        # OpenCV ignores the fourth byte here. It is transparency, unless it is 0 all over.
-        (start,) = struct.unpack("<I", content[10:14])
-        pixels = np.frombuffer(content, np.uint8, width * abs(height) * 4, start)
-        pixels = pixels.reshape(abs(height), width, 4)
-        if pixels[:, :, 3].any():
-            return _over_black(pixels[::-1] if height > 0 else pixels)
-    return _over_black(_by_opencv(content)[:, :, :3])
-
-
-def _pnm(content: bytes) -> Image:
-    header = _PNM.match(content)
-    if header is None:
-        raise UnreadableImage("cannot be decoded")
-    kind, width, height, most = (int(part or 1) for part in header.groups())
-    _check_size(width, height)
-    # OpenCV scales text of 8 bits alone, and wants a space after the last number.
-    pixels = _by_opencv(content + b"\n" if kind <= 3 else content)
-    if kind in (1, 4) or most in (255, 65535) or (kind <= 3 and most < 256):
-        return _over_black(pixels)
-    return _over_black((np.minimum(pixels, most) * (255 / most) + 0.5).astype(np.uint8))
-
-
-def _jpeg2000(content: bytes) -> Image:
-    for size in _SIZ.finditer(content):
-        right, bottom, left, top = struct.unpack(">4I", size[1])
-        _check_size(right - left, bottom - top)
-    return _over_black(_by_opencv(content))
+    return _by_pillow("PNG", content, sixteen_bits=content[24:25] == b"\x10")
 
 
 def _tiff(content: bytes) -> Image:
     tags = _tiff_tags(content)
-    width, height = (tags.get(tag, (0,))[0] for tag in (256, 257))
-    _check_size(width, height)
     bits = max(tags.get(258, (1,)))
     if _FLOAT in tags.get(339, (1,)):
         raise UnreadableImage("is a float TIFF: save it with 8 or 16 bits a colour")
     if bits > 16:
         raise UnreadableImage(f"is a TIFF of {bits} bits a colour: save it with 8 or 16")
-    if bits > 8:
-        pixels = _by_opencv(content)  # upright already
-        if 1 in tags.get(338, ()):  # the colours lie over black already
-            pixels = pixels[:, :, :3]
-        return _over_black(pixels)
-    from PIL.TiffImagePlugin import TiffImageFile
-
-    return _by_pillow(TiffImageFile, content)
-
-
-def _avif(content: bytes) -> Image:
-    from PIL.AvifImagePlugin import AvifImageFile
-
-    return _by_pillow(AvifImageFile, content)
+    if bits <= 8:
+        return _by_pillow("TIFF", content)
+    _check_size(*(tags.get(tag, (0,))[0] for tag in (256, 257)))
+    pixels = _by_opencv(content)  # upright already
+    if 1 in tags.get(338, ()):  # the colours lie over black already
+        pixels = pixels[:, :, :3]
+    return _over_black(pixels)
 
 
 def _heic(content: bytes) -> Image:
@@ -209,7 +118,27 @@ def _heic(content: bytes) -> Image:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError as error:
         raise UnreadableImage("HEIC: pip install pillow-heif") from error
-    return _by_pillow(HeifImageFile, content)
+    with HeifImageFile(io.BytesIO(content)) as opened:  # type: ignore[no-untyped-call]
+        return image_of_pillow(opened)
+
+
+def _by_pillow(kind: str, content: bytes, sixteen_bits: bool = False) -> Image:
+    """The first frame by a reader of Pillow, upright.
+
+    With `sixteen_bits` the pixels are OpenCV's: Pillow would drop half of the bits of a colour.
+    """
+    import PIL.Image
+
+    PIL.Image.preinit()  # the most usual readers
+    if kind not in PIL.Image.OPEN:
+        PIL.Image.init()  # all others, in .07 s
+    with PIL.Image.OPEN[kind][0](io.BytesIO(content), "") as opened:  # open() would warn of size
+        _check_size(*opened.size)
+        image = _rgb(opened)
+        exif = opened.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if sixteen_bits:
+        image = _over_black(_by_opencv(content))
+    return _upright(image, _exif_orientation(exif))
 
 
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
@@ -218,13 +147,23 @@ HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 FORMATS = (
     Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"), rb"\xff\xd8\xff", _jpeg),
     Format("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", _png),
-    Format("WebP", (".webp",), rb"RIFF.{4}WEBP", _webp),
-    Format("GIF", (".gif",), rb"GIF8[79]a", _gif),
-    Format("BMP", (".bmp",), rb"BM.{4}\0\0\0\0", _bmp),
-    Format("PNM", (".pgm", ".ppm", ".pnm", ".pbm"), rb"P[1-6](?:\s+\d|\s*#)", _pnm),
-    Format("JPEG 2000", (".jp2",), rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", _jpeg2000),
+    Format("WebP", (".webp",), rb"RIFF.{4}WEBP", partial(_by_pillow, "WEBP")),
+    Format("GIF", (".gif",), rb"GIF8[79]a", partial(_by_pillow, "GIF")),
+    Format("BMP", (".bmp",), rb"BM.{4}\0\0\0\0", partial(_by_pillow, "BMP")),
+    Format(
+        "PNM",
+        (".pgm", ".ppm", ".pnm", ".pbm"),
+        rb"P[1-6](?:\s+\d|\s*#)",
+        partial(_by_pillow, "PPM"),
+    ),
+    Format(
+        "JPEG 2000",
+        (".jp2",),
+        rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+        partial(_by_pillow, "JPEG2000", sixteen_bits=True),
+    ),
     Format("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", _tiff),
-    Format("AVIF", (".avif",), rb".{4}ftyp(?:.{4})*?avi[fs]", _avif),
+    Format("AVIF", (".avif",), rb".{4}ftyp(?:.{4})*?avi[fs]", partial(_by_pillow, "AVIF")),
     Format("HEIC", HEIC_SUFFIXES, rb".{4}ftyp(?:.{4})*?(?:he[iv][cxms]|mif1|msf1)", _heic),
 )
 IMAGE_SUFFIXES = frozenset(suffix for kind in FORMATS for suffix in kind.suffixes)
@@ -244,12 +183,6 @@ def _by_opencv(content: bytes) -> npt.NDArray[Any]:
     return np.asarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
 
 
-def _by_pillow(opener: Callable[[io.BytesIO], Any], content: bytes) -> Image:
-    """The first frame by one of Pillow's readers, turned as it says."""
-    with opener(io.BytesIO(content)) as opened:
-        return image_of_pillow(opened)
-
-
 def image_of_pillow(opened: Any) -> Image:
     """From an image of Pillow to (H, W, 3) uint8, RGB, upright, over black.
 
@@ -259,14 +192,19 @@ def image_of_pillow(opened: Any) -> Image:
     from PIL import ImageOps
 
     _check_size(*opened.size)
-    turned = ImageOps.exif_transpose(opened)
-    if turned.mode in ("F", "I"):
-        raise UnreadableImage(f"is of Pillow's mode {turned.mode}: convert it to RGB")
-    if turned.mode.startswith("I;16"):
-        return _over_black(np.asarray(turned).astype(np.uint16)[:, :, None])
-    if "A" in turned.getbands() or "a" in turned.getbands() or "transparency" in turned.info:
-        return _over_black(np.asarray(turned.convert("RGBA"))[:, :, [2, 1, 0, 3]])
-    return np.asarray(turned.convert("RGB"), np.uint8)
+    return _rgb(ImageOps.exif_transpose(opened))
+
+
+def _rgb(opened: Any) -> Image:
+    if opened.mode.startswith("I"):
+        pixels = np.asarray(opened)
+        if not (pixels >> 16).any():
+            return _over_black(pixels.astype(np.uint16)[:, :, None])
+    if opened.mode in ("F", "I"):
+        raise UnreadableImage(f"is of Pillow's mode {opened.mode}: convert it to RGB")
+    if "A" in opened.getbands() or "a" in opened.getbands() or "transparency" in opened.info:
+        return _over_black(np.asarray(opened.convert("RGBA"))[:, :, [2, 1, 0, 3]])
+    return np.asarray(opened.convert("RGB"), np.uint8)
 
 
 def _over_black(pixels: npt.NDArray[Any]) -> Image:
