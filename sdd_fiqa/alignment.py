@@ -41,8 +41,8 @@ TURNS = (90, 180, 270)  # degrees clockwise, of a photo that may lie on its side
 _TURNED_SIDE = 320
 _MARGIN = 142  # black pixels around a copy, for a face that fills the photo or is cut by its edge
 _OVERLAP = 0.3  # of two boxes, intersection over union: above, they are of one face
-_INSIDE = 0.6  # so they are if this share of the smaller is inside the other: a part of a face
-_LARGER = 0.1  # what a box of ten times the area is ahead in detector score
+_INSIDE = 0.6  # or if this share of the smaller box is inside the other: it shows a part of a face
+_LARGER = 0.1  # added to the detector score of a box of ten times the area, to choose one of them
 # Each face is detected again in an upright close-up, this many times the size of an aligned face.
 # The positions of copies of one face in the crop then differ by 1 pixel, not by 3.6.
 _CLOSE_UP, _CLOSE_SIDE = 2.5, 320
@@ -286,9 +286,9 @@ def _face(
 
 
 def _turned_back(points: Points, turn: int, size: tuple[int, int]) -> Points:
-    """(N, 2) points of a picture that was turned clockwise, where they were before.
+    """Undoes a clockwise turn of a picture: moves (N, 2) points to their place before it.
 
-    `size` is the turned picture's width and height; (0, 0) is the corner of its first pixel.
+    `size` is the turned picture's width and height. (0, 0) is the corner of its first pixel.
     """
     width, height = size
     for _ in range(turn // 90):
@@ -298,7 +298,7 @@ def _turned_back(points: Points, turn: int, size: tuple[int, int]) -> Points:
 
 
 def _largest_first(faces: list[DetectedFace]) -> list[DetectedFace]:
-    """Of those whose boxes overlap one: the surest, or one that is larger and nearly as sure."""
+    """Removes duplicates: of overlapping boxes one is kept, by detector score and size."""
     kept: list[DetectedFace] = []
     ranks = [face.detector_score + _LARGER * np.log10(max(face.area, 1.0)) for face in faces]
     for place in np.argsort(-np.array(ranks), kind="stable").tolist():
@@ -321,7 +321,7 @@ def shared_area(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _mirrored(landmarks: Points) -> Points:
-    """The landmarks of the close-up's mirror image, in the same order as seen in the picture."""
+    """Mirrors the landmarks of a close-up; their order is as seen in the mirrored picture."""
     mirrored = landmarks[[1, 0, 2, 4, 3]].copy()
     mirrored[:, 0] = _CLOSE_SIDE - 1 - mirrored[:, 0]
     return mirrored

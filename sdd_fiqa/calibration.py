@@ -18,7 +18,7 @@ from sdd_fiqa.errors import UserError
 from sdd_fiqa.number import count_of
 
 DECIMALS = 4  # of a score in scores.csv, and of the thresholds it is compared with
-_FEW = 5  # the median of fewer scores says nothing
+_FEW = 5  # with fewer scores the median is not reliable
 
 Scores = npt.NDArray[np.floating[Any]]
 Calibration = Mapping[str, Any]
@@ -26,7 +26,7 @@ Calibration = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ScoreInterpretation:
-    """What is to be read from the calibration of a model.
+    """What a run reports about its scores, from the calibration of the model.
 
     Attributes:
         calibration: the model's; None if it has none.
@@ -107,7 +107,7 @@ def seem_unaligned(values: Scores, table: Calibration | None) -> bool:
 def percentiles_of(scores: Scores, table: Calibration) -> npt.NDArray[np.float64]:
     """The share of the calibration faces, in percent, with a score below each of (N,) scores.
 
-    It is 0 below their lowest score, 100 above their highest, and NaN for NaN.
+    0 for a score below all of them, 100 for one above all of them, and NaN for NaN.
     """
     # If many faces have one score, it gets the middle of their percentiles.
     marks = np.asarray(table["percentiles"], np.float64)

@@ -1,4 +1,4 @@
-"""The CPU cores and the GPU that this process may use, told without torch."""
+"""Which CPU cores and which GPU this process may use; torch is not imported."""
 
 from __future__ import annotations
 

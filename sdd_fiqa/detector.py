@@ -22,7 +22,7 @@ _OUTPUTS = [f"{part}_{stride}" for stride in _STRIDES for part in _PARTS]
 _OVERLAP = 0.3  # of two boxes, intersection over union: above, they are of one face
 _MOST = 5000  # candidates, before overlapping boxes are removed
 
-_KEPT = 3 * 1280 * 1280  # values of a picture whose memory is kept for the next
+_KEPT = 3 * 1280 * 1280  # values of the largest picture whose memory is kept for the next one
 
 # The shape (1, 3, height, width) of its input, as ONNX writes it. Names that take the place of the
 # numbers have the same length, so that no other byte changes.
@@ -90,7 +90,7 @@ class YuNet:
 
 
 def _run_options(size: int) -> Any:
-    """A large picture gives its memory back; for a small one that would take longer."""
+    """Frees the memory of a large picture after the run; a small one would become slower."""
     from onnxruntime import RunOptions
 
     options = RunOptions()

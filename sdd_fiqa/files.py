@@ -86,8 +86,8 @@ def scratch_name(stem: str, process: int) -> Path:
     return Path(tempfile.gettempdir()) / f".{stem}.{_host()}.{process}.0.tmp"
 
 
-_used: set[str] = set()  # names of temporary files and folders of this process
-_searched: set[str] = set()  # folders without temporary files of killed runs
+_used: set[str] = set()  # the names of this process's temporary files and folders
+_searched: set[str] = set()  # folders where files of killed runs were looked for
 
 
 @contextmanager

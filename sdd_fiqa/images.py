@@ -23,10 +23,10 @@ FACE_SIZE = 112  # pixels a side of every network's input
 Image = npt.NDArray[np.uint8]
 Content = bytes | npt.NDArray[np.uint8]  # of an image file; an array is a part of a larger block
 
-_ROWS = 256  # of an image with transparency at a time
+_ROWS = 256  # rows of an image with transparency that are converted at a time
 _ORIENTATION, _FLOAT = 0x0112, 3  # TIFF: a tag, and a value of the tag SampleFormat
 _log = logging.getLogger("sdd_fiqa")
-_noted: set[str] = set()  # what was said once already
+_noted: set[str] = set()  # the notes that were given
 
 
 class Format(NamedTuple):
@@ -53,9 +53,9 @@ def format_of(content: bytes) -> Format | None:
 def decode_image(content: Content) -> Image:
     """From the bytes of an image file to (H, W, 3) uint8, RGB, upright.
 
-    The kind is told by the first bytes. Of several frames the first is taken. EXIF rotation is
-    applied; grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid over
-    black.
+    The first bytes tell the kind. Only the first of several frames is decoded. EXIF rotation is
+    applied. Grey, palette, CMYK and 16-bit images become 8-bit RGB. Transparent parts are blended
+    with black.
 
     Raises:
         UnreadableImage: empty, damaged, truncated, larger than MAX_PIXELS, or no image.
@@ -75,9 +75,10 @@ def decode_image(content: Content) -> Image:
 
 
 def resize_face(image: Image) -> Image:
-    """Resizes (H, W, 3) to (112, 112, 3), as it is, without regard to its proportions.
+    """Resizes (H, W, 3) to (112, 112, 3); it does not keep the proportions.
 
-    Bilinear, as the published code; where an image shrinks, by area, so that it does not alias.
+    Enlarges by bilinear interpolation, as the published code. Shrinks by area, so that the result
+    has no aliasing.
     """
     height, width = image.shape[:2]
     if height == width == FACE_SIZE:
@@ -108,7 +109,7 @@ def _tiff(content: bytes) -> Image:
         return _by_pillow("TIFF", content)
     _check_size(*(tags.get(tag, (0,))[0] for tag in (256, 257)))
     pixels = _by_opencv(content)  # upright already
-    if 1 in tags.get(338, ()):  # the colours lie over black already
+    if 1 in tags.get(338, ()):  # the colours are blended with black already
         pixels = pixels[:, :, :3]
     return _over_black(pixels)
 
@@ -184,7 +185,7 @@ def _by_opencv(content: bytes) -> npt.NDArray[Any]:
 
 
 def image_of_pillow(opened: Any) -> Image:
-    """From an image of Pillow to (H, W, 3) uint8, RGB, upright, over black.
+    """From an image of Pillow to (H, W, 3) uint8, RGB, upright, blended with black.
 
     Raises:
         UnreadableImage: larger than MAX_PIXELS, or of a mode without 8 or 16 bits a colour.
@@ -208,7 +209,7 @@ def _rgb(opened: Any) -> Image:
 
 
 def _over_black(pixels: npt.NDArray[Any]) -> Image:
-    """(H, W, 1..4): grey or BGR, with or without alpha, of 8 or 16 bits; over black: 8-bit RGB."""
+    """Blends with black: (H, W, 1..4) grey or BGR, of 8 or 16 bits, alpha last -> 8-bit RGB."""
     if pixels.dtype == np.uint16:
         pixels = _to_eight_bits(pixels)
     if pixels.dtype != np.uint8:

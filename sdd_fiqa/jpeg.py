@@ -28,14 +28,15 @@ _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 _DECODING = frozenset({_DHT, _DQT, _SOS, 0xDD, 0xE0, 0xEE}) | _SOF  # what decoding needs
 _END = b"\xff\xd9"
 _ZEROS = bytes(16)  # 42 coefficients of -1 in a row
-# Of a block's two brightnesses. 46,393 photographed faces differ by at most 2, and by 10 at JPEG
-# quality 10, whose colours have a step of 85; pure colours side by side by 10, near their edges.
+# By how much the two brightnesses of a block may differ. In 46,393 photographed faces they differ by
+# at most 2; at JPEG quality 10, whose colours have a step of 85, by at most 10. Where pure colours
+# meet they differ by at most 10, and only near the edge.
 _MOST_OFF, _MOST_OFF_WHERE_FLAT, _MOST_OFF_A_STEP = 10, 3, 1 / 8
 _FLAT = 128  # the largest range of a colour in a block and its neighbours
 
 
 class Header(NamedTuple):
-    """What stands before the first scan.
+    """What a JPEG file says before its first scan.
 
     Attributes:
         width, height: pixels.
@@ -129,7 +130,7 @@ def _decodes_with_warnings(content: bytes, space: str) -> bool:
 
 
 def _other_kind(content: bytes) -> Image:
-    """By Pillow, what simplejpeg does not read at all."""
+    """Decodes with Pillow the kinds of JPEG that simplejpeg does not read."""
     import io
 
     from PIL.JpegImagePlugin import JpegImageFile
@@ -142,7 +143,7 @@ def _other_kind(content: bytes) -> Image:
 
 
 def _without_padding(data: bytes, header: Header) -> bytes:
-    """Without zeros at the end and bytes between segments, which bring warnings but do no harm."""
+    """Removes zeros at the end and bytes between segments: decoders warn, but they do no harm."""
     whole = data.rstrip(b"\0")
     if whole.endswith(b"\xff") and len(whole) < len(data):
         whole += b"\0"  # an 0xff of the scan is written as 0xff 0

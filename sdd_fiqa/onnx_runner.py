@@ -36,14 +36,14 @@ class End(NamedTuple):
 class OnnxRunner:
     """An ONNX network that runs on the faces of a batch in parallel.
 
-    A run takes one thread, and several runs go side by side. If onnxruntime used several threads in
-    one run, they would wait for each other in busy loops, and lose most when other programs use the
-    CPU too.
+    Each run uses one thread, and several runs work in parallel. If onnxruntime used several threads
+    for one run, they would wait for each other in busy loops. That is slow when other programs use
+    the CPU too.
 
     Args:
         path: the file.
         device: auto (CUDA if there is a GPU and this onnxruntime supports it), cpu, cuda or cuda:i.
-        threads: how many runs go side by side on a CPU; None: one a core.
+        threads: how many runs work in parallel on a CPU; None: one a core.
         content: what to run instead of the file's own bytes; messages still name the file.
 
     Attributes:

@@ -15,24 +15,25 @@ Scores = npt.NDArray[np.float32]
 
 
 def lowest_upright(table: Calibration | None) -> float:
-    """A score that hardly any upright face is below; -inf without a calibration."""
+    """A score that nearly all upright faces reach; -inf without a calibration."""
     return -np.inf if table is None else float(table["percentiles"][1])
 
 
 def doubtful(landmarks: Points, scores: npt.ArrayLike, lowest: float) -> npt.NDArray[np.bool_]:
-    """Whether photos may lie on their side, by their largest faces as seen in them: (N,).
+    """Whether each of N photos may lie on its side: its largest face is turned, or scores low.
 
-    By (N, 5, 2) landmarks and (N,) scores; `lowest`: see `lowest_upright`.
+    `landmarks` (N, 5, 2) and `scores` (N,) are of the largest faces; `lowest`: see
+    `lowest_upright`.
     """
     odd: npt.NDArray[np.bool_] = (np.abs(rolls(landmarks)) > _ROLL) | (np.asarray(scores) < lowest)
     return odd
 
 
 def leads(turned: Scores, upright: Scores | float) -> npt.NDArray[np.bool_]:
-    """Whether faces of turned photos score so much higher that the turn is right: (N,).
+    """Whether each of N photos is right when turned: its face then scores much higher.
 
-    NaN where a turned photo shows no face. Where the photo as it is shows none, that counts as 0:
-    the worst of the training faces.
+    A score is NaN where the turned photo shows no face. `upright` is 0, the score of the worst
+    training faces, where the photo shows no face as it is.
     """
     ahead: npt.NDArray[np.bool_] = turned >= upright + _LEAD
     return ahead
