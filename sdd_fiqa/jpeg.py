@@ -28,9 +28,9 @@ _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 _DECODING = frozenset({_DHT, _DQT, _SOS, 0xDD, 0xE0, 0xEE}) | _SOF  # what decoding needs
 _END = b"\xff\xd9"
 _ZEROS = bytes(16)  # 42 coefficients of -1 in a row
-# By how much the two brightnesses of a block may differ. In 46,393 photographed faces they differ by
-# at most 2; at JPEG quality 10, whose colours have a step of 85, by at most 10. Where pure colours
-# meet they differ by at most 10, and only near the edge.
+# By how much the two brightnesses of a block may differ. In 46,393 photographed faces they differ
+# by at most 2; at JPEG quality 10, whose colours have a step of 85, by at most 10. Where pure
+# colours meet they differ by at most 10, and only near the edge.
 _MOST_OFF, _MOST_OFF_WHERE_FLAT, _MOST_OFF_A_STEP = 10, 3, 1 / 8
 _FLAT = 128  # the largest range of a colour in a block and its neighbours
 

@@ -18,9 +18,9 @@ from sdd_fiqa.onnx_runner import GPU_FACES, Faces, OnnxRunner, Outputs
 SHIPPED = {"small": Path(__file__).with_name("small.onnx")}  # the library's models, by name
 _FORMS = "uint8 RGB faces of shape (N, 112, 112, 3) or (N, 3, 112, 112)"
 _CPU_FACES = 8  # faces a core in a batch
-# Bytes of a small file. On a CPU, a small network is a fifth faster on one face than on eight, whose
-# maps do not fit the cache. The weights of a large network do not fit it either; there one run of
-# eight faces reads them once.
+# Bytes of a small file. On a CPU, a small network is a fifth faster on one face than on eight,
+# whose maps do not fit the cache. The weights of a large network do not fit it either; there one
+# run of eight faces reads them once.
 _SMALL = 1 << 25
 
 
