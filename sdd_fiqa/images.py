@@ -133,11 +133,13 @@ def _by_pillow(kind: str, content: bytes, sixteen_bits: bool = False) -> Image:
     PIL.Image.preinit()  # the most usual readers
     if kind not in PIL.Image.OPEN:
         PIL.Image.init()  # all others, in .07 s
-    with PIL.Image.OPEN[kind][0](io.BytesIO(content), "") as opened:  # open() would warn of size
+    reader = PIL.Image.OPEN[kind][0]  # PIL.Image.open would warn of a large picture
+    with reader(io.BytesIO(content), "") as opened:
         _check_size(*opened.size)
         image = _rgb(opened)
         exif = opened.info.get("exif", b"").removeprefix(b"Exif\0\0")
     if sixteen_bits:
+        reader(io.BytesIO(content), "").verify()  # OpenCV takes the memory that a length asks for
         image = _over_black(_by_opencv(content))
     return _upright(image, _exif_orientation(exif))
 

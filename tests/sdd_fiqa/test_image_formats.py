@@ -207,6 +207,16 @@ def test_a_codestream_larger_than_its_header_says_is_not_decoded(face: Image.Ima
         decode_image(big(content, content.index(b"\xff\x4f\xff\x51") + 8, ">II"))
 
 
+def test_a_damaged_length_does_not_reach_opencv(face: Image.Image, monkeypatch: Any) -> None:
+    wide = np.asarray(face).astype(np.uint16) * 257
+    content = cv2.imencode(".png", wide)[1].tobytes()
+    seen: list[bytes] = []
+    monkeypatch.setattr(sdd_fiqa.images, "_by_opencv", seen.append)  # 2 GiB, and 20 s
+    with pytest.raises(UnreadableImage, match="cannot be decoded"):
+        decode_image(content[:-12] + b"\x7f\xff\xff\xff" + content[-8:])
+    assert not seen
+
+
 def test_a_damaged_exif_block_does_not_spoil_the_picture(face: Image.Image, recwarn: Any) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x09"
     for kind in ("PNG", "WEBP"):
