@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -19,15 +20,16 @@ def one_blas_thread() -> None:
         os.environ[f"{name}_THREADS"] = "1"
 
 
-def one_opencv_thread() -> None:
-    """Makes OpenCV work on the thread that calls it, and write nothing to stderr.
+def set_up_image_libraries() -> None:
+    """Makes OpenCV work on the thread that calls it, and OpenCV and Pillow write no warnings.
 
-    Images are read on parallel threads already. Damaged files are reported by this project.
+    Images are read on parallel threads already. This project reports damaged files itself.
     """
     import cv2
 
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def keep_freed_memory() -> None:

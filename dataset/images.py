@@ -6,11 +6,11 @@ import os
 
 import numpy as np
 
-from common.cpu import one_opencv_thread
+from common.cpu import set_up_image_libraries
 from dataset.containers import read_bytes
 from sdd_fiqa.images import Image, cv2, decode_image, resize_face
 
-one_opencv_thread()  # whatever reads images by path does so on threads of its own
+set_up_image_libraries()  # whatever reads images by path does so on threads of its own
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from contextlib import suppress
 
 from sdd_fiqa import __version__
@@ -59,6 +60,7 @@ def command(arguments: list[str] | None = None) -> int:
     logging.getLogger("sdd_fiqa").setLevel(logging.INFO)
     cv2.setNumThreads(0)  # photos are searched side by side
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", module="PIL")  # damaged files have rows
     try:
         if options.fetch:
             fetch_detector()

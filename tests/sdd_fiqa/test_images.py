@@ -258,9 +258,13 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_damaged_images_are_reported_by_us_alone(tmp_path: Path, face: Image.Image) -> None:
-    for number, kind in enumerate(("JPEG", "TIFF", "JPEG2000", "BMP")):
+    for number, kind in enumerate(("JPEG", "TIFF", "JPEG2000", "BMP", "PNG", "GIF", "WEBP")):
         content = encode(face, kind)
         (tmp_path / f"{number}.jpg").write_bytes(content[: len(content) // 2])
+    tiff = encode(face, "TIFF")  # Pillow warns of a tag that ends outside the file
+    (tmp_path / "7.jpg").write_bytes(
+        tiff.replace(b"\x11\x01\x04\0\x01\0", b"\x11\x01\x04\0\xff\xff")
+    )
     code = (
         "import sys\nfrom dataset.images import read_image\n"
         "from sdd_fiqa.errors import UnreadableImage\n"
@@ -272,7 +276,7 @@ def test_damaged_images_are_reported_by_us_alone(tmp_path: Path, face: Image.Ima
     done = subprocess.run(
         [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True
     )
-    assert (done.stdout.split(), done.stderr) == (["refused"] * 4, "")
+    assert (done.stdout.split(), done.stderr) == (["refused"] * 8, "")
 
 
 def test_kinds_are_told_by_their_first_bytes(face: Image.Image) -> None:
