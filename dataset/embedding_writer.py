@@ -22,7 +22,7 @@ from common.cli import note
 from dataset.embeddings import NORMS, read_header
 from dataset.lists import ImageList
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import OpenFile, read_json, replacing, write_json
+from sdd_fiqa.files import read_json, replacing, write_json
 
 FEATURES = "Embedding_Features.npy"
 FORMAT = 1
@@ -35,7 +35,9 @@ class FeatureWriter:
     run of the same work (`about` equal) is resumed; other work is replaced.
     """
 
-    def __init__(self, folder: Path, rows: int, dimension: int, about: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, rows: int, dimension: int, about: dict[str, Any], rank: int = 0
+    ) -> None:
         """Describes the work, (rows, dimension) embeddings; touches no file.
 
         `about`: list, weights and preprocessing: what makes two runs the same work.
@@ -48,8 +50,7 @@ class FeatureWriter:
         ]
         self._described = self.features.with_suffix(".json")
         self._plan_file = folder / "Embedding_Features.plan.json"
-        self._files: list[tuple[OpenFile, int]] = []  # and bytes before the first row
-        self._journal: Path | None = None
+        self._journal = folder / f"{FEATURES}.{rank}.journal"
 
     def is_done(self) -> bool:
         """Whether a finished file of the same work exists."""
@@ -99,7 +100,7 @@ class FeatureWriter:
             rows = slice(entry["start"], entry["stop"])
             # Mapped for these rows alone: pages of a mapping count as memory of the process.
             blocks = [np.load(one.part, mmap_mode="r")[rows].tobytes() for one in self._arrays]
-            if _checksum(blocks) == entry["crc32"]:
+            if zlib.crc32(b"".join(blocks)) == entry["crc32"]:
                 kept.append(entry)
         if len(kept) == len(entries):
             return
@@ -122,13 +123,6 @@ class FeatureWriter:
         whole = np.logical_and.reduceat(done, np.arange(0, self.rows, size))
         return np.flatnonzero(~whole).astype(np.int64)
 
-    def open(self, rank: int) -> None:
-        """Opens the part files and this process's journal for writing."""
-        for array in self._arrays:
-            header = array.part.stat().st_size - array.size
-            self._files.append((OpenFile(os.open(array.part, os.O_WRONLY)), header))
-        self._journal = self.folder / f"{FEATURES}.{rank}.journal"
-
     def write(
         self, start: int, embeddings: npt.NDArray[np.float32], failures: dict[int, str]
     ) -> None:
@@ -142,22 +136,19 @@ class FeatureWriter:
         Raises:
             UserError: the disk is full, or failed.
         """
-        assert self._journal is not None, "open() first"
         unit, norms = to_unit_length(embeddings, failures)
+        blocks = [unit.astype("<f2").tobytes(), norms.astype("<f4").tobytes()]
         entry = {
             "start": start,
             "stop": start + len(embeddings),
             "unreadable": [[start + row, reason] for row, reason in sorted(failures.items())],
+            "crc32": zlib.crc32(b"".join(blocks)),
         }
-        blocks = [unit.astype("<f2").tobytes(), norms.astype("<f4").tobytes()]
-        entry["crc32"] = _checksum(blocks)
         try:
-            for (file, offset), block in zip(self._files, blocks, strict=True):
-                place = offset + start * (len(block) // len(embeddings))
-                view = memoryview(block)
-                while view:
-                    written = os.pwrite(file.number, view, place)
-                    view, place = view[written:], place + written
+            for array, block in zip(self._arrays, blocks, strict=True):
+                with open(array.part, "r+b") as file:
+                    file.seek(start * (len(block) // len(embeddings)) - array.size, os.SEEK_END)
+                    file.write(block)
             with open(self._journal, "a", encoding="utf-8") as journal:
                 # Begins a new line, in case a kill cut the last one.
                 journal.write("\n" + json.dumps(entry) + "\n")
@@ -166,10 +157,6 @@ class FeatureWriter:
                 f"{self.folder}: cannot be written ({error.strerror}); make room and run the same "
                 "command: it resumes"
             ) from error
-
-    def close(self) -> None:
-        """Closes the files; what was written stays."""
-        self._files.clear()
 
     def finish(self, table: ImageList) -> list[dict[str, Any]]:
         """Gives the parts their final names and writes the .json; one process does this.
@@ -216,9 +203,7 @@ class FeatureWriter:
 
     def _is_this_work(self, described: dict[str, Any]) -> bool:
         """Whether a .json describes this work; how the list's path was typed does not matter."""
-        works = [dict(self._plan()), {"rows_done": self.rows, **described}]
-        if works[1].pop("rows_done") != self.rows:
-            return False
+        works = [{"rows_done": self.rows, **work} for work in (self._plan(), described)]
         for work in works:
             work.pop("unreadable", None)
             if isinstance(listed := work.get("list"), dict):
@@ -302,7 +287,3 @@ def _are_failures(listed: object) -> bool:
     return isinstance(listed, list) and all(
         isinstance(entry, dict) and {"row", "path", "reason"} <= entry.keys() for entry in listed
     )
-
-
-def _checksum(blocks: list[bytes]) -> int:
-    return zlib.crc32(blocks[1], zlib.crc32(blocks[0]))

@@ -53,23 +53,19 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
         raise UserError(f"--out-dir {out_dir}: holds one of --feats; choose another folder")
     writer = FeatureWriter(folder, len(table), sum(file.shape[1] for file in files), about)
     writer.prepare()
-    writer.open(rank=0)
-    try:
-        for start in tqdm(range(0, len(table), _BLOCK), desc="join", unit=" blocks"):
-            stop = min(start + _BLOCK, len(table))
-            parts = [file.read(start, stop).astype(np.float32) for file in files]
-            # Stored rows are unit only to float16, and files made elsewhere not at all.
-            lengths = [np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
-            joined = np.hstack(
-                [p / np.maximum(n, 1e-30) for p, n in zip(parts, lengths, strict=True)],
-                dtype=np.float32,
-            )
-            gone = {row - start: why for row, why in missing.items() if start <= row < stop}
-            for row in np.flatnonzero((np.hstack(lengths) == 0).any(axis=1)).tolist():
-                gone.setdefault(row, "one of its embeddings is zero")
-            writer.write(start, joined, gone)
-    finally:
-        writer.close()
+    for start in tqdm(range(0, len(table), _BLOCK), desc="join", unit=" blocks"):
+        stop = min(start + _BLOCK, len(table))
+        parts = [file.read(start, stop).astype(np.float32) for file in files]
+        # Stored rows are unit only to float16, and files made elsewhere not at all.
+        lengths = [np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
+        joined = np.hstack(
+            [p / np.maximum(n, 1e-30) for p, n in zip(parts, lengths, strict=True)],
+            dtype=np.float32,
+        )
+        gone = {row - start: why for row, why in missing.items() if start <= row < stop}
+        for row in np.flatnonzero((np.hstack(lengths) == 0).any(axis=1)).tolist():
+            gone.setdefault(row, "one of its embeddings is zero")
+        writer.write(start, joined, gone)
     unreadable = writer.finish(table)
     rows = count_of(len(table) - len(unreadable), "row")
     print(f"{writer.features}: {rows} of {writer.dimension}")

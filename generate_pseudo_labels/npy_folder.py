@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -187,10 +186,8 @@ class _Reader:
         }
         writer = FeatureWriter((target / EMBEDDINGS).parent, len(images), dimension, about)
         writer.prepare()
-        writer.open(0)
-        with closing(writer):
-            for start, rows, failures in self.batches(dimension, threads):
-                writer.write(start, rows, failures)
+        for start, rows, failures in self.batches(dimension, threads):
+            writer.write(start, rows, failures)
         writer.finish(images)
 
     def batches(self, dimension: int, threads: int) -> Iterator[Batch]:

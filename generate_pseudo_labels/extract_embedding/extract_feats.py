@@ -68,8 +68,9 @@ def main(
             "weights": {k: v for k, v in recogniser.about.items() if k != "preprocessing"},
             "preprocessing": {**recogniser.about["preprocessing"], "flip": flip},
         }
-        writer = FeatureWriter(out_dir / "feats_npy", len(table), recogniser.dimension, about)
-        with lock_folder(writer.folder) if world.first else nullcontext():
+        folder, size = out_dir / "feats_npy", recogniser.dimension
+        writer = FeatureWriter(folder, len(table), size, about, world.rank)
+        with lock_folder(folder) if world.first else nullcontext():
             if world.any(world.first and writer.is_done()):
                 unreadable = writer.unreadable()
             else:
@@ -114,7 +115,6 @@ def run(
     share = missing[world.share(len(missing)).start : world.share(len(missing)).stop]
     rows = (share[:, None] * size + np.arange(size)).ravel()
     rows = rows[rows < len(table)]
-    writer.open(world.rank)
     bar = tqdm(total=len(rows), desc="embed", unit=" images", disable=not world.first)
 
     def begin() -> Iterator[tuple[Batch, list[Callable[[], Outputs]]]]:
@@ -124,14 +124,11 @@ def run(
                 begun.append(recogniser.begin(np.ascontiguousarray(batch.faces[:, :, ::-1])))
             yield batch, begun
 
-    try:
+    with bar:
         for batch, begun in one_behind(begin()):
             embeddings = np.mean([wait() for wait in begun], axis=0)
             writer.write(int(batch.rows[0]), np.asarray(embeddings), batch.failures)
             bar.update(len(batch.rows))
-    finally:
-        bar.close()
-        writer.close()
     world.barrier()
 
 

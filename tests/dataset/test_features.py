@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from dataset import embedding_writer
 from dataset.embedding_writer import FEATURES, FeatureWriter
 from dataset.embeddings import NORMS
 from dataset.lists import ImageList, read_table
@@ -54,18 +55,15 @@ def run(
     missing = writer.missing_batches(batch)
     done: list[int] = []
     for rank, part in enumerate(np.array_split(missing, ranks)):
-        own = FeatureWriter(folder, ROWS, DIMENSION, about)
-        own.open(rank)
+        own = FeatureWriter(folder, ROWS, DIMENSION, about, rank)
         for number in part.tolist():
             if len(done) == stop_after:
-                own.close()
                 raise Killed
             start = number * batch
             rows = range(start, min(start + batch, ROWS))
             failures = {row - start: unreadable[row] for row in rows if row in unreadable}
             own.write(start, embeddings()[start : start + batch], failures)
             done.append(number)
-        own.close()
     if finish:
         writer.finish(table)
     return done
@@ -359,9 +357,7 @@ def test_rows_that_a_journal_alone_holds_are_written_again(
 def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: ImageList) -> None:
     writer = FeatureWriter(tmp_path / "f", ROWS, DIMENSION, ABOUT)
     writer.prepare()
-    writer.open(0)
     writer.write(0, embeddings()[:20], {})
-    writer.close()
     with pytest.raises(UserError, match="f: some rows were written by no process"):
         writer.finish(table)
     run(tmp_path / "f", table)
@@ -371,18 +367,16 @@ def test_rows_that_nobody_wrote_are_not_done(tmp_path: Path, table: ImageList) -
 def test_a_full_disk_loses_what_found_no_room_alone(
     tmp_path: Path, table: ImageList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     writer = FeatureWriter(tmp_path / "f", ROWS, DIMENSION, ABOUT)
     writer.prepare()
-    writer.open(0)
     writer.write(0, np.ones((2, DIMENSION), np.float32), {})
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(embedding_writer, "open", full, raising=False)
         with pytest.raises(UserError, match=r"f: cannot be written \(No space .* run the same"):
             writer.write(2, np.ones((2, DIMENSION), np.float32), {})
-    writer.close()
     assert 0 not in writer.missing_batches(2) and 1 in writer.missing_batches(2)
 
 

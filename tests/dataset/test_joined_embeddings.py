@@ -22,9 +22,7 @@ def write_features(folder: Path, features: npt.NDArray[np.float32], bad: dict[in
     about = {"list": {"path": str(table.file), "sha256": table.sha256, "rows": len(table)}}
     writer = FeatureWriter(folder / "feats_npy", len(features), features.shape[1], about)
     writer.prepare()
-    writer.open(rank=0)
     writer.write(0, features, dict(bad))
-    writer.close()
     writer.finish(table)
     return writer.features
 

@@ -113,10 +113,8 @@ def journal(which: str) -> tuple[str, bytes, Callable[[Path], object]]:
     def begin() -> None:
         writer._clear()
         writer.prepare()
-        writer.open(0)
         for start in (0, 4):
             writer.write(start, np.ones((4, 4), np.float32), {1: "is empty"} if start else {})
-        writer.close()
 
     begin()
     name = f"feats/Embedding_{which}"
@@ -127,11 +125,8 @@ def journal(which: str) -> tuple[str, bytes, Callable[[Path], object]]:
         begin()
         path.write_bytes(damaged)
         writer.prepare()
-        missing = writer.missing_batches(4).tolist()
-        writer.open(0)
-        for number in missing:
+        for number in writer.missing_batches(4).tolist():
             writer.write(4 * number, np.ones((4, 4), np.float32), {})
-        writer.close()
         writer.finish(table)
         assert writer.is_done()
         return None
