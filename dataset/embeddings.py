@@ -97,14 +97,17 @@ class EmbeddingsFile:
                 f"{size // self._row_bytes}; extract the embeddings again"
             )
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
     def read(self, start: int, stop: int) -> Rows:
         """Rows `start` to `stop`, (stop - start, D)."""
         rows = np.empty((stop - start, self.shape[1]), self.dtype)
-        self._fill(rows, start)
+        view = rows.reshape(-1).view(np.uint8).data
+        offset = self._offset + start * self._row_bytes
+        while len(view):
+            count = os.preadv(self._file.fileno(), [view], offset)
+            if count == 0:
+                raise UserError(f"{self.path}: ends early; another program may be writing it")
+            view = view[count:]
+            offset += count
         return rows
 
     def take(self, rows: Indices) -> Rows:
@@ -138,16 +141,6 @@ class EmbeddingsFile:
                 length = np.linalg.norm(rows.astype(np.float32), axis=1)
             usable[start : start + _BLOCK] = np.isfinite(length) & (length > 0)
         return usable
-
-    def _fill(self, rows: Rows, start: int) -> None:
-        view = rows.reshape(-1).view(np.uint8).data
-        offset = self._offset + start * self._row_bytes
-        while len(view):
-            count = os.preadv(self._file.fileno(), [view], offset)
-            if count == 0:
-                raise UserError(f"{self.path}: ends early; another program may be writing it")
-            view = view[count:]
-            offset += count
 
 
 @dataclass(frozen=True)
@@ -223,15 +216,12 @@ def read_norms(path: Path, table: ImageList) -> npt.NDArray[np.float64]:
     if not norms_path.exists():
         raise UserError(f"{norms_path}: is missing; --reference norm reads it from beside --feats")
     try:
-        with open(norms_path, "rb") as file:
-            shape, _, dtype = read_header(file)
-            count = len(table)
-            if shape == (count,) and dtype.kind == "f":
-                norms = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
-                return norms.astype(np.float64)
+        norms = np.lib.format.open_memmap(norms_path, mode="r")
     except Exception as error:  # as in EmbeddingsFile
         raise UserError(f"{norms_path}: is not a whole .npy array ({error})") from error
-    raise UserError(
-        f"{norms_path}: holds {dtype} of shape {shape}; norms are one float for each of the "
-        f"{count_of(count, 'line')} of {table.file}"
-    )
+    if norms.shape != (len(table),) or norms.dtype.kind != "f":
+        raise UserError(
+            f"{norms_path}: holds {norms.dtype} of shape {norms.shape}; norms are one float for "
+            f"each of the {count_of(len(table), 'line')} of {table.file}"
+        )
+    return norms.astype(np.float64)

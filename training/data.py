@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,8 +173,7 @@ def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.fl
             f"{data.table.file}; it says which row is which image"
         )
     file, origin = open_embeddings(path, read_table(data.table.file.parent / LABELPATH))
-    with closing(file):
-        return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
+    return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
 
 
 def find_identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]:
