@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from common.cli import (
@@ -138,7 +139,7 @@ def main(
                 write_csv(out, interrupted, faces, scores, columns)
         to = sys.stderr if out == "-" else sys.stdout
         cut_short = interrupted and len(faces) != len(table)  # photos that were not looked into
-        images = faces.searched() if cut_short else len(table)
+        images = len(set(faces.listed(np.arange(len(faces))))) if cut_short else len(table)
         ends = (0, 0) if per else (top, bottom)
         each = alone and not (top or bottom)
         summarise(faces.paths_at, scores, images, skipped, meaning, *ends, each, all_faces, to)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dataset.alignment_check import like_photos
-from dataset.containers import read_run
 from dataset.images import read_image
-from dataset.journal import BEGINNING, Block, Forms, Journal
+from dataset.journal import BEGINNING, Block, Journal, Key
 from dataset.lists import ImageList
 from dataset.loader import Batch, batches
-from sdd_fiqa.errors import UnreadableImage
-from sdd_fiqa.images import FACE_SIZE, Content, Image
+from sdd_fiqa.images import FACE_SIZE, Image
 
 Rows = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
@@ -32,18 +30,18 @@ class Faces:
         unread: {path: why} of listed files that are not read; set it before iterating.
         journal: what is scored goes there, and what it holds is not read again; or None.
         section: of the journal.
-        forms: what the journal keeps of each row, beside its score: columns of `kept`.
+        fields: of `kept`: what the journal keeps of each row, beside its score.
     """
 
     section = ""
-    forms: ClassVar[Forms] = {}
+    fields: tuple[str, ...] = ()
     kept: npt.NDArray[Any] = np.empty(0)
-    _done = 0
 
     def __init__(self, table: ImageList, batch_size: int, num_workers: int | None = None) -> None:
         """Nothing is read yet; arguments as for `dataset.loader.batches`."""
         self._table = table
         self._batch_size, self._workers = batch_size, num_workers
+        self._photos: Rows = np.arange(len(table))  # rows of the list to be searched, rising
         self.like_photos = 0
         self.unread: Mapping[str, str] = {}
         self.journal: Journal | None = None
@@ -54,29 +52,35 @@ class Faces:
         return len(self._table)
 
     def __iter__(self) -> Iterator[Batch]:
-        contents = self._contents if self.unread else read_run
-        key = None if self.journal is None else self.journal.key
-        rows = np.arange(len(self._table))
-        for start, stop, block in self.runs(rows):
-            some = rows[start:stop]
-            if block is not None:
-                self.like_photos += block.like_photos
-                found: Iterable[Batch] = [scored_before(some, block)]
+        runs: Iterable[tuple[int, int, Block | None]] = [(0, len(self._photos), None)]
+        if self.journal is not None:
+            runs = self.journal.runs(self.section, self._table, self._photos, self._form)
+        for start, stop, block in runs:
+            photos = self._photos[start:stop]
+            found: Iterable[Batch]
+            if block is None:
+                found = self.batches(photos)
             else:
-                found = batches(self._table, some, self._batch_size, self._workers, contents, key)
+                self.like_photos += block.like_photos
+                found = [self.restored(photos, block)]
             for batch in found:
-                self._done += len(batch.rows)
                 self.like_photos += int(like_photos(batch.sizes).sum())
                 yield batch
 
-    def _contents(self, paths: Sequence[str]) -> Iterator[Content | UnreadableImage | None]:
-        for path, content in zip(paths, read_run(paths), strict=False):
-            why = self.unread.get(path)
-            yield content if why is None else UnreadableImage(why)
+    def batches(self, photos: Rows) -> Iterator[Batch]:
+        """Reads some images."""
+        size, workers = self._batch_size, self._workers
+        return batches(self._table, photos, size, workers, self.unread, self._key)
 
-    def searched(self) -> int:
-        """How many listed images the batches so far are of."""
-        return self._done
+    def restored(self, photos: Rows, block: Block) -> Batch:
+        """The batch of a block of the journal, of these images."""
+        none = np.zeros((0, FACE_SIZE, FACE_SIZE, 3), np.uint8)
+        scores = block.rows["score"]
+        return Batch(photos, none, dict(block.reasons), scores=scores[np.isfinite(scores)])
+
+    def searched(self, batch: Batch) -> int:
+        """How many listed images a batch and those before it are of."""
+        return int(np.searchsorted(self._photos, self.listed(batch.rows[-1:]), side="right")[0])
 
     def listed(self, rows: Rows) -> Rows:
         """The row of the list of each of some rows."""
@@ -106,15 +110,9 @@ class Faces:
         """Columns of scores.csv that only these faces have."""
         return []
 
-    def frame_before(self, row: int) -> float:
-        """The time of the frame before a row, of the same video; else BEGINNING."""
+    def frame_before(self, row: int, photo: int) -> float:
+        """The time of the frame before a row, of this photo's video; else BEGINNING."""
         return BEGINNING
-
-    def runs(self, photos: Rows) -> Iterator[tuple[int, int, Block | None]]:
-        """`Journal.runs` of these rows of the list; without a journal, one run of all."""
-        if self.journal is None:
-            return iter([(0, len(photos), None)])
-        return self.journal.runs(self.section, self._table, photos, self.forms)
 
     def keep(self, batch: Batch, scores: Values) -> None:
         """Notes (B,) scores of a batch in the journal; those of one image at once."""
@@ -130,26 +128,27 @@ class Faces:
         if any(key is None and why is None for key, why in zip(keys, failures, strict=True)):
             return  # a file that came while it was read
         photos = self.listed(rows)
-        image = np.cumsum(np.diff(photos, prepend=photos[0]) != 0)
-        firsts = np.unique(image, return_index=True)[1]
+        kept = np.empty(len(rows), self._form)
+        kept["score"] = np.concatenate([some for _, some in parts])
+        kept["image"] = np.cumsum(np.diff(photos, prepend=photos[0]) != 0)
+        for name in self.fields:
+            kept[name] = self.kept[name][rows]
+        firsts = np.unique(kept["image"], return_index=True)[1]
         paths = self._table.paths_at(photos[firsts])
-        arrays = {"score": np.concatenate([some for _, some in parts]).astype("<f4")}
-        arrays |= {"image": image.astype("<i4")}
-        for name, (kind, _) in self.forms.items():
-            arrays[name] = self.kept[name][rows].astype(kind)
         block = Block(
             images=[(path, keys[i]) for path, i in zip(paths, firsts.tolist(), strict=True)],
             reasons={i: why for i, why in enumerate(failures) if why is not None},
             like_photos=sum(int(like_photos(part.sizes).sum()) for part, _ in parts),
-            after=self.frame_before(int(rows[0])),
-            arrays=arrays,
+            after=self.frame_before(int(rows[0]), int(photos[0])),
+            rows=kept,
         )
         self.journal.write(self.section, block)
 
+    @property
+    def _form(self) -> np.dtype[Any]:
+        """The type of a block's rows."""
+        own = [(name, self.kept.dtype[name]) for name in self.fields]
+        return np.dtype([("score", "<f4"), ("image", "<i4"), *own])
 
-def scored_before(rows: Rows, block: Block) -> Batch:
-    """The batch of a block."""
-    none = np.zeros((0, FACE_SIZE, FACE_SIZE, 3), np.uint8)
-    sizes = np.zeros((len(rows), 2), np.int32)
-    scores = block.arrays["score"]
-    return Batch(rows, none, sizes, dict(block.reasons), scores=scores[np.isfinite(scores)])
+    def _key(self, path: str) -> Key:
+        return None if self.journal is None else self.journal.key(path)

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -33,7 +34,6 @@ from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import parse_json
 
 Key = list[int] | None  # size and time of change of one file or more; None: a file is missing
-Forms = Mapping[str, tuple[str, tuple[int, ...]]]  # of arrays by row: type, shape of one row
 
 BEGINNING = -1.0  # what comes before the first frame of a video
 _START = b"sdd-fiqa journal of scores 1"
@@ -50,15 +50,15 @@ class Block:
         reasons: {row in the block: why it has no score}.
         like_photos: see `dataset.faces.Faces`.
         after: the time of the frame before the first row, if that is one of the same video.
-        arrays: by row: `score` (float32; NaN: none), `image` (its place in `images`), and others;
-            of frames also `time`, in seconds.
+        rows: `score` (float32; NaN: none), `image` (its place in `images`), and other fields; of
+            frames also `time`, in seconds.
     """
 
     images: list[tuple[str, Key]]
     reasons: dict[int, str]
     like_photos: int
     after: float
-    arrays: dict[str, npt.NDArray[Any]]
+    rows: npt.NDArray[Any]
 
 
 class Journal:
@@ -81,7 +81,7 @@ class Journal:
         """
         self._file = file
         self._places: dict[tuple[str, str], list[tuple[int, int]]] = {}  # offset and size of lines
-        self._containers: dict[str, Key] = {}
+        self._container_key = cache(_container_key)
         self._handle: IO[bytes] | None = None
         self._synced = time.monotonic()
         about = {**about, "the decoder's version": decoder_version()}
@@ -102,21 +102,14 @@ class Journal:
         For the member of a container, that of the container and its index, at first sight.
         """
         parts = split_member(path)
-        if parts is None:
-            return state_of(path)
-        container = parts[0]
-        if container not in self._containers:
-            index = state_of(os.path.splitext(container)[0] + ".idx") or []
-            whole = state_of(container)
-            self._containers[container] = None if whole is None else whole + index
-        return self._containers[container]
+        return state_of(path) if parts is None else self._container_key(parts[0])
 
     def runs(
-        self, section: str, table: ImageList, rows: npt.NDArray[np.int64], forms: Forms
+        self, section: str, table: ImageList, rows: npt.NDArray[np.int64], form: np.dtype[Any]
     ) -> Iterator[tuple[int, int, Block | None]]:
         """Divides some records of a list into those of a section's blocks and those to be scored.
 
-        A block must hold `forms` beside scores.
+        The rows of a block must have a `form`: score, image, and what the section keeps.
 
         Yields:
             start, stop: a part of `rows`, in order; and its block, or None. Where a block ends with
@@ -125,7 +118,7 @@ class Journal:
         start = at = 0
         after = BEGINNING
         while at < len(rows) and self._places:
-            block = self._block_at(section, table, rows[at:], forms, after)
+            block = self._block_at(section, table, rows[at:], form, after)
             before, after = after, BEGINNING
             if block is None:
                 at += 1
@@ -134,7 +127,7 @@ class Journal:
                 yield start, at, None
             start, at = at, at + len(block.images)
             yield start, at, block
-            last = block.arrays["time"][-1] if "time" in forms else np.nan
+            last = block.rows["time"][-1] if "time" in (form.names or ()) else np.nan
             if last > (before if len(block.images) == 1 else BEGINNING):
                 at, after = at - 1, float(last)
             start = at
@@ -145,9 +138,13 @@ class Journal:
         """Adds a block. Where it cannot be written, a note says so and no more are."""
         if self._handle is None:
             return
-        arrays = {name: base64.b64encode(a.tobytes()).decode() for name, a in block.arrays.items()}
+        content: dict[str, Any] = {"section": section, **vars(block)}
+        rows = content.pop("rows")
+        content["arrays"] = {
+            name: base64.b64encode(rows[name].tobytes()).decode() for name in rows.dtype.names
+        }
         try:
-            self._append({"section": section, **vars(block), "arrays": arrays})
+            self._append(content)
         except OSError as error:
             self._give_up(error)
 
@@ -194,14 +191,14 @@ class Journal:
         section: str,
         table: ImageList,
         rows: npt.NDArray[np.int64],
-        forms: Forms,
+        form: np.dtype[Any],
         after: float,
     ) -> Block | None:
         """The block that begins with the first of some records of the list, after a frame of it."""
         places = self._places.get((section, table.path(int(rows[0]))), ())
         for place, size in reversed(places):  # the last one written is the newest
             assert self._handle is not None
-            block = _parse(_read(os.pread(self._handle.fileno(), size, place)), forms)
+            block = _parse(_read(os.pread(self._handle.fileno(), size, place)), form)
             if block is None or block.after != after or len(block.images) > len(rows):
                 continue
             paths = table.paths_at(islice(rows.tolist(), len(block.images)))
@@ -246,6 +243,12 @@ def state_of(path: str) -> Key:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _container_key(container: str) -> Key:
+    whole = state_of(container)
+    index = state_of(os.path.splitext(container)[0] + ".idx") or []
+    return None if whole is None else whole + index
+
+
 def _read(line: bytes) -> dict[str, Any]:
     """The content of a line; empty if it is not as it was written."""
     match = re.fullmatch(rb"([0-9a-f]{8}) (\{.*\})\n?", line)
@@ -258,25 +261,23 @@ def _read(line: bytes) -> dict[str, Any]:
     return content
 
 
-def _parse(content: dict[str, Any], forms: Forms) -> Block | None:
+def _parse(content: dict[str, Any], form: np.dtype[Any]) -> Block | None:
     """The block of a line; None if what it says does not fit together."""
     try:
         images = [(str(path), key) for path, key in content["images"]]
         reasons = {int(row): str(why) for row, why in content["reasons"].items()}
-        arrays = {}
-        for name, (kind, shape) in {"score": ("<f4", ()), "image": ("<i4", ()), **forms}.items():
-            values = np.frombuffer(base64.b64decode(content["arrays"][name]), kind)
-            arrays[name] = values.reshape(-1, *shape)
+        decoded = {name: base64.b64decode(content["arrays"][name]) for name in form.names or ()}
+        rows = np.empty(len(decoded["score"]) // form["score"].itemsize, form)
+        for name, data in decoded.items():
+            rows[name] = np.frombuffer(data, form[name])
         like_photos, after = int(content["like_photos"]), float(content["after"])
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
-    if len({len(values) for values in arrays.values()}) != 1:
-        return None
-    count = len(arrays["score"])
-    image = arrays["image"]
-    whole = count >= len(images) > 0 and image[0] == 0 and image[-1] == len(images) - 1
-    whole = whole and set(np.diff(image).tolist()) <= {0, 1}
-    whole = whole and (bool(forms) or count == len(images))
-    unscored = set(np.flatnonzero(~np.isfinite(arrays["score"])).tolist())
-    whole = whole and unscored == set(reasons)
-    return Block(images, reasons, like_photos, after, arrays) if whole else None
+    image = rows["image"]
+    fits = (
+        np.array_equal(np.unique(image), np.arange(len(images)))
+        and bool((np.diff(image) >= 0).all())
+        and (len(decoded) > 2 or len(rows) == len(images))  # listed faces have one row an image
+        and set(reasons) == set(np.flatnonzero(~np.isfinite(rows["score"])).tolist())
+    )
+    return Block(images, reasons, like_photos, after, rows) if fits else None

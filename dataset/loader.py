@@ -7,7 +7,7 @@ the start-up time and the shared memory of worker processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from dataset.images import read_image
 from dataset.lists import ImageList
 from sdd_fiqa.cores import own_cores
 from sdd_fiqa.errors import Stalled, UnreadableImage
-from sdd_fiqa.images import FACE_SIZE, Content, decode_image, resize_face
+from sdd_fiqa.images import FACE_SIZE, decode_image, resize_face
 
 _CHUNK = 16  # images a task: large enough that handing it over costs nothing
 _AHEAD = 2  # batches decoded ahead of the one in use
@@ -30,7 +30,6 @@ STALL_SECONDS = 300.0  # well above a chunk of reads that are all tried to the l
 _STALL_SLICES = 10
 
 _Result = TypeVar("_Result")
-Contents = Callable[[Sequence[str]], Iterable[Content | UnreadableImage | None]]
 
 
 @dataclass
@@ -40,8 +39,8 @@ class Batch:
     Attributes:
         rows: (B,) int64, their rows in the list.
         faces: (B, 112, 112, 3) uint8, RGB; zero where a record could not be read.
-        sizes: (B, 2) int32, height and width before resizing; zero where not read.
         failures: {position in the batch: reason}.
+        sizes: (B, 2) int32, height and width before resizing, zero where not read; or (0, 2).
         keys: of each record's image, before it was read; empty unless a `Journal` is kept.
         last: whether the next batch begins with another image.
         scores: of a journal; the faces are left out. None: the records are to be scored.
@@ -49,8 +48,8 @@ class Batch:
 
     rows: npt.NDArray[np.int64]
     faces: npt.NDArray[np.uint8]
-    sizes: npt.NDArray[np.int32]
     failures: dict[int, str] = field(default_factory=dict)
+    sizes: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     keys: list[list[int] | None] = field(default_factory=list)
     last: bool = True
     scores: npt.NDArray[np.float32] | None = None
@@ -73,7 +72,7 @@ def batches(
     rows: Sequence[int] | npt.NDArray[np.int64],
     batch_size: int,
     num_workers: int | None = None,
-    contents: Contents = read_run,
+    unread: Mapping[str, str] = {},
     key: Callable[[str], list[int] | None] | None = None,
 ) -> Generator[Batch, None, None]:
     """Decodes the images of some records of a list, batch by batch, in the order given.
@@ -83,8 +82,7 @@ def batches(
         rows: which records.
         batch_size: images a batch; the last one may be smaller.
         num_workers: decoding threads; None takes `default_workers()`.
-        contents: from some paths to the bytes of each image, or why there are none; None: its path
-            is read on its own.
+        unread: {path: why} of images that are not read.
         key: gives the `keys` of a batch, from paths.
 
     Raises:
@@ -98,12 +96,12 @@ def batches(
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
             faces = np.zeros((len(some), FACE_SIZE, FACE_SIZE, 3), np.uint8)
-            batch = Batch(some, faces, np.zeros((len(some), 2), np.int32))
+            batch = Batch(some, faces, sizes=np.zeros((len(some), 2), np.int32))
             if key is not None:
                 batch.keys = [None] * len(some)
             paths = list(table.paths_at(some))
             for at in range(0, len(some), _CHUNK):
-                yield paths[at], partial(_read_chunk, batch, paths, at, contents, key)
+                yield paths[at], partial(_read_chunk, batch, paths, at, unread, key)
 
     for batch in read_ahead(tasks(), num_workers, _AHEAD * chunks):
         if batch is not None:
@@ -182,17 +180,17 @@ def _read_chunk(
     batch: Batch,
     paths: list[str],
     start: int,
-    contents: Contents,
+    unread: Mapping[str, str],
     key: Callable[[str], list[int] | None] | None,
 ) -> Batch | None:
     """Decodes some images of a batch; returns the batch with its last images."""
     chunk = paths[start : start + _CHUNK]
     if key is not None:
         batch.keys[start : start + _CHUNK] = map(key, chunk)
-    for position, path, content in zip(count(start), chunk, contents(chunk), strict=False):
+    for position, path, content in zip(count(start), chunk, read_run(chunk), strict=False):
         try:
-            if isinstance(content, UnreadableImage):
-                raise content
+            if path in unread:
+                raise UnreadableImage(unread[path])
             image = read_image(path) if content is None else decode_image(content)
             batch.sizes[position] = image.shape[:2]
             batch.faces[position] = resize_face(image)

@@ -1,27 +1,29 @@
-"""The faces found in photos and cut out.
+"""The faces found in photos and in frames of videos, and cut out.
 
-What is kept of a photo's face is its row: which photo, which of its faces, where. A photo without a
-face, or one that cannot be read, has a row too, so that every photo has at least one.
+What is kept of a face is its row: which photo, which of its faces, where. A photo without a face,
+or one that cannot be read, has a row too, so that every photo has at least one. A video has the
+rows of each frame taken, which is called `clip.mp4#t=12.500`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import groupby
-from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset.faces import Faces, Rows, scored_before
+from dataset.faces import Faces, Rows
 from dataset.images import read_image
-from dataset.journal import Block, Forms, Key
+from dataset.journal import BEGINNING, Block, Key
 from dataset.lists import ImageList
 from dataset.loader import Batch, read_ahead
 from dataset.scores import NumberColumn
+from dataset.tracks import tracks_of
+from dataset.video import frame_at, frames, is_video
 from sdd_fiqa.alignment import DetectedFace, FaceAligner, align
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import FACE_SIZE, Image
@@ -33,57 +35,55 @@ LANDMARK_COLUMNS = tuple(f"{point}_{axis}" for point in _POINTS for axis in "xy"
 # Of scores.csv, in this order; the landmarks with --all-faces alone.
 COLUMNS = ("faces", "turned", *_BOX, *LANDMARK_COLUMNS, "detector_score")
 _PLACE = (*_BOX, *LANDMARK_COLUMNS, "detector_score", "turned")  # what is kept of a face
-# The row of the list; 1 for the largest face of a photo, 0 where there is no face; how many faces
-# the photo shows, NaN where it cannot be read; where the face is; of a frame its time in seconds,
-# NaN for photos; the track, 0 where there is none.
 ROW = np.dtype(
     [
-        *(("photo", "<i8"), ("number", "<i4"), ("seen", "<f4"), ("place", "<f4", len(_PLACE))),
-        *(("time", "<f8"), ("track", "<i4")),
+        ("photo", "<i8"),  # row of the list
+        ("number", "<i4"),  # 1 for the largest face of a photo; 0 where there is no face
+        ("seen", "<f4"),  # how many faces the photo shows; NaN where it cannot be read
+        ("place", "<f4", len(_PLACE)),
+        ("time", "<f8"),  # of a frame, in seconds; NaN for photos
     ]
 )
 _DECIMALS = {"turned": 0, "detector_score": 3}  # of others 1
-_CHUNK = 4  # photos a task
+
+Looks = Callable[[int, Image], list[list[DetectedFace]]]
 
 
 @dataclass
 class Photo:
-    """What was found in one photo, or in one frame of a video.
+    """What one look at a photo, or at a frame of a video, shows.
 
     Attributes:
         row: of the list.
+        key: of the photo's file, before it was read; None without a journal.
+        time: of the frame, in seconds; NaN for a photo.
         reason: why there is no face, where there is none.
         found: faces with their crops.
         seen: how many faces it shows; NaN where it could not be read.
-        time: of the frame, in seconds; NaN for a photo.
-        tracks: of the faces found in a frame.
-        key: of the photo's file, before it was read; None without a journal.
     """
 
     row: int
+    key: Key = None
+    time: float = np.nan
     reason: str = NO_FACE
     found: list[tuple[DetectedFace, Image]] = field(default_factory=list)
     seen: float = np.nan
-    time: float = np.nan
-    tracks: list[int] = field(default_factory=list)
-    key: Key = None
 
 
 class PhotoFaces(Faces):
-    """The faces of photos: rows that grow as photos are searched.
+    """The faces of photos and videos: rows that grow as they are searched.
 
     Attributes:
         kept: (rows,) of type ROW, what is kept of each face.
     """
 
-    forms: ClassVar[Forms] = {
-        "number": ("<i4", ()),
-        "seen": ("<f4", ()),
-        "place": ("<f4", (len(_PLACE),)),
-    }
-
     def __init__(
-        self, table: ImageList, all_faces: bool, batch_size: int, num_workers: int | None = None
+        self,
+        table: ImageList,
+        all_faces: bool,
+        batch_size: int,
+        num_workers: int | None = None,
+        frames_per_second: float | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -92,59 +92,109 @@ class PhotoFaces(Faces):
             all_faces: every face of a photo, the largest first; else the largest alone.
             batch_size: faces a batch; the last one may be smaller.
             num_workers: threads that decode and detect; None takes one a core.
+            frames_per_second: so many frames of each second of a video; None: there is no video.
 
         Raises:
             UserError: the detector is missing and cannot be fetched.
         """
         super().__init__(table, batch_size, num_workers)
-        self.all_faces = all_faces
+        self.all_faces, self._rate = all_faces, frames_per_second
+        self.fields = ("number", "seen", "place", "time")[: 3 if self._rate is None else 4]
         self.aligner = FaceAligner()
-        self._read_again = lru_cache(2)(read_image)  # a photo of many faces is decoded once
-        self.restart(np.arange(len(table)))
+        self._looks: Looks = lambda _, image: [self.aligner.search(image, self.all_faces)]
+        self._read_again = lru_cache(2)(_picture)  # a photo of many faces is decoded once
+        self.kept = self._room = np.empty(0, ROW)  # _room has room for more rows at its end
 
-    def restart(self, photos: Rows) -> None:
-        """Forgets all rows; the photos of these rows of the list, rising, are to be searched."""
-        self._photos = photos  # rows of the list, rising
-        self._unkept = {}  # not those of the faces that this is a copy of
-        self.kept = np.empty(0, ROW)
-        self._room = self.kept  # with room for more at its end
+    def again(self, photos: Rows, looks: Looks, all_faces: bool, section: str) -> PhotoFaces:
+        """Some photos, to be searched in another way.
 
-    def looks(self, photo: int, image: Image) -> list[list[DetectedFace]]:
-        """The faces that each look at a photo shows."""
-        return [self.aligner.search(image, self.all_faces)]
+        Args:
+            photos: (P,) rows of the list, rising.
+            looks: gives the faces that each look at a photo shows, from its row of the list and its
+                pixels.
+            all_faces: see above.
+            section: of the journal.
+        """
+        other = copy(self)
+        other._photos, other._looks = photos, looks
+        other.all_faces, other.section = all_faces, section
+        other._unkept = {}
+        other.kept = other._room = np.empty(0, ROW)
+        return other
 
     def __len__(self) -> int:
         return len(self.kept)
-
-    def __iter__(self) -> Iterator[Batch]:
-        waiting: list[Photo] = []
-        for start, stop, block in self.runs(self._photos):
-            if block is not None:
-                yield from self.batches(waiting)
-                waiting = []
-                yield self._restore(self._photos[start:stop], block)
-                continue
-            for photos in read_ahead(self.tasks(start, stop), self._workers):
-                for _, looks in groupby(photos, attrgetter("row")):  # of one photo
-                    waiting += looks
-                    if sum(max(1, len(photo.found)) for photo in waiting) >= self._batch_size:
-                        yield from self.batches(waiting)
-                        waiting = []
-        yield from self.batches(waiting)
 
     def listed(self, rows: Rows) -> Rows:
         """The photos of some rows."""
         photos: Rows = self.kept["photo"][rows]
         return photos
 
-    def _restore(self, photos: Rows, block: Block) -> Batch:
-        """Adds the rows of a block."""
-        images = photos[block.arrays["image"]]
-        rows = np.zeros(len(images), ROW)
-        rows["photo"], rows["time"] = images, np.nan
-        for name in self.forms:
-            rows[name] = block.arrays[name]
-        return scored_before(self._add(rows), block)
+    def batches(self, photos: Rows) -> Iterator[Batch]:
+        """Searches some photos, and yields the crops of their faces."""
+        waiting: list[Photo] = []
+        for looks in read_ahead(self._tasks(photos), self._workers):
+            waiting += looks
+            if sum(max(1, len(photo.found)) for photo in waiting) >= self._batch_size:
+                yield from self._cut(waiting)
+                waiting = []
+        yield from self._cut(waiting)
+
+    def _tasks(self, photos: Rows) -> Iterator[tuple[str, Callable[[], list[Photo]]]]:
+        """What searches each photo or frame, and its path; frames are read here, in order."""
+        for row, path in zip(photos.tolist(), self._table.paths_at(photos), strict=True):
+            if self._rate is None or not is_video(path):
+                yield path, partial(self._search, Photo(row), path)
+                continue
+            video = Photo(row, self._key(path))
+            done = self.frame_before(len(self), row)  # what the journal had
+            try:
+                for time, image in frames(path, self._rate):
+                    if time > done:
+                        yield path, partial(self._search, replace(video, time=time), path, image)
+            except UnreadableImage as error:
+                yield path, partial(list, [replace(video, reason=str(error))])
+
+    def _search(self, photo: Photo, path: str, image: Image | None = None) -> list[Photo]:
+        """Finds the faces of a photo, which is read here, or of a frame."""
+        most = None if self.all_faces else 1
+        try:
+            if image is None:
+                photo.key = self._key(path)
+                if path in self.unread:
+                    raise UnreadableImage(self.unread[path])
+                image = read_image(path)
+            return [
+                replace(photo, found=self.aligner.crops(image, faces[:most]), seen=len(faces))
+                for faces in self._looks(photo.row, image)
+            ]
+        except UserError:  # the storage is gone, which is no fault of the photo
+            raise
+        except ValueError as error:  # unreadable; or five landmarks in one point
+            return [replace(photo, reason=str(error))]
+
+    def _cut(self, photos: list[Photo]) -> Iterator[Batch]:
+        """Adds the rows of some photos, then yields their crops."""
+        found = [(photo, n) for photo in photos for n in range(1, len(photo.found) + 1) or [0]]
+        numbers = self._add(np.array([_row(*one) for one in found], ROW))
+        blank = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
+        for start in range(0, len(found), self._batch_size):
+            some = found[start : start + self._batch_size]
+            yield Batch(
+                rows=numbers[start : start + len(some)],
+                faces=np.stack([photo.found[n - 1][1] if n else blank for photo, n in some]),
+                failures={i: photo.reason for i, (photo, n) in enumerate(some) if not n},
+                keys=[photo.key for photo, _ in some],
+                last=start + len(some) == len(found),
+            )
+
+    def restored(self, photos: Rows, block: Block) -> Batch:
+        """Adds the rows of a block; as for listed faces."""
+        rows = np.zeros(len(block.rows), ROW)
+        rows["photo"], rows["time"] = photos[block.rows["image"]], np.nan
+        for name in self.fields:
+            rows[name] = block.rows[name]
+        return super().restored(self._add(rows), block)
 
     def _add(self, rows: npt.NDArray[Any]) -> Rows:
         """Adds rows to those that are kept; returns their numbers."""
@@ -155,24 +205,20 @@ class PhotoFaces(Faces):
         self.kept = self._room[:count]
         return np.arange(first, count)
 
-    def searched(self) -> int:
-        """How many photos the rows so far are of."""
-        last = self.kept["photo"][-1:]
-        return int(np.searchsorted(self._photos, last, side="right")[0]) if len(last) else 0
+    def frame_before(self, row: int, photo: int) -> float:
+        """As for listed faces."""
+        if row == 0 or self.kept["photo"][row - 1] != photo or self.stills()[row - 1]:
+            return BEGINNING
+        return float(self.kept["time"][row - 1])
 
     def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
-        """The photos' paths, followed by `#k` for the k-th face when all faces are asked for."""
+        """The photos' paths; after it `#t=1.500` of a frame, and `#k` of the k-th face of all."""
         some = np.fromiter(rows, np.int64)
-        for row, path in zip(
-            some.tolist(), self._table.paths_at(self.kept["photo"][some]), strict=True
-        ):
-            number = self.kept["number"][row] if self.all_faces else 0
-            yield self.picture(row, path) + (f"#{number}" if number else "")
-
-    def picture(self, row: int, path: str) -> str:
-        """What the picture of a row is called, whose photo has this path: a frame has a time."""
-        time = self.kept["time"][row]
-        return path if np.isnan(time) else f"{path}#t={time:.3f}"
+        paths = self._table.paths_at(self.kept["photo"][some])
+        numbers, times = self.kept["number"][some], self.kept["time"][some]
+        for path, number, time in zip(paths, numbers, times, strict=True):
+            frame = "" if np.isnan(time) else f"#t={time:.3f}"
+            yield path + frame + (f"#{number}" if number and self.all_faces else "")
 
     def stills(self) -> npt.NDArray[np.bool_]:
         """(rows,) whether each is of a photo."""
@@ -195,18 +241,29 @@ class PhotoFaces(Faces):
         return align(self.reread(row), landmarks)
 
     def reread(self, row: int) -> Image:
-        """The picture of a row again; raises UnreadableImage."""
-        return self._read_again(self.photo_path(row))
+        """The photo or the frame of a row again; raises UnreadableImage."""
+        time = None if self.stills()[row] else float(self.kept["time"][row])
+        return self._read_again(self.photo_path(row), time)
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
         """COLUMNS; empty where there is no face, `faces` where the photo could not be read.
 
-        Boxes and landmarks are in pixels of the photo, with one decimal.
+        Boxes and landmarks are in pixels of the photo, with one decimal. Where there may be videos,
+        also time (seconds) and track; empty for photos.
         """
         columns: dict[str, Sequence[str]] = {"faces": NumberColumn(self.kept["seen"], 0)}
         for name, values in zip(_PLACE, self.kept["place"].T, strict=True):
             columns[name] = NumberColumn(values, _DECIMALS.get(name, 1))
-        wanted = (name for name in COLUMNS if self.all_faces or name not in LANDMARK_COLUMNS)
+        wanted = [name for name in COLUMNS if self.all_faces or name not in LANDMARK_COLUMNS]
+        if self._rate is not None:
+            in_video = (self.kept["number"] > 0) & ~self.stills()
+            faces = self.kept[in_video]
+            tracks = np.full(len(self), np.nan)
+            boxes = faces["place"][:, :4]
+            tracks[in_video] = tracks_of(faces["photo"], faces["time"], boxes, self._rate)
+            columns["time"] = NumberColumn(self.kept["time"], 3)
+            columns["track"] = NumberColumn(tracks, 0)
+            wanted[2:2] = ["time", "track"]
         return [(name, columns[name]) for name in wanted]
 
     def replace(self, other: PhotoFaces, rows: Rows) -> Rows:
@@ -223,65 +280,15 @@ class PhotoFaces(Faces):
         self.kept = self._room = both[source]
         return source
 
-    def tasks(self, start: int, stop: int) -> Iterator[tuple[str, Callable[[], list[Photo]]]]:
-        """The path of the photo that each task begins with, and what searches it.
 
-        `start` and `stop` count the photos to be searched.
-        """
-        for at in range(start, stop, _CHUNK):
-            rows = self._photos[at : min(at + _CHUNK, stop)]
-            paths = list(self._table.paths_at(rows))
-            yield paths[0], partial(self.search, rows, paths)
+def _picture(path: str, time: float | None) -> Image:
+    return read_image(path) if time is None else frame_at(path, time)
 
-    def search(self, rows: Rows, paths: list[str]) -> list[Photo]:
-        """Finds the faces of some photos: rows of the list, and their paths."""
-        photos: list[Photo] = []
-        for row, path in zip(rows.tolist(), paths, strict=True):
-            key = None if self.journal is None else self.journal.key(path)
-            try:
-                if path in self.unread:
-                    raise UnreadableImage(self.unread[path])
-                image = read_image(path)
-                found = [self.cut_out(row, image, faces) for faces in self.looks(row, image)]
-            except UserError:  # the storage is gone, which is no fault of the photo
-                raise
-            except ValueError as error:  # unreadable; or five landmarks in one point
-                found = [Photo(row, str(error))]
-            for photo in found:
-                photo.key = key
-            photos += found
-        return photos
 
-    def _row(self, photo: Photo, number: int) -> tuple[Any, ...]:
-        """What is kept of one face of a photo; 0: of a photo without a face."""
-        place, track = [np.nan] * len(_PLACE), 0
-        if number:
-            face, _ = photo.found[number - 1]
-            place = [*face.box, *face.landmarks.ravel().tolist()]
-            place += [face.detector_score, face.turned]
-            track = photo.tracks[number - 1] if photo.tracks else 0
-        return photo.row, number, photo.seen, place, photo.time, track
-
-    def cut_out(self, row: int, image: Image, faces: list[DetectedFace]) -> Photo:
-        """The faces that a photo shows, with their crops: all, or the largest."""
-        photo = Photo(row, seen=len(faces))
-        for face in faces if self.all_faces else faces[:1]:
-            exact = self.aligner.look_closer(image, face)
-            photo.found.append((exact, align(image, exact.landmarks)))
-        return photo
-
-    def batches(self, photos: list[Photo]) -> Iterator[Batch]:
-        """Notes the rows of some photos, then yields their crops."""
-        rows = [(photo, n) for photo in photos for n in range(1, len(photo.found) + 1) or [0]]
-        numbers = self._add(np.array([self._row(*row) for row in rows], ROW))
-        blank = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
-        for start in range(0, len(rows), self._batch_size):
-            some = rows[start : start + self._batch_size]
-            yield Batch(
-                rows=numbers[start : start + len(some)],
-                faces=np.stack([photo.found[n - 1][1] if n else blank for photo, n in some]),
-                sizes=np.full((len(some), 2), FACE_SIZE, np.int32),
-                failures={i: photo.reason for i, (photo, n) in enumerate(some) if not n},
-                keys=[photo.key for photo, _ in some],
-                last=start + len(some) == len(rows),
-            )
+def _row(photo: Photo, number: int) -> tuple[Any, ...]:
+    """What is kept of one face of a photo; 0: of a photo without a face."""
+    place = [np.nan] * len(_PLACE)
+    if number:
+        face, _ = photo.found[number - 1]
+        place = [*face.box, *face.landmarks.ravel().tolist(), face.detector_score, face.turned]
+    return photo.row, number, photo.seen, place, photo.time

@@ -9,8 +9,6 @@ import numpy as np
 from dataset.faces import Rows, Values
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores
-from sdd_fiqa.alignment import DetectedFace
-from sdd_fiqa.images import Image
 from sdd_fiqa.turned import doubtful, leads
 
 Score = Callable[[PhotoFaces, int], tuple[Scores, bool]]
@@ -36,12 +34,17 @@ def turn_photos(
     photos = _doubtful(faces, scores.values, lowest)
     if not len(photos):
         return scores, False
-    looks = _TurnedLooks(faces, photos)
+    search = faces.aligner.search
+    # One quick look at every turn; each has a row, of the largest face.
+    looks = faces.again(photos, lambda _, image: faces.aligner.search_turned(image), False, "looks")
     seen, interrupted = score(looks, len(photos))
     rows = _better(looks, seen.values, faces, scores.values)
     if faces.all_faces and len(rows) and not interrupted:
-        turns = looks.kept["place"][rows, -1]
-        looks = _TurnedLooks(faces, looks.kept["photo"][rows], turns)
+        photos = looks.kept["photo"][rows]
+        turns = dict(zip(photos.tolist(), looks.kept["place"][rows, -1].astype(int), strict=True))
+        looks = faces.again(
+            photos, lambda row, image: [search(image, True, int(turns[row]))], True, "turned"
+        )
         seen, interrupted = score(looks, len(rows))
         rows = np.flatnonzero(looks.kept["number"])
     if interrupted or not len(rows):
@@ -54,30 +57,6 @@ def turn_photos(
         np.concatenate([scores.values, seen.values])[source],
         {int(place[i]): why for i, why in reasons.items() if place[i] >= 0},
     ), False
-
-
-class _TurnedLooks(PhotoFaces):
-    """Some photos again, turned."""
-
-    def __init__(self, faces: PhotoFaces, photos: Rows, turns: Values | None = None) -> None:
-        """Nothing is read yet.
-
-        Args:
-            faces: of the photos, as they are.
-            photos: (P,) rows of the list, rising.
-            turns: (P,) degrees clockwise: the photo is searched turned by that. None: one quick
-                look at every turn; each has a row, of the largest face.
-        """
-        self.__dict__.update(vars(faces))
-        self.restart(photos)
-        self._turns = None if turns is None else dict(zip(photos.tolist(), turns, strict=True))
-        self.all_faces = faces.all_faces and turns is not None
-        self.section = "looks" if turns is None else "turned"
-
-    def looks(self, photo: int, image: Image) -> list[list[DetectedFace]]:
-        if self._turns is None:
-            return self.aligner.search_turned(image)
-        return [self.aligner.search(image, self.all_faces, int(self._turns[photo]))]
 
 
 def _doubtful(faces: PhotoFaces, scores: Values, lowest: float) -> Rows:

@@ -19,7 +19,6 @@ from dataset.loader import Batch, one_behind
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores
 from dataset.turned import turn_photos
-from dataset.video_faces import VideoFaces
 from models import QualityModel
 from models.pretrained import find_model
 from sdd_fiqa.calibration import ScoreInterpretation
@@ -27,7 +26,7 @@ from sdd_fiqa.files import sha256_of
 from sdd_fiqa.number import count_of
 from sdd_fiqa.turned import lowest_upright
 
-Begun = tuple[Batch, int, Callable[[], npt.NDArray[np.float32]]]
+Begun = tuple[Batch, Callable[[], npt.NDArray[np.float32]]]
 
 
 def open_faces(
@@ -44,12 +43,8 @@ def open_faces(
     Those in `unread` get their reason.
     """
     faces: Faces
-    if frames_per_second is not None:
-        faces = VideoFaces(
-            table, all_faces, batch_size, num_workers, frames_per_second=frames_per_second
-        )
-    elif align or all_faces:
-        faces = PhotoFaces(table, all_faces, batch_size, num_workers)
+    if align or all_faces or frames_per_second is not None:
+        faces = PhotoFaces(table, all_faces, batch_size, num_workers, frames_per_second)
     else:
         faces = Faces(table, batch_size, num_workers)
     faces.unread = unread
@@ -99,7 +94,7 @@ def score(
         bar = tqdm(total=images, desc=doing, unit=" images")
     interrupted = False
 
-    def finish(batch: Batch, searched: int, scored: Callable[[], npt.NDArray[np.float32]]) -> None:
+    def finish(batch: Batch, scored: Callable[[], npt.NDArray[np.float32]]) -> None:
         values = np.full(len(batch.rows), np.nan, np.float32)
         values[batch.readable] = scored()
         for position in np.flatnonzero(batch.readable & ~np.isfinite(values)).tolist():
@@ -110,16 +105,15 @@ def score(
         found[int(batch.rows[0])] = values
         faces.keep(batch, values)
         if bar is not None:
-            bar.update(searched - bar.n)
+            bar.update(faces.searched(batch) - bar.n)
 
     def begin() -> Iterator[Begun]:
         for batch in faces:
             if batch.scores is not None:
-                yield batch, faces.searched(), partial(np.asarray, batch.scores)
+                yield batch, partial(np.asarray, batch.scores)
                 continue
             good = batch.readable
-            scored = network.begin(batch.faces if good.all() else batch.faces[good])
-            yield batch, faces.searched(), scored
+            yield batch, network.begin(batch.faces if good.all() else batch.faces[good])
 
     begun: Begun | None = None
     try:

@@ -74,12 +74,15 @@ def test_only_so_much_is_decoded_ahead(table: ImageList, monkeypatch: pytest.Mon
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_an_error_of_ours_is_not_swallowed(table: ImageList) -> None:
+def test_an_error_of_ours_is_not_swallowed(
+    table: ImageList, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(paths: Any) -> Any:
         raise ZeroDivisionError
 
+    monkeypatch.setattr(loader, "read_run", fail)
     with pytest.raises(ZeroDivisionError):
-        list(batches(table, np.arange(4), 2, 1, fail))
+        list(batches(table, np.arange(4), 2, 1))
 
 
 def test_threads_are_shared_among_the_processes_of_a_machine(

@@ -17,7 +17,8 @@ from dataset.lists import read_table
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores
 from dataset.turned import turn_photos
-from sdd_fiqa.alignment import TEMPLATE, DetectedFace
+from sdd_fiqa import alignment
+from sdd_fiqa.alignment import TEMPLATE, DetectedFace, FaceAligner
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.images import Image
 
@@ -33,8 +34,11 @@ SHOWN: dict[str, list[list[float]]] = {
 }
 
 
-class Detector:
-    def search(self, image: Image, every: bool, turn: int = 0) -> list[DetectedFace]:
+class Detector(FaceAligner):
+    def __init__(self) -> None:
+        pass
+
+    def search(self, image: Image, every: bool = False, turn: int = 0) -> list[DetectedFace]:
         scores = SHOWN[list(SHOWN)[int(image[0, 0, 0])]][turn // 90]
         roll = np.array([[0, -1], [1, 0]]) if image[0, 0, 0] == 5 else np.eye(2)
         return [
@@ -64,7 +68,8 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], P
 
     monkeypatch.setattr(photos, "FaceAligner", Detector)
     monkeypatch.setattr(photos, "read_image", read)
-    monkeypatch.setattr(photos, "align", picture)
+    for module in (photos, alignment):
+        monkeypatch.setattr(module, "align", picture)
     (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in [*SHOWN, "gone"]))
     return lambda all_faces: PhotoFaces(read_table(tmp_path / "list.txt"), all_faces, 3)
 
@@ -77,7 +82,7 @@ def score(faces: PhotoFaces, count: int) -> tuple[Scores, bool]:
         row = int(batch.rows[0])
         scores.reasons |= {row + at: reason for at, reason in batch.failures.items()}
         scores.values = np.append(scores.values, values)
-    assert faces.searched() <= count
+        assert faces.searched(batch) <= count
     return scores, False
 
 

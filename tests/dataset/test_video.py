@@ -21,10 +21,11 @@ from dataset import video
 from dataset.find import find_images, table_of
 from dataset.journal import Journal
 from dataset.left_out import Skipped
+from dataset.photo_faces import PhotoFaces
+from dataset.tracks import Tracks
 from dataset.turned import turn_photos
 from dataset.video import frame_at, frames, is_video
-from dataset.video_faces import Tracks, VideoFaces
-from sdd_fiqa.alignment import TEMPLATE, DetectedFace
+from sdd_fiqa.alignment import TEMPLATE, DetectedFace, FaceAligner
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.images import Image, cv2
 
@@ -185,10 +186,13 @@ def test_a_stream_is_refused(name: str) -> None:
 
 
 # --- Faces ----------------------------------------------------------------------------------------
-class Detector:
+class Detector(FaceAligner):
     """A face is each bright square of 112 pixels; a photo of one is 300 pixels wide."""
 
-    def search(self, image: Image, every: bool, turn: int = 0) -> list[DetectedFace]:
+    def __init__(self) -> None:
+        pass
+
+    def search(self, image: Image, every: bool = False, turn: int = 0) -> list[DetectedFace]:
         bright = (image.max(axis=2) > 60).astype(np.uint8)
         _, _, stats, _ = cv2.connectedComponentsWithStats(bright)
         boxes = sorted((box for box in stats[1:, :4].tolist() if box[2] > 100), reverse=True)
@@ -205,7 +209,7 @@ class Detector:
 
 
 @pytest.fixture
-def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., VideoFaces]:
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PhotoFaces]:
     """A photo without a face, a video in which two faces pass each other, and a photo."""
     pictures = []
     for number in range(20):  # 2 s, frames at 0, .5, 1, 1.5
@@ -224,16 +228,16 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Vide
     monkeypatch.setattr(photos, "FaceAligner", Detector)
     monkeypatch.chdir(tmp_path)
 
-    def made(all_faces: bool, batch_size: int = 3) -> VideoFaces:
+    def made(all_faces: bool, batch_size: int = 3) -> PhotoFaces:
         found = find_images(["a.png", "b.avi", "c.png", "d.mp4"], Skipped(videos=True))
         table = table_of(found, tmp_path / "list.txt")
-        return VideoFaces(table, all_faces, batch_size, 2, frames_per_second=2)
+        return PhotoFaces(table, all_faces, batch_size, 2, frames_per_second=2)
 
     return made
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_rows_of_photos_and_frames(album: Callable[..., VideoFaces], batch_size: int) -> None:
+def test_rows_of_photos_and_frames(album: Callable[..., PhotoFaces], batch_size: int) -> None:
     faces = album(True, batch_size)
     crops, reasons = {}, {}
     for batch in faces:
@@ -260,7 +264,7 @@ def test_rows_of_photos_and_frames(album: Callable[..., VideoFaces], batch_size:
             faces.crop(row)
 
 
-def test_only_photos_are_looked_at_turned(album: Callable[..., VideoFaces]) -> None:
+def test_only_photos_are_looked_at_turned(album: Callable[..., PhotoFaces]) -> None:
     from dataset.scores import Scores
 
     faces = album(False)
@@ -279,7 +283,7 @@ def test_only_photos_are_looked_at_turned(album: Callable[..., VideoFaces]) -> N
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_a_killed_run_goes_on_inside_a_video(
-    album: Callable[..., VideoFaces], batch_size: int, tmp_path: Path, monkeypatch: Any
+    album: Callable[..., PhotoFaces], batch_size: int, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Each run adds one block and is killed; the last one equals one that was left alone."""
     shutil.copy("b.avi", "c.png")  # a second video: what a file is called does not matter

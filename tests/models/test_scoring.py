@@ -29,7 +29,7 @@ from dataset.lists import read_table
 from dataset.photo_faces import COLUMNS, PhotoFaces
 from evaluation.scoring import score
 from models import QualityModel, load_quality_model
-from sdd_fiqa.alignment import TEMPLATE, DetectedFace
+from sdd_fiqa.alignment import TEMPLATE, DetectedFace, FaceAligner
 from sdd_fiqa.assets import ASSETS, cache_folder
 from sdd_fiqa.errors import UserError
 
@@ -178,8 +178,11 @@ def test_damaged_calibration_stops_only_what_needs_it(tmp_path: Any, damage: Any
 def made_up_detector(monkeypatch: Any, faces_by_width: Any) -> Any:
     """A detector that knows a photo by its width; landmarks where an aligned face has them."""
 
-    class Detector:
-        def search(self, image: Any, every: bool) -> Any:
+    class Detector(FaceAligner):
+        def __init__(self) -> None:
+            pass
+
+        def search(self, image: Any, every: bool = False, turn: int = 0) -> Any:
             return [
                 DetectedFace((x, y, 90.0, 100.0), TEMPLATE + np.array((x, y)), 0.9)
                 for x, y in faces_by_width.get(image.shape[1], [])

@@ -270,7 +270,7 @@ def test_blocks_reach_the_disk_every_10_seconds(here: Path, monkeypatch: Any) ->
     monkeypatch.setattr("dataset.journal.os.fsync", lambda _: synced.append(now[0]))
     journal = Journal(here / "x.journal", {})
     for now[0] in (1, 9.9, 10, 12, 19.9, 20.5, 40):
-        journal.write("", Block([], {}, 0, -1.0, {}))
+        journal.write("", Block([], {}, 0, -1.0, np.empty(0, [("score", "<f4")])))
     assert synced == [10, 20.5, 40]
     journal.close(done=False)
 

@@ -105,7 +105,7 @@ def test_unreadable_images_of_all_processes_count_together(tmp_path: Path) -> No
     path = tmp_path / "labels.txt"
     path.write_text("".join(f"r/{i}.png\t1\n" for i in range(100)))
     lost = Unreadable(read(path), 0.05)
-    batch = Batch(np.arange(10), np.zeros((10, 112, 112, 3), np.uint8), np.zeros((10, 2), np.int32))
+    batch = Batch(np.arange(10), np.zeros((10, 112, 112, 3), np.uint8))
     batch.failures.update({0: "is empty", 1: "is empty"})
     lost.check(batch)
     lost.check(batch)  # the same two
