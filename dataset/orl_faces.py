@@ -6,9 +6,10 @@ python -m dataset.orl_faces --out-dir quickstart/faces
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from common.cli import EXIT_DONE, EXIT_SKIPPED, check_seed, note, run_script
 from dataset.degradations import degrade
 from dataset.images import encode_face, read_image
+from dataset.loader import read_ahead
 from sdd_fiqa.alignment import FaceAligner
 from sdd_fiqa.assets import fetch
-from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json, replacing, write_json
 from sdd_fiqa.images import Image
@@ -26,23 +27,12 @@ from sdd_fiqa.images import Image
 MANIFEST = "orl_faces.json"
 IDENTITIES = 40
 FACES_EACH = 10
-FACES = IDENTITIES * FACES_EACH
+FACES = list(product(range(1, IDENTITIES + 1), range(1, FACES_EACH + 1)))  # identity, number
 COPIES_EACH = 8  # degraded copies an identity: each kind once, and three kinds twice
 COPY_KINDS = ("blur", "low_resolution", "noise", "occlusion", "low_light")
 LEAST_STRENGTH = 0.2
 
-
-class Copy(NamedTuple):
-    """A degraded copy to be made of a face: identity 1 .. 40, number 1 .. 10.
-
-    `strength` is in [LEAST_STRENGTH, 1], `path` is below the out folder.
-    """
-
-    path: str
-    identity: int
-    number: int
-    kind: str
-    strength: float
+Copies = dict[tuple[int, int], tuple[str, float]]  # of some of FACES: kind and strength
 
 
 def main(*, out_dir: Path, seed: int = 0) -> int:
@@ -55,7 +45,7 @@ def main(*, out_dir: Path, seed: int = 0) -> int:
     """
     check_seed(seed)
     copies = plan_copies(seed)
-    settings = {"seed": seed, "faces": FACES, "copies": len(copies)}
+    settings = {"seed": seed, "faces": len(FACES), "copies": len(copies)}
     file = out_dir / MANIFEST
     done: dict[str, Any] = read_json(file) if file.exists() else {"settings": settings}
     if not isinstance(done, dict) or done.get("settings") != settings:
@@ -67,8 +57,8 @@ def main(*, out_dir: Path, seed: int = 0) -> int:
         done = {"settings": settings, "finished": True, **make_faces(out_dir, copies, seed)}
         write_json(file, done)
     print(
-        f"{out_dir}: found and aligned {FACES - len(done['missed'])}/{FACES} faces of {IDENTITIES} "
-        "identities"
+        f"{out_dir}: found and aligned {len(FACES) - len(done['missed'])}/{len(FACES)} faces of "
+        f"{IDENTITIES} identities"
     )
     counts = {kind: sum(f".{kind}." in path for path in done["strengths"]) for kind in COPY_KINDS}
     by_kind = ", ".join(f"{count} {kind}" for kind, count in counts.items())
@@ -78,7 +68,7 @@ def main(*, out_dir: Path, seed: int = 0) -> int:
     return EXIT_SKIPPED if done["missed"] else EXIT_DONE
 
 
-def plan_copies(seed: int) -> list[Copy]:
+def plan_copies(seed: int) -> Copies:
     """Which faces are degraded, how and how much; the same for the same seed.
 
     Every identity gets every kind, on different faces of his; the strengths of each kind run evenly
@@ -92,15 +82,15 @@ def plan_copies(seed: int) -> list[Copy]:
             # The kinds that come twice move on from one identity to the next.
             kind = COPY_KINDS[(turn + identity * COPIES_EACH) % len(COPY_KINDS)]
             picked[kind].append((identity, number))
-    copies = []
+    copies: Copies = {}
     for kind, own in picked.items():
         strengths = rng.permutation(np.linspace(LEAST_STRENGTH, 1, len(own))).round(4)
         for face, strength in zip(own, strengths.tolist(), strict=True):
-            copies.append(Copy(_path(*face, f".{kind}"), *face, kind, strength))
-    return sorted(copies)
+            copies[face] = kind, strength
+    return copies
 
 
-def make_faces(out_dir: Path, copies: list[Copy], seed: int) -> dict[str, Any]:
+def make_faces(out_dir: Path, copies: Copies, seed: int) -> dict[str, Any]:
     """Aligns all faces and writes them and the copies; files that are there are left alone.
 
     Returns:
@@ -109,47 +99,38 @@ def make_faces(out_dir: Path, copies: list[Copy], seed: int) -> dict[str, Any]:
     """
     missed: list[str] = []
     strengths: dict[str, float] = {}
-    for identity, number, face in tqdm(_aligned(), "aligning", FACES, unit="face"):
-        path = _path(identity, number)
+    faces = tqdm(_aligned(), "aligning", len(FACES), unit="face")
+    for place, face in zip(FACES, faces, strict=True):
+        path = _path(*place)
         if face is None:
             missed.append(path)
             continue
         _write(out_dir / path, face)
-        for copy in copies:
-            if (copy.identity, copy.number) == (identity, number):
-                # Keyed by the face, so that a resumed run draws the same numbers.
-                key = (seed, identity, number, COPY_KINDS.index(copy.kind))
-                degraded = degrade(face, copy.kind, copy.strength, np.random.default_rng(key))
-                _write(out_dir / copy.path, degraded)
-                strengths[copy.path] = copy.strength
+        if place in copies:
+            kind, strength = copies[place]
+            # Keyed by the face, so that a resumed run draws the same numbers.
+            rng = np.random.default_rng((seed, *place, COPY_KINDS.index(kind)))
+            path = _path(*place, f".{kind}")
+            _write(out_dir / path, degrade(face, kind, strength, rng))
+            strengths[path] = strength
     return {"missed": missed, "strengths": strengths}
 
 
 def _is_complete(out_dir: Path, done: dict[str, Any]) -> bool:
-    named = {_path(*face) for face in _everyone()} - set(done["missed"])
+    named = {_path(*face) for face in FACES} - set(done["missed"])
     return all((out_dir / name).is_file() for name in [*named, *done["strengths"]])
 
 
-def _aligned() -> Iterator[tuple[int, int, Image | None]]:
-    """Identity, number and aligned face of all 400; None where no face is found."""
-    source = fetch("orl")
-    aligner = FaceAligner()
+def _aligned() -> Iterator[Image | None]:
+    """The aligned faces of FACES; None where no face is found."""
+    source, aligner = fetch("orl"), FaceAligner()
 
-    def one(face: tuple[int, int]) -> tuple[int, int, Image | None]:
-        found = aligner.align(read_image(source / f"s{face[0]}" / f"{face[1]}.pgm"), most=1)
-        return *face, found[0][1] if found else None
+    def align(path: Path) -> Image | None:
+        found = aligner.align(read_image(path), most=1)
+        return found[0][1] if found else None
 
-    pool = ThreadPoolExecutor(usable_cores())
-    try:
-        yield from pool.map(one, _everyone())
-    finally:
-        pool.shutdown(cancel_futures=True)  # interrupted: what has not begun will not
-
-
-def _everyone() -> Iterator[tuple[int, int]]:
-    for identity in range(1, IDENTITIES + 1):
-        for number in range(1, FACES_EACH + 1):
-            yield identity, number
+    paths = (source / f"s{identity}" / f"{number}.pgm" for identity, number in FACES)
+    return read_ahead(((str(path), partial(align, path)) for path in paths), None)
 
 
 def _path(identity: int, number: int, kind: str = "") -> str:
