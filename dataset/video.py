@@ -10,6 +10,7 @@ import queue
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,28 +84,30 @@ def frames(path: str, per_second: float) -> Iterator[tuple[float, Image]]:
     thread = threading.Thread(target=reading.run, name="video", daemon=True)
     thread.start()
     try:
-        idle, known = 0, 0
+        idle, known = 0, reading.time
         while True:
             try:
                 item = reading.frames.get(timeout=STALL_SECONDS / _SLICES)
             except queue.Empty:
                 # In slices: a process that was suspended must not stall when it continues.
-                idle = idle + 1 if reading.advanced == known else 0
-                known = reading.advanced
+                idle = idle + 1 if reading.time == known else 0
+                known = reading.time
                 if idle == _SLICES:
                     raise UnreadableImage(
-                        f"stopped advancing for {STALL_SECONDS:g} s, at {reading.time:.3f} s"
+                        f"stopped advancing for {STALL_SECONDS:g} s, at {known:.3f} s"
                     ) from None
                 continue
             idle = 0
-            if isinstance(item, tuple):
-                yield item
-            elif isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
-            else:
+            if item is None:
                 return
+            yield item
     finally:
         reading.stopped = True
+        with suppress(queue.Empty):
+            while True:  # so that the thread is not held up
+                reading.frames.get_nowait()
         thread.join(_END_SECONDS)  # Python must not end while OpenCV works in it: that aborts
 
 
@@ -131,24 +134,23 @@ class _Reading:
 
     Attributes:
         frames: takes frames with their times; at last None, or why it ended.
-        advanced: how many frames were later than all before.
-        time: of the last of them, in seconds.
+        time: of the latest frame so far, in seconds.
         stopped: nobody waits for frames any more.
     """
 
     path: str
     per_second: float
-    frames: queue.Queue[tuple[float, Image] | BaseException | None]
-    advanced: int = 0
+    frames: queue.Queue[tuple[float, Image] | Exception | None]
     time: float = -1.0
     stopped: bool = False
 
     def run(self) -> None:
+        end = None
         try:
             self._read()
-            self._put(None)
         except Exception as error:  # raised again where the frames are waited for
-            self._put(error)
+            end = error
+        self.frames.put(end)
 
     def _read(self) -> None:
         capture = _open(self.path)
@@ -159,13 +161,13 @@ class _Reading:
             count, skipped = count + 1, skipped + failures
             if time <= self.time:
                 continue
-            self.time, self.advanced = time, self.advanced + 1
+            self.time = time
             if time >= due - _ROUNDING:
                 if (frame := _retrieve(capture)) is None:
                     count, skipped = count - 1, skipped + 1
                     continue
                 due = (np.floor((time + _ROUNDING) * self.per_second) + 1) / self.per_second
-                self._put((time, frame))
+                self.frames.put((time, frame))
         promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # some formats only estimate it
         if skipped or count < 0.98 * promised - 1:
             raise UnreadableImage(
@@ -174,13 +176,6 @@ class _Reading:
             )
         if not count:
             raise UnreadableImage("is a video without a frame that can be decoded")
-
-    def _put(self, item: tuple[float, Image] | BaseException | None) -> None:
-        while not self.stopped:
-            try:
-                return self.frames.put(item, timeout=1)
-            except queue.Full:
-                continue
 
 
 def _open(path: str) -> cv2.VideoCapture:
