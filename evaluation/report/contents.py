@@ -102,12 +102,16 @@ class Report:
             return None
         return Groups(self.group_names, self.scores, self.accepted)
 
-    def percentile(self, score: float) -> str:
-        """In words: the share of the calibration faces that score lower; empty if unknown."""
-        if self.calibration is None:
+    @cached_property
+    def percentiles(self) -> Scores | None:
+        """(N,) the percent of the calibration faces that score lower; None if unknown."""
+        return None if self.calibration is None else percentiles_of(self.scores, self.calibration)
+
+    def percentile(self, row: int) -> str:
+        """The percentile of a row in words; empty if it is unknown."""
+        if self.percentiles is None:
             return ""
-        value = percentiles_of(np.array([score]), self.calibration)[0]
-        return f"higher than {value:.0f} % of the calibration faces"
+        return f"higher than {self.percentiles[row]:.0f} % of the calibration faces"
 
 
 @dataclass(frozen=True)

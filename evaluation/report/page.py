@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from importlib import resources
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from dataset.images import thumbnail
 from evaluation.report import sections as section
 from evaluation.report.contents import Report
-from evaluation.report.text import html_text, number_text, path_bytes
+from evaluation.report.text import filled, number_text, path_bytes
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.files import replacing
 from sdd_fiqa.images import Image
@@ -58,32 +59,32 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
         target = report.link_path(row)
         return None if target is None else relative_url(target, folder)
 
-    sections = {
-        "title": html_text(f"Face image quality: {report.model_name}"),
-        "lead": section.lead(report, len(shown)),
-        "answer": section.answer(report),
-        "panels": section.panels(report),
-        "photos": photo_section(report, url_of),
-        "tools": section.filter_tools(report),
-        "lacking": section.lacking_section(report),
-        "unscored": section.unscored_section(report),
-        "data": section.script_data(report, sampled=len(shown) < len(report.known)),
-    }
-
-    def faces() -> Iterator[str]:
+    def faces() -> Iterator[dict[str, Any]]:
         group = -1
         for row in tqdm(shown.tolist(), desc="report", unit="face", leave=False):
+            heading = []
             if groups is not None and groups.place[row] != group:
                 group = int(groups.place[row])
-                yield section.group_heading(report, group)
-            yield section.face_item(report, row, url_of(row))
+                heading.append(section.group_heading(report, groups, group))
+            yield {"heading": heading, **section.face(report, row, url_of(row))}
 
+    template = _template()
+    values: dict[str, Any] = {
+        "policy": _policy(template),
+        **section.lead(report, len(shown)),
+        "answer": section.answer(report),
+        "calibration": [],
+        **photos_with_faces(report, url_of),
+        "faces": faces(),
+        "lists": [section.lacking(report), section.unscored(report)],
+        "data": section.script_data(report, sampled=len(shown) < len(report.known)),
+    }
+    if values["several"]:
+        values |= section.scores(report) | section.filter_tools(report)
+    if report.calibration is not None:
+        values["calibration"] = [section.calibration(report, report.calibration)]
     with replacing(path) as file:
-        for piece in _template_pieces():
-            if piece == "{{faces}}":
-                file.writelines(faces())
-            else:
-                file.write(sections[piece[2:-2]] if piece.startswith("{{") else piece)
+        file.write(filled(template, values))
 
 
 def sample_ranks(scores: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.intp]:
@@ -109,37 +110,37 @@ def relative_url(target: str, folder: str) -> str:
     return quote(path_bytes(os.path.relpath(target, folder)), safe="/")
 
 
-def _template_pieces() -> Iterator[str]:
-    """The template cut at its `{{names}}`, with the security policy filled in.
+def _template() -> str:
+    """The template; a line that ends with a backslash goes on in the next one."""
+    file = resources.files("evaluation.report").joinpath("template.html")
+    return file.read_text(encoding="utf-8").replace("\\\n", "")
 
-    The policy names the style and the scripts by their hashes. Markup in a hostile file name can
-    neither run nor load anything.
+
+def _policy(template: str) -> str:
+    """The security policy, which names the style and the scripts by their hashes.
+
+    Markup in a hostile file name can neither run nor load anything.
     """
-    template = (
-        resources.files("evaluation.report").joinpath("template.html").read_text(encoding="utf-8")
-    )
 
     def hashes(tag: str) -> str:
         texts = re.findall(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
         digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in texts]
         return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
 
-    policy = (
+    return (
         f"default-src 'none'; img-src data:; style-src {hashes('style')}; "
         f"script-src {hashes('script')}; base-uri 'none'; form-action 'none'"
     )
-    for piece in re.split(r"(\{\{\w+\}\})", template):
-        yield policy if piece == "{{policy}}" else piece
 
 
-def photo_section(report: Report, url_of: Callable[[int], str | None]) -> str:
-    """The photos with several faces, those with the most first; empty if there is none.
+def photos_with_faces(report: Report, url_of: Callable[[int], str | None]) -> dict[str, Any]:
+    """The photos with several faces, those with the most first: how many, and a figure of each.
 
     `url_of`: row -> the address of its photo, or None.
     """
     places = report.places
     if places is None:
-        return ""
+        return {"photos": ""}
     several = np.flatnonzero((places.faces > 1) & np.isfinite(report.scores))
     photos, first = np.unique(places.photo[several], return_index=True)
     most = np.argsort(-places.faces[several[first]], kind="stable")
@@ -151,47 +152,36 @@ def photo_section(report: Report, url_of: Callable[[int], str | None]) -> str:
             photo = places.read(row)
         except UnreadableImage:
             continue  # it has gone since it was scored
-        drawn = _drawing(report, photo, rows, places.boxes)
-        path = places.path(row)
-        name, url = html_text(os.path.basename(path) or path), url_of(row)
-        if url is not None:
-            name = f'<a href="{html_text(url)}" target="_blank" rel="noopener">{name}</a>'
-        words = count_of(int(places.faces[row]), "face")
+        path, words = places.path(row), count_of(int(places.faces[row]), "face")
         if len(rows) < places.faces[row]:
             words += f", {len(rows)} scored"
-        figures.append(
-            f'<figure>{drawn}<figcaption>{name} <span class="soft">{words}</span>'
-            "</figcaption></figure>"
-        )
-    if not figures:
-        return ""
+        about = {"name": os.path.basename(path) or path, "url": url_of(row), "words": words}
+        figures.append(about | _drawing(report, photo, rows, places.boxes))
     words = f"{count_of(len(photos), 'photo')} with several faces"
     if len(figures) < len(photos):
         words += f" ({len(figures)} shown, those with the most faces)"
-    return (
-        f'<details class="fold" open><summary>{words}</summary>\n<div class="photos" tabindex="0" '
-        f'role="group" aria-label="Photos with several faces">{"".join(figures)}</div></details>'
-    )
+    return {"photos": words if figures else "", "figures": figures}
 
 
 def _drawing(
     report: Report, photo: Image, rows: npt.NDArray[np.intp], boxes: npt.NDArray[np.float32]
-) -> str:
+) -> dict[str, Any]:
+    """A photo as a small JPEG, with a box and a score for each face."""
     height, width = photo.shape[:2]
     scale = min(1.0, _SIDE / max(height, width))
-    height, width = max(1, round(height * scale)), max(1, round(width * scale))
-    data = base64.b64encode(thumbnail(photo, _SIDE)).decode("ascii")
-    parts = [
-        f'<div class="frame"><img width="{width}" height="{height}" alt="Photo" '
-        f'src="data:image/jpeg;base64,{data}"><svg viewBox="0 0 {width} {height}">'
-    ]
+    drawn = []
     for row in rows.tolist():
         x, y, box_width, box_height = (float(value) * scale for value in boxes[row])
         label_y = y - 4 if y >= _LABEL else y + box_height + _LABEL - 2
-        look = "box" if report.accepted is None or report.accepted[row] else "box below"
-        parts.append(
-            f'<g class="{look}"><rect x="{x:.1f}" y="{y:.1f}" width="{box_width:.1f}" '
-            f'height="{box_height:.1f}"/><text x="{x:.1f}" y="{label_y:.1f}">'
-            f"{number_text(report.scores[row], report.decimals)}</text></g>"
-        )
-    return "".join(parts) + "</svg></div>"
+        sides = {"x": x, "y": y, "box_width": box_width, "box_height": box_height}
+        box = {name: f"{value:.1f}" for name, value in (sides | {"label_y": label_y}).items()}
+        accepted = report.accepted is None or report.accepted[row]
+        box["look"] = "box" if accepted else "box below"
+        box["score"] = number_text(report.scores[row], report.decimals)
+        drawn.append(box)
+    return {
+        "width": str(max(1, round(width * scale))),
+        "height": str(max(1, round(height * scale))),
+        "picture": base64.b64encode(thumbnail(photo, _SIDE)).decode("ascii"),
+        "boxes": drawn,
+    }
