@@ -41,8 +41,8 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
 
     With more than `max_faces` scored images, the page shows an even sample of the ranks, with the
     lowest and the highest score, or the best of each group; and it says so. Histogram, counts and
-    quantiles are always those of all images. Only the paths of the rows shown are read, and one
-    thumbnail is in memory at a time. The page's folder is made.
+    quantiles are always those of all images. Only the paths and the pictures of the rows shown are
+    read. The page's folder is made.
 
     Raises:
         UserError: the page cannot be written.
@@ -111,7 +111,7 @@ def relative_url(target: str, folder: str) -> str:
 
 
 def _template() -> str:
-    """The template; a line that ends with a backslash goes on in the next one."""
+    """The template; a line that ends with a backslash is joined with the next one."""
     file = resources.files("evaluation.report").joinpath("template.html")
     return file.read_text(encoding="utf-8").replace("\\\n", "")
 
