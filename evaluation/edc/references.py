@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from dataset.embeddings import EmbeddingsFile, read_norms
 from dataset.lists import Identities, ImageList
-from dataset.loader import batches
 from dataset.score_files import read_scores
 from evaluation.edc.pairs import Values
 from sdd_fiqa.errors import UserError
@@ -65,6 +63,8 @@ def random_scores(count: int, seed: int) -> Values:
 
 def sharpness(images: ImageList) -> Values:
     """(N,) variance of the Laplacian of every image; NaN where it cannot be read."""
+    from dataset.loader import batches
+
     found = np.full(len(images), np.nan)
     for batch in batches(images, np.arange(len(images)), 256):
         good = batch.readable
@@ -80,6 +80,8 @@ def laplacian_variance(faces: npt.NDArray[np.uint8]) -> Values:
     The Laplacian uses four neighbours. At the border the image is mirrored; its edge is not
     repeated.
     """
+    import cv2
+
     grey = faces @ np.array([_RED, _GREEN, _BLUE])
     return np.array([cv2.Laplacian(face, cv2.CV_64F).var() for face in grey])
 

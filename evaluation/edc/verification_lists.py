@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from common.cli import is_count
-from dataset.containers import is_container
-from dataset.containers.listing import container_pairs
 from dataset.lists import ImageList, last_parts
 from evaluation.edc.pairs import Mask, Rows
 from sdd_fiqa.errors import UserError
@@ -55,28 +53,29 @@ def read_pairs(path: Path, images: ImageList) -> tuple[PairList, int]:
     Raises:
         UserError: missing, another form, the list itself, or no pair whose images are in it.
     """
-    container = is_container(str(path))
-    if not container and path.is_file() and sha256_of(path) == images.sha256:
+    from dataset.containers import is_container
+    from dataset.containers.listing import container_pairs
+
+    if is_container(str(path)):
+        held = container_pairs(str(path))
+        if held is None:
+            raise UserError(f"{path}: holds no pairs")
+        name = path.name  # without its folder: the list may be made in another one
+        pairs = [(f"{name}#{first}", f"{name}#{second}", same) for first, second, same in held]
+    elif path.is_file() and sha256_of(path) == images.sha256:
         raise UserError(f"{path}: is the list of identities, not of pairs; leave --pairs out")
-    pairs = _container_pairs(path) if container else _text_pairs(path)
+    else:
+        pairs = _text_pairs(path)
     rows = rows_of_names({name for pair in pairs for name in pair[:2]}, images)
-    known = [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
+    known = [
+        (rows[first], rows[second], same)
+        for first, second, same in pairs
+        if first in rows and second in rows
+    ]
     if not known:
         raise UserError(f"{path}: none of its images is in {images.file}")
-    first = np.array([rows[pair[0]] for pair in known], np.int32)
-    second = np.array([rows[pair[1]] for pair in known], np.int32)
-    same = np.array([pair[2] for pair in known], np.bool_)
-    return PairList(first, second, same), len(pairs) - len(known)
-
-
-def _container_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    """Named by the file's name and the member: the list may be made in another folder."""
-    pairs = container_pairs(str(path))
-    if pairs is None:
-        raise UserError(f"{path}: holds no pairs")
-    return [
-        (f"{path.name}#{first}", f"{path.name}#{second}", same) for first, second, same in pairs
-    ]
+    first, second, same = np.array(known, np.int32).T
+    return PairList(first, second, same == 1), len(pairs) - len(known)
 
 
 def _text_pairs(path: Path) -> list[tuple[str, str, bool]]:
