@@ -10,7 +10,6 @@ docs/evaluation.md says what the numbers mean.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +40,7 @@ from evaluation.edc.templates import (
 )
 from evaluation.edc.thresholds import allowed_false_matches
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import make_parent
-from sdd_fiqa.number import count_of
+from sdd_fiqa.files import make_parent, scratch_folder
 
 FMRS = (1e-2, 1e-3, 1e-4)
 WRONG_WAY = 1.2  # times the error at no discard: the best images are discarded first
@@ -113,8 +111,8 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> int:
     check_numbers(settings)
     check_out_dir(settings)
     notes = gather.Notes()
-    with tempfile.TemporaryDirectory(prefix="sdd-fiqa-") as scratch:
-        inputs = load(settings, Path(scratch), notes)
+    with scratch_folder() as scratch:
+        inputs = load(settings, scratch, notes)
         report = compute(settings, inputs, rules, area, notes)
         add_templates(settings, inputs, report, notes)
     print(markdown(report))
@@ -200,23 +198,20 @@ def load(settings: Settings, scratch: Path, notes: gather.Notes) -> gather.Input
         raise UserError("nothing to evaluate: give --scores, --reference or both")
     required = dict(scores)
     for name, values in made.items():
-        missing = int(np.count_nonzero(np.isnan(values)))
         if is_label(name) and settings.pairs is None and settings.min_images_per_id > 1:
             del required[name]  # an image without a label has no mate, and takes no part anyway
         else:
-            notes.leave_out(
-                missing, f"{missing:,} of {count_of(len(images), 'image')} without {name}"
-            )
-    usable = gather.usable_images(features, required, notes)
+            missing = int(np.isnan(values).sum())
+            notes.leave_out(missing, "image", f"without {name}", len(images))
+    scored = gather.usable_images(features, required, notes)
     excluded = gather.excluded_images(settings.exclude, images, notes)
-    pairs = None
-    if settings.pairs is not None:
+    usable = scored & ~excluded
+    if settings.pairs is None:
+        limits = settings.max_images_per_id, settings.min_images_per_id, settings.seed
+        pairs, chosen = None, gather.select_images(images, identities, usable, *limits, notes)
+    else:
         both = images, identities
-        pairs, chosen = gather.select_pairs(settings.pairs, *both, usable, excluded, notes)
-    usable &= ~excluded
-    if pairs is None:
-        limits = (settings.max_images_per_id, settings.min_images_per_id, settings.seed)
-        chosen = gather.select_images(settings.image_list, identities, usable, *limits, notes)
+        pairs, chosen = gather.select_pairs(settings.pairs, *both, scored, excluded, notes)
     return gather.Inputs(images, identities, features, chosen, list(given), pairs, usable, scores)
 
 
@@ -258,10 +253,8 @@ def compute(
         fnmr = one.curve.fnmr[~np.isnan(one.curve.fnmr)]
         worse = len(fnmr) > 0 and fnmr.mean() > WRONG_WAY * fnmr[0]
         if one.scorer in inputs.given and worse and not one.few_errors:
-            flag = "without" if settings.lower_is_better else "with"
-            line = f"discarding by {one.scorer} raises the error: try {flag} --lower-is-better"
-            if line not in notes:  # once for all recognisers, FMRs and rules
-                notes.append(line)
+            remedy = f"try {'without' if settings.lower_is_better else 'with'} --lower-is-better"
+            notes.append(f"discarding by {one.scorer} raises the error: {remedy}")
     shown = [result for result in results if result.curve.rules in rules]
     at = settings.advise_at or (1e-3 if 1e-3 in fmrs else fmrs[0])
     sign = -1 if settings.lower_is_better and inputs.given else 1
@@ -314,9 +307,9 @@ def choose_fmrs(
     for fmr in few:
         if typed or fmr in required or few == fmrs:
             raise UserError(f"--fmr {fmr:g}: too few {kind} ({impostors:,}); {use_fmr(impostors)}")
-    line = f"without FMR {', '.join(f'{fmr:g}' for fmr in few)}: too few {kind} ({impostors:,})"
-    if few and line not in notes:
-        notes.append(line)
+    if few:
+        dropped = ", ".join(f"{fmr:g}" for fmr in few)
+        notes.append(f"without FMR {dropped}: too few {kind} ({impostors:,})")
     return [fmr for fmr in fmrs if fmr not in few]
 
 

@@ -25,7 +25,6 @@ from evaluation.edc.pairs import (
     unit_rows,
 )
 from evaluation.edc.verification_lists import PairList, read_names, read_pairs
-from generate_pseudo_labels.npy_folder import gather_features
 from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import read_json
@@ -39,12 +38,18 @@ _COMPARED = 4096  # embeddings at a time, to see that they differ
 
 
 class Notes(list[str]):
-    """What a reader must know about the numbers, a line each."""
+    """What a reader must know about the numbers, a line each; a line comes once."""
 
-    def leave_out(self, count: int, line: str) -> None:
-        """Adds a line about inputs skipped, if there are any."""
+    def append(self, line: str) -> None:
+        """Adds a line that is not there yet."""
+        if line not in self:
+            super().append(line)
+
+    def leave_out(self, count: int, noun: str, why: str, total: int = 0) -> None:
+        """Adds a line about `count` inputs skipped (of `total`, if given), if there are any."""
         if count:
-            self.append(f"{LEFT_OUT}{line}")
+            which = f"{count:,} of {count_of(total, noun)}" if total else count_of(count, noun)
+            self.append(f"{LEFT_OUT}{which} {why}")
 
     @property
     def skipped(self) -> bool:
@@ -116,12 +121,13 @@ def load_features(
 
     A folder of one .npy per image is gathered into a file in `scratch`.
     """
-    files = [
-        gather_features(path, images, scratch / str(number) / path.resolve().name, usable_cores())
-        if path.is_dir()
-        else path
-        for number, path in enumerate(map(embeddings_in, paths))
-    ]
+    files = list(map(embeddings_in, paths))
+    for number, path in enumerate(files):
+        if path.is_dir():
+            from generate_pseudo_labels.npy_folder import gather_features
+
+            target = scratch / str(number) / path.resolve().name
+            files[number] = gather_features(path, images, target, usable_cores())
     features: dict[str, EmbeddingsFile] = {}
     for name, path in zip(unique_names(files, recogniser_name), files, strict=True):
         features[name], origin = open_embeddings(path, images)
@@ -139,9 +145,8 @@ def load_scores(
         scores = read_scores(path, images, form)
         notes.append(f"{path}: {scores.form}")
         loaded[name] = scores.values
-        total = f"of {count_of(len(images), 'image')}"
-        notes.leave_out(scores.missing, f"{scores.missing:,} {total} not in {path}")
-        notes.leave_out(scores.empty, f"{scores.empty:,} {total} without a score in {path}")
+        notes.leave_out(scores.missing, "image", f"not in {path}", len(images))
+        notes.leave_out(scores.empty, "image", f"without a score in {path}", len(images))
         if scores.strangers:
             notes.append(f"{count_of(scores.strangers, 'record')} of {path} not in {images.file}")
     return loaded
@@ -155,9 +160,8 @@ def usable_images(
     for name, file in features.items():
         parts.append(file.usable_rows())
         missing = int(np.count_nonzero(~parts[-1]))
-        why = "zero, not finite or too large for float32"
-        line = f"{count_of(missing, 'image')} without an embedding by {name} ({why})"
-        notes.leave_out(missing, line)
+        why = f"without an embedding by {name} (zero, not finite or too large for float32)"
+        notes.leave_out(missing, "image", why)
     return np.asarray(np.logical_and.reduce(parts))
 
 
@@ -166,13 +170,12 @@ def excluded_images(exclude: Path | None, images: ImageList, notes: Notes) -> Ma
     if exclude is None:
         return np.zeros(len(images), np.bool_)
     named = read_names(exclude, images)
-    count = int(np.count_nonzero(named))
-    notes.append(f"view: without the {count_of(count, 'image')} of {exclude.name}")
+    notes.append(f"view: without the {count_of(int(named.sum()), 'image')} of {exclude.name}")
     return named
 
 
 def select_images(
-    image_list: Path,
+    images: ImageList,
     identities: Identities,
     usable: Mask,
     max_per_id: int | None,
@@ -189,15 +192,13 @@ def select_images(
     if max_per_id is not None:
         most = count_of(max_per_id, "image")
         notes.append(f"view: at most {most} an identity, drawn with seed {seed}")
-    whole = choose_images(identities, usable, None, min_per_id, seed)
-    single = int(np.count_nonzero(usable & ~whole))
-    if single:
+    if single := int((usable & ~choose_images(identities, usable, None, min_per_id)).sum()):
         few = "one image" if min_per_id == 2 else f"fewer than {min_per_id} images"
         notes.append(f"without {count_of(single, 'image')} of identities with {few}")
     if not chosen.any():
         said = "; ".join(line for line in notes if line.startswith((LEFT_OUT, "view: ")))
         raise UserError(
-            f"{image_list}: no identity has {count_of(min_per_id, 'usable image')}, so no pair to"
+            f"{images.file}: no identity has {count_of(min_per_id, 'usable image')}, so no pair to"
             f" compare{f' ({said})' if said else ''}"
         )
     return chosen
@@ -246,27 +247,22 @@ def select_pairs(
     Raises:
         UserError: as read_pairs, or no genuine or no impostor pair left.
     """
-    pairs, strangers = read_pairs(path, images)
-    first, second, same = pairs
-    notes.leave_out(
-        strangers, f"{count_of(strangers, 'pair')} of {path} with an image not in {images.file}"
-    )
+    (first, second, same), strangers = read_pairs(path, images)
+    notes.leave_out(strangers, "pair", f"of {path} with an image not in {images.file}")
     own = first == second
-    itself = int(np.count_nonzero(own))
-    notes.leave_out(itself, f"{count_of(itself, 'pair')} of {path} of an image with itself")
+    notes.leave_out(int(own.sum()), "pair", f"of {path} of an image with itself")
     asked = own | ~(excluded[first] | excluded[second])
     if not asked.all():
-        count = int(np.count_nonzero(~asked))
-        notes.append(f"view: without {count_of(count, 'pair')} of {path} for that")
-    kept = asked & ~own & usable[first] & usable[second]
-    missing = int(np.count_nonzero(asked & ~own & ~kept))
-    line = f"{count_of(missing, 'pair')} of {path} with an image that has no score or embedding"
-    notes.leave_out(missing, line)
-    if count := int(np.count_nonzero(kept & (same != (identities[first] == identities[second])))):
-        of_all = f"{count:,} of {count_of(int(np.count_nonzero(kept)), 'pair')} of {path}"
+        notes.append(f"view: without {count_of(int((~asked).sum()), 'pair')} of {path} for that")
+    asked &= ~own
+    kept = asked & usable[first] & usable[second]
+    missing = int((asked & ~kept).sum())
+    notes.leave_out(missing, "pair", f"of {path} with an image that has no score or embedding")
+    if count := int((kept & (same != (identities[first] == identities[second]))).sum()):
+        of_all = f"{count:,} of {count_of(int(kept.sum()), 'pair')} of {path}"
         notes.append(f"{of_all} labelled against the identities of {images.file}: 1 is one person")
-    for kind, wanted in (("genuine", True), ("impostor", False)):
-        if not np.any(kept & (same == wanted)):
+    for kind, pairs in (("genuine", kept & same), ("impostor", kept & ~same)):
+        if not pairs.any():
             raise UserError(f"{path}: no {kind} pair is left; both kinds are needed")
     chosen = np.zeros(len(images), np.bool_)
     chosen[first[kept]] = chosen[second[kept]] = True
@@ -283,27 +279,24 @@ def describe(inputs: Inputs, source: PairSource, seed: int, bootstrap: int, note
     images = count_of(len(source.identities), "image")
     notes.append(f"{images} of {count_of(identities, 'identity')}")
     which = "all" if inputs.pairs is None else "the list's"
-    pairs = f"{which} {genuine:,} genuine and {which} {count_of(source.impostors, 'impostor pair')}"
+    impostors = count_of(source.impostors, "impostor pair")
     if source.sampled:
-        pairs = (
-            f"all {count_of(genuine, 'genuine pair')}; a SAMPLE of"
-            f" {count_of(source.impostors, 'impostor pair')}, drawn with replacement, seed {seed}"
-        )
-    notes.append(pairs)
-    impostors = source.sample_impostors(_SAMPLED, seed).similarity
-    if len(impostors) and genuine:
-        above = np.mean(source.genuine.similarity > np.median(impostors))
+        sample = f"a SAMPLE of {impostors}, drawn with replacement, seed {seed}"
+        notes.append(f"all {count_of(genuine, 'genuine pair')}; {sample}")
+    else:
+        notes.append(f"{which} {genuine:,} genuine and {which} {impostors}")
+    some = source.sample_impostors(_SAMPLED, seed).similarity
+    if len(some) and genuine:
+        above = np.mean(source.genuine.similarity > np.median(some))
         if above < _CHANCE:
             notes.append(
                 "genuine pairs are hardly more similar than impostor pairs: do the rows of the"
                 f" embeddings belong to {inputs.images.file}, and its numbers to people?"
             )
     own = np.bincount(source.identities[source.genuine.first]).max(initial=0)
-    share = own / max(genuine, 1)
-    if share > 0.2:
-        notes.append(
-            f"one identity makes {share:.0%} of the genuine pairs: see --max-images-per-id"
-        )
+    if own > 0.2 * genuine:
+        share = f"{own / genuine:.0%}"
+        notes.append(f"one identity makes {share} of the genuine pairs: see --max-images-per-id")
     if bootstrap:
         notes.append(
             f"[low, high]: 95 % of {bootstrap:,} bootstraps over identities, seed {seed};"

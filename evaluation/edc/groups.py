@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from evaluation.edc.areas import FEW_ERRORS
 from evaluation.edc.bootstrap import ratio_interval
 from evaluation.edc.gather import Notes
 from evaluation.edc.pairs import Mask, PairSource, Values, within
-from evaluation.edc.results import few, short, show, table
+from evaluation.edc.results import between, counted, short, show, table
 from evaluation.edc.study import EdcResult, study
 from evaluation.edc.verification_lists import read_fields, rows_of_names
 from sdd_fiqa.errors import UserError
@@ -76,8 +77,7 @@ def read_groups(
         row = rows.get(name)
         if row is not None and group_of.setdefault(row, group) != group:
             raise UserError(f"{path}:{number}: {name} is in {group_of[row]} and in {group}")
-    strangers = sum(fields[0] not in rows for _, fields in lines)
-    if strangers:
+    if strangers := sum(fields[0] not in rows for _, fields in lines):
         notes.append(f"{count_of(strangers, 'image')} of {path} not in {images.file}")
     names = np.array([group_of.get(int(row), "") for row in np.flatnonzero(chosen)])
     without = int(np.count_nonzero(names == ""))
@@ -87,9 +87,7 @@ def read_groups(
             f"{path}: names none of the images that are evaluated, {example}; a line is"
             " `path group`"
         )
-    notes.leave_out(
-        without, f"{without:,} of {count_of(len(names), 'image')} without a group in {path}"
-    )
+    notes.leave_out(without, "image", f"without a group in {path}", len(names))
     return {str(group): names == group for group in np.unique(names) if group}
 
 
@@ -153,18 +151,14 @@ def group_section(whole: EdcResult, results: Sequence[GroupResult], sign: int) -
     )
     rows = [["group", "images", "FNMR", "errors", "discarded", "AOC"]]
     for one in results:
-        fnmr, discarded, aoc = (one.intervals[name] for name in ("fnmr", "discarded", "aoc"))
-        shown = show("aoc", one.aoc)
-        if np.isfinite(aoc[0]) and shown != "-":
-            shown += f" [{show('aoc', aoc[0])}, {show('aoc', aoc[1])}]"
-        name, errors = short(one.group), f"{one.errors}{few(one.errors)}"
-        shares = _percent(one.fnmr, fnmr), errors, _percent(one.discarded, discarded)
-        rows.append([name, f"{one.images:,}", *shares, shown])
+        ends = one.intervals
+        fnmr = "-" if np.isnan(one.fnmr) else f"{one.fnmr:.1%}" + between(ends["fnmr"], _points)
+        discarded = f"{one.discarded:.1%}" + between(ends["discarded"], _points)
+        aoc = show("aoc", one.aoc) + between(ends["aoc"], partial(show, "aoc"))
+        images, errors = f"{one.images:,}", counted(one.errors)
+        rows.append([short(one.group), images, fnmr, errors, discarded, aoc])
     return f"## Groups: {whole.scorer}\n\n{about}\n\n{table(rows)}"
 
 
-def _percent(value: float, ends: tuple[float, float]) -> str:
-    if np.isnan(value):
-        return "-"
-    bounds = "" if np.isnan(ends[0]) else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-    return f"{100 * value:.1f}%{bounds}"
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"

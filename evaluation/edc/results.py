@@ -6,9 +6,10 @@ Every number is printed with its three settings: threshold, what is discarded, a
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,8 @@ def _tables(report: EdcReport) -> Iterable[str]:
     for heading, results in groups.items():
         head = ["FMR", "#", "scorer", "FNMR at 0", "errors", title(report.area)]
         rows = [[*head, "like #"] if report.differences else head]
-        counts: Counter[float] = Counter()
-        numbers: dict[int, int] = {}
-        for one in results:
-            counts[one.curve.fmr] += 1
-            numbers[id(one)] = counts[one.curve.fmr]
+        by_fmr = groupby(results, lambda one: one.curve.fmr)
+        numbers = {id(one): number for _, own in by_fmr for number, one in enumerate(own, 1)}
         for one in results:
             rows.append(_row(one, numbers[id(one)], report.area))
             if report.differences:
@@ -131,16 +129,14 @@ def _tables(report: EdcReport) -> Iterable[str]:
 
 def _row(result: EdcResult, number: int, area: str) -> list[str]:
     """A row of the table; if the area is refused, it shows the next one, which orders instead."""
-    curve, mark = result.curve, few(int(result.curve.errors[0]))
+    curve = result.curve
     known = [other for other in result.areas if not np.isnan(result.areas[other])]
     text = show(area, result.areas[area])
-    ends = [show(area, end) for end in result.intervals.get(area, ())]
     if area not in known and known:
         text = f"{title(known[0])} {show(known[0], result.areas[known[0]])}"
-    elif ends and "-" not in ends:
-        text += f" [{', '.join(ends)}]"
-    fnmr = f"{float(curve.fnmr[0]):.3%}"
-    errors = f"{curve.errors[0]}{mark}"
+    elif area in result.intervals:
+        text += between(result.intervals[area], partial(show, area))
+    fnmr, errors = f"{float(curve.fnmr[0]):.3%}", counted(curve.errors[0])
     return [f"{curve.fmr:g}", f"{number}", short(result.scorer), fnmr, errors, text]
 
 
@@ -196,9 +192,14 @@ def short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}...{name[1 - _NAME // 2 :]}"
 
 
-def few(errors: int) -> str:
-    """The mark of too few errors."""
-    return " *" if errors < FEW_ERRORS else ""
+def counted(errors: int) -> str:
+    """A number of errors as a table shows it: too few are marked."""
+    return f"{errors} *" if errors < FEW_ERRORS else f"{errors}"
+
+
+def between(ends: tuple[float, float], text: Callable[[float], str]) -> str:
+    """An interval as a table shows it; empty where there is none."""
+    return "" if np.isnan(ends[0]) else f" [{text(ends[0])}, {text(ends[1])}]"
 
 
 def table(rows: list[list[str]]) -> str:
@@ -220,7 +221,7 @@ def _flat(result: EdcResult) -> dict[str, Any]:
         "threshold_at": curve.rules.threshold,
         "discard": curve.rules.discard,
         "fnmr_at_0": float(curve.fnmr[0]),
-        "errors_at_0": _counted(curve)[0],
+        "errors_at_0": _error_counts(curve)[0],
         "genuine": int(curve.genuine[0]),
         "impostors": int(curve.impostors[0]),
         "smallest_fmr": 1.0 / int(curve.impostors[0]),
@@ -245,7 +246,7 @@ def _as_json(report: EdcReport) -> dict[str, Any]:
             "impostors": curve.impostors.tolist(),
             "decision_thresholds": curve.thresholds.tolist(),
             "score_thresholds": curve.levels.score[curve.cuts].tolist(),
-            "errors": _counted(curve),
+            "errors": _error_counts(curve),
         }
         cells.append({**_flat(result), "curve": points})
     compared = [
@@ -274,7 +275,7 @@ def _as_json(report: EdcReport) -> dict[str, Any]:
     }
 
 
-def _counted(curve: Curve) -> list[int | None]:
+def _error_counts(curve: Curve) -> list[int | None]:
     """The errors of each point; None where there is no threshold to count them by."""
     known = ~np.isnan(curve.fnmr)
     return [int(count) if good else None for count, good in zip(curve.errors, known, strict=True)]

@@ -32,7 +32,7 @@ from evaluation.edc.pairs import (
     all_pairs,
     unit_rows,
 )
-from evaluation.edc.results import few, short, table
+from evaluation.edc.results import between, counted, short, table
 from evaluation.edc.study import study
 from evaluation.edc.verification_lists import read_fields, rows_of_names
 from sdd_fiqa.errors import UserError
@@ -116,13 +116,11 @@ def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) ->
             raise UserError(f"{path}:{number}: {name} is in template {template} twice")
         else:
             found[template, row] = None
-    notes.leave_out(missing, f"{count_of(missing, 'image')} of {path} not in {images.file}")
-    notes.leave_out(
-        unusable, f"{count_of(unusable, 'image')} of {path} without a score or embedding"
-    )
+    notes.leave_out(missing, "image", f"of {path} not in {images.file}")
+    notes.leave_out(unusable, "image", f"of {path} without a score or embedding")
     names = list(dict.fromkeys(template for template, _ in found))
     lost = len(people) - len(names)
-    notes.leave_out(lost, f"{count_of(lost, 'template')} of {path} without a usable image")
+    notes.leave_out(lost, "template", f"of {path} without a usable image")
     if len(names) < 2:
         raise UserError(
             f"{path}: has {count_of(len(names), 'template')} with a usable image; 2 are needed"
@@ -169,15 +167,13 @@ def template_pairs(
     rows = unit_rows(features[templates.rows.astype(np.int64)])
     weights = {PLAIN: np.ones(len(rows))}
     for name, values in scores.items():
-        own, line = values[templates.rows], ""
+        own = values[templates.rows]
         if not np.isfinite(own).all():
-            line = f"{name} weights no templates: some of their images have no score"
-        else:
-            weights[name] = own - min(0.0, float(own.min()))
-            if own.min() < 0:
-                line = f"{name} has scores below 0: as weights they are shifted to start at 0"
-        if line and line not in notes:
-            notes.append(line)
+            notes.append(f"{name} weights no templates: some of their images have no score")
+            continue
+        if own.min() < 0:
+            notes.append(f"{name} has scores below 0: as weights they are shifted to start at 0")
+        weights[name] = own - min(0.0, float(own.min()))
     return {
         name: all_pairs(template_vectors(rows, templates, own), templates.person)
         for name, own in weights.items()
@@ -230,14 +226,16 @@ def template_section(templates: Templates, results: Sequence[TemplateResult]) ->
     )
     rows = [["FMR", "weights", "errors", "TAR", "gain in points", "significant"]]
     for one in results:
-        bounded = np.isfinite(one.gain_ends[0])
-        significant = "yes" if one.gain_ends[0] > 0 or one.gain_ends[1] < 0 else "no"
-        gain = "" if one.mean == PLAIN else f"{100 * one.gain:+.2f}" + _ends(one.gain_ends)
-        sure = significant if bounded and one.mean != PLAIN else ""
-        errors, tar = f"{one.errors}{few(one.errors)}", f"{one.tar:.3%}{_ends(one.ends)}"
-        rows.append([f"{one.fmr:g}", short(one.mean), errors, tar, gain, sure])
+        gain = significant = ""
+        if one.mean != PLAIN:
+            gain = f"{100 * one.gain:+.2f}" + between(one.gain_ends, _points)
+            if not np.isnan(one.gain_ends[0]):
+                significant = "yes" if one.gain_ends[0] > 0 or one.gain_ends[1] < 0 else "no"
+        tar = f"{one.tar:.3%}" + between(one.ends, _points)
+        fmr, errors = f"{one.fmr:g}", counted(one.errors)
+        rows.append([fmr, short(one.mean), errors, tar, gain, significant])
     return f"## Templates: {results[0].recogniser}\n\n{about}\n\n{table(rows)}"
 
 
-def _ends(ends: Interval) -> str:
-    return "" if np.isnan(ends[0]) else f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
+def _points(share: float) -> str:
+    return f"{100 * share:.2f}"
