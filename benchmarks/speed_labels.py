@@ -195,6 +195,7 @@ def time_resident(folder: Path, images: int, dimension: int, device: str) -> Non
     from dataset.lists import read_labelpath
     from generate_pseudo_labels.distance.array_backend import TorchArrays
     from generate_pseudo_labels.distance.blocks import group_by_identity
+    from generate_pseudo_labels.label_settings import LabelSettings
     from generate_pseudo_labels.similarity_distance import similarity_distances
 
     rows = torch.from_numpy(np.load(folder / "feats_npy" / "Embedding_Features.npy")).to(device)
@@ -209,7 +210,7 @@ def time_resident(folder: Path, images: int, dimension: int, device: str) -> Non
             similarity_distances(
                 rows,
                 groups,
-                estimator=estimator,
+                LabelSettings(estimator),
                 arrays=TorchArrays(device),
                 threads=usable_cores(),
             )

@@ -24,13 +24,13 @@ from typing import Annotated
 
 import tyro
 
-from common.cli import EXIT_DONE, EXIT_SKIPPED, note, run_script
+from common.cli import EXIT_DONE, EXIT_SKIPPED, check_at_least, note, run_script
 from common.distributed import join_process_group
 from dataset.lists import PSEUDO_LABELS
 from generate_pseudo_labels import distributions_plot as picture
 from generate_pseudo_labels import label_files, label_run
 from generate_pseudo_labels.distance.array_backend import arrays_for
-from generate_pseudo_labels.labels import LabelSettings
+from generate_pseudo_labels.label_settings import LabelSettings
 from generate_pseudo_labels.npy_folder import NpyFolder, open_input
 from sdd_fiqa.cores import usable_cores
 from sdd_fiqa.errors import UserError
@@ -56,8 +56,7 @@ def main(
         settings: what decides the labels.
         files: one .npy an image, in place of out_dir.
     """
-    if process_num < 0:
-        raise UserError(f"--process-num {process_num}: must be 0 (all cores) or more")
+    check_at_least(0, {"--process-num": process_num})
     settings.check()
     with join_process_group(device, host_arrays=True) as processes:
         arrays = arrays_for(device)

@@ -15,8 +15,9 @@ from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
 from generate_pseudo_labels.distance.embedded_set import UnusableRow
 from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances, gather
 from generate_pseudo_labels.label_files import LabelInput, Labelling
-from generate_pseudo_labels.labels import LabelSettings, assign_labels, doubt_identities
-from generate_pseudo_labels.similarity_distance import DistanceResult
+from generate_pseudo_labels.label_settings import LabelSettings
+from generate_pseudo_labels.labels import assign_labels, doubt_identities
+from generate_pseudo_labels.similarity_distance import DistanceResult, similarity_distances
 from sdd_fiqa.errors import UserError
 
 _DOUBTED = 0.5  # a larger share that looks mislabelled doubts the identities
@@ -49,9 +50,10 @@ def find_distances(
         with tqdm(
             total=images, unit=" images", unit_scale=True, smoothing=0.05, disable=silent
         ) as bar:
-            part = settings.distances(
+            part = similarity_distances(
                 inputs.embeddings,
                 groups,
+                settings,
                 arrays=arrays,
                 processes=processes,
                 threads=threads,
@@ -59,11 +61,9 @@ def find_distances(
             )
     except UnusableRow as error:
         raise inputs.unusable(error) from error
-    errors = processes.add_up(np.array([part.overlapping, part.checked, part.squares]))
+    crossing = processes.add_up(part.crossing)
     whole = gather(processes, part.begin, part.distances, len(groups))
-    if whole is None:
-        return None
-    return groups, DistanceResult(0, whole, int(errors[0]), int(errors[1]), float(errors[2]))
+    return None if whole is None else (groups, DistanceResult(0, whole, crossing))
 
 
 def label(
@@ -113,9 +113,10 @@ def label(
         "label_histogram": np.histogram(labels[rows], 50, (0, 100))[0].tolist(),
     }
     if settings.estimator == "exact":
-        summary["overlapping"] = result.overlapping
-        if result.checked:
-            deviation = np.sqrt(result.squares / result.checked)
+        overlapping, checked, squares = result.crossing
+        summary["overlapping"] = int(overlapping)
+        if checked:
+            deviation = np.sqrt(squares / checked)
             summary["overlapping_w1_standard_error"] = float(f"{deviation:.3g}")
     return Labelling(labels, Distances(w1[:, None], pos, neg, excess), mislabelled, summary)
 

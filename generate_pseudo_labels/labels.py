@@ -1,10 +1,6 @@
-"""From distances to labels: the settings, who gets a label, and which one."""
+"""From distances to labels: who gets a label, and which one."""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,86 +10,11 @@ from dataset.identities import other_index
 from dataset.lists import ImageList
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
-from generate_pseudo_labels.distance.embedded_set import Embeddings
 from generate_pseudo_labels.distance.results import Distances
-from generate_pseudo_labels.similarity_distance import (
-    DistanceResult,
-    Estimator,
-    similarity_distances,
-)
-from sdd_fiqa.errors import UserError
-from sdd_fiqa.number import count_of
+from generate_pseudo_labels.label_settings import LabelSettings
+from generate_pseudo_labels.similarity_distance import lacking_outsiders, similarity_distances
 
 _ROUNDING = 1e-5  # of a distance: sums of float32 products of unit rows
-
-
-@dataclass(frozen=True)
-class LabelSettings:
-    """What decides the labels. Each field is a flag of gen_pseudo_labels; its text is the help.
-
-    Attributes:
-        estimator: `sampled` is the published one; `exact` compares with everybody.
-        fix_num: positives and negatives drawn for an image and repeat (sampled).
-        repeats: how many times they are drawn (sampled).
-        seed: random seed; the same seed gives the same labels.
-        pool_size: negatives that represent all others where distributions overlap (exact).
-        min_images_per_id: identities with fewer images get no labels.
-        drop_top_percent: drop this share of the best labels, and normalise the rest again.
-        exclude_mislabelled: give images that look mislabelled no label.
-        level_identities: scale each identity's distances to one upper quartile, so that labels
-            compare pictures and not people; for labels to train on (not in the paper).
-        level_share: how far level_identities goes: 1 all the way, 0.5 half of it.
-        label_power: raise labels, as shares of 100, to this power: above 1 spreads good pictures,
-            below 1 bad ones; for labels to train on (not in the paper).
-    """
-
-    estimator: Estimator = "sampled"
-    fix_num: int = 24
-    repeats: int = 12
-    seed: int = 0
-    pool_size: int = 1024
-    min_images_per_id: int = 2
-    drop_top_percent: float = 0.0
-    exclude_mislabelled: bool = False
-    level_identities: bool = False
-    level_share: float = 1.0
-    label_power: float = 1.0
-
-    def check(self) -> None:
-        """Raises UserError where a number is out of its range."""
-        least = {"fix_num": 1, "repeats": 1, "pool_size": 2, "min_images_per_id": 1, "seed": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} {getattr(self, name)}: must be {low} or more")
-        if not 0 <= self.drop_top_percent < 100:
-            raise UserError(
-                f"--drop-top-percent {self.drop_top_percent:g}: must be at least 0 and below 100"
-            )
-        if not 0 <= self.level_share <= 1:
-            raise UserError(f"--level-share {self.level_share:g}: must be 0 to 1")
-        if self.level_share != 1 and not self.level_identities:
-            raise UserError("--level-share is a part of --level-identities; give both")
-        if not 0 < self.label_power < math.inf:
-            raise UserError(f"--label-power {self.label_power:g}: must be a number above 0")
-
-    @property
-    def negatives(self) -> int:
-        """Images of others that each identity needs."""
-        return self.fix_num if self.estimator == "sampled" else 1
-
-    def distances(self, embeddings: Embeddings, groups: Groups, **run: Any) -> DistanceResult:
-        """`similarity_distances` with these settings; `run` says where and how to compute."""
-        return similarity_distances(
-            embeddings,
-            groups,
-            estimator=self.estimator,
-            m=self.fix_num,
-            repeats=self.repeats,
-            seed=self.seed,
-            pool_size=self.pool_size,
-            **run,
-        )
 
 
 def pseudo_labels(
@@ -133,7 +54,7 @@ def pseudo_labels(
     settings = settings or LabelSettings()
     settings.check()
     groups = group_by_identity(np.unique(people, return_inverse=True)[1].astype(np.int32))
-    result = settings.distances(rows, groups)
+    result = similarity_distances(rows, groups, settings)
     labels = np.full(len(rows), np.nan, np.float32)
     labels[groups.all_rows()] = assign_labels(result.distances, groups, settings)[0]
     return labels
@@ -155,14 +76,7 @@ def doubt_identities(
         if split_member(images.path(0)):
             return f"{found}, as the container says; take one of more people"
         return f"{found}; {other_index(images.paths(), how)}"
-    outsiders = total - int(counts.max(initial=0))
-    if outsiders >= settings.negatives:
-        return ""
-    return (
-        f"the largest identity leaves {count_of(outsiders, 'image')} of others, fewer than the "
-        f"{count_of(settings.negatives, 'negative')} asked for; add identities"
-        + (f", or use --fix-num {outsiders} in gen_pseudo_labels.py" if outsiders else "")
-    )
+    return lacking_outsiders(counts, settings)
 
 
 def assign_labels(

@@ -31,7 +31,8 @@ from dataset.lists import (
 )
 from generate_pseudo_labels.distance.array_backend import Float32
 from generate_pseudo_labels.label_files import UNREADABLE, LabelInput, read_input
-from generate_pseudo_labels.labels import LabelSettings, doubt_identities
+from generate_pseudo_labels.label_settings import LabelSettings
+from generate_pseudo_labels.labels import doubt_identities
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import replacing
 

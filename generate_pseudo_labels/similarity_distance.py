@@ -6,26 +6,25 @@ For an image i with embedding f(x_i): P_i are its cosine similarities to the oth
 identity, N_i those to all images of other identities, and its quality is Q_i = W1(P_i, N_i).
 
     groups = group_by_identity(identities)
-    result = similarity_distances(embeddings, groups, estimator="exact")
+    result = similarity_distances(embeddings, groups, LabelSettings(estimator="exact"))
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from common.distributed import ProcessGroup
-from generate_pseudo_labels.distance.array_backend import Arrays, NumpyArrays
+from generate_pseudo_labels.distance.array_backend import Arrays, Indices, NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups, plan_blocks
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, Embeddings
 from generate_pseudo_labels.distance.exact import ExactEstimator, draw_pools, mean_embedding
 from generate_pseudo_labels.distance.results import BlockRunner, Distances, Progress
 from generate_pseudo_labels.distance.sampled import SampledEstimator
+from generate_pseudo_labels.label_settings import LabelSettings
 from sdd_fiqa.number import count_of
-
-Estimator: TypeAlias = Literal["sampled", "exact"]
 
 _FIRST_PASS = 0.1  # of the exact estimator's work, for the progress
 
@@ -41,27 +40,21 @@ class DistanceResult:
     Attributes:
         begin: position of its first image.
         distances: of its images.
-        overlapping: images with a negative above a positive (exact).
-        checked: how many of those had the second pool's error measured.
-        squares: sum of their squared standard errors of W1.
+        crossing: (3,) of the exact estimator: images with a negative above a positive, how many of
+            those had the second pool's error measured, and the sum of their squared standard errors
+            of W1.
     """
 
     begin: int
     distances: Distances
-    overlapping: int = 0
-    checked: int = 0
-    squares: float = 0.0
+    crossing: npt.NDArray[np.float64]
 
 
 def similarity_distances(
     embeddings: Embeddings,
     groups: Groups,
+    settings: LabelSettings,
     *,
-    estimator: Estimator = "sampled",
-    m: int = 24,
-    repeats: int = 12,
-    seed: int = 0,
-    pool_size: int = 1024,
     arrays: Arrays | None = None,
     batch_rows: int | None = None,
     processes: ProcessGroup | None = None,
@@ -73,13 +66,8 @@ def similarity_distances(
     Args:
         embeddings: (N, D) floats of any length; rows are normalised here.
         groups: the identities; see `group_by_identity`.
-        estimator: `sampled`, as published (m against m, `repeats` times), or `exact`, all against
-            all.
-        m: positives and negatives of a repeat (sampled).
-        repeats: K (sampled).
-        seed: random seed; the same seed gives the same distances on any split of the work.
-        pool_size: random images with which overlap is looked for (exact); with all images the
-            result is exact to float rounding.
+        settings: the estimator and what it draws. The same seed gives the same distances on any
+            split of the work. With a pool of all images `exact` is exact to float rounding.
         arrays: where to compute; numpy when None.
         batch_rows: images worked on together; None takes what suits `arrays`.
         processes: those that share the set; None for this one alone.
@@ -87,29 +75,36 @@ def similarity_distances(
         progress: is told how many images are done.
 
     Raises:
-        TooFewOutsiders: fewer outsiders than `m` (exact: none).
+        TooFewOutsiders: fewer outsiders than negatives (exact: none).
         UnusableRow: a row that is zero or not finite.
     """
     arrays, processes = arrays or NumpyArrays(), processes or ProcessGroup(0, 1)
-    outsiders, needed = (
-        len(groups) - int(groups.sizes().max(initial=0)),
-        m if estimator == "sampled" else 1,
-    )
-    if outsiders < needed:
-        raise TooFewOutsiders(
-            f"the largest identity leaves {count_of(outsiders, 'image')} of others, fewer than the "
-            f"{count_of(needed, 'negative')} asked for; add identities"
-        )
+    if lacking := lacking_outsiders(groups.sizes(), settings):
+        raise TooFewOutsiders(lacking)
     plan = plan_blocks(groups)
     embedded = EmbeddedSet(embeddings, groups, arrays)
     at_once = int(min(threads, arrays.most_batches))
     rows = batch_rows or arrays.batch_rows
     runner = BlockRunner(plan, plan.share(processes.rank, processes.size), rows, at_once, progress)
-    if estimator == "sampled":
-        sampled = SampledEstimator(embedded, plan, m, repeats, seed)
-        return DistanceResult(runner.begin, runner.collect(sampled.distances, repeats))
+    repeats, seed = settings.repeats, settings.seed
+    if settings.estimator == "sampled":
+        sampled = SampledEstimator(embedded, plan, settings.fix_num, repeats, seed)
+        return DistanceResult(runner.begin, runner.collect(sampled.distances, repeats), np.zeros(3))
     mean = mean_embedding(embedded, runner, processes, _FIRST_PASS)
-    exact = ExactEstimator(embedded, plan, *draw_pools(embedded, pool_size, seed), mean)
+    pools = draw_pools(embedded, settings.pool_size, seed)
+    exact = ExactEstimator(embedded, plan, *pools, mean)
     distances = runner.collect(exact.distances, 1, 1 - _FIRST_PASS)
-    overlapping, checked, squares = np.array(exact.errors or [(0, 0, 0.0)]).sum(axis=0)
-    return DistanceResult(runner.begin, distances, int(overlapping), int(checked), float(squares))
+    crossing = np.array([(0.0, 0.0, 0.0), *exact.errors]).sum(axis=0)
+    return DistanceResult(runner.begin, distances, crossing)
+
+
+def lacking_outsiders(sizes: Indices, settings: LabelSettings) -> str:
+    """What identities of (C,) `sizes` lack of images of others, with what to do; else empty."""
+    outsiders = int(sizes.sum()) - int(sizes.max(initial=0))
+    if outsiders >= settings.negatives:
+        return ""
+    return (
+        f"the largest identity leaves {count_of(outsiders, 'image')} of others, fewer than the "
+        f"{count_of(settings.negatives, 'negative')} asked for; add identities"
+        + (f", or use --fix-num {outsiders} in gen_pseudo_labels.py" if outsiders else "")
+    )

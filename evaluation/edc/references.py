@@ -95,11 +95,12 @@ def own_labels(features: EmbeddingsFile, identities: Identities) -> Values:
         UserError: embeddings of only one identity.
     """
     from generate_pseudo_labels.distance.blocks import group_by_identity
+    from generate_pseudo_labels.label_settings import LabelSettings
     from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
 
     groups = group_by_identity(identities, features.usable_rows())
     try:
-        found = similarity_distances(features, groups, estimator="exact").distances
+        found = similarity_distances(features, groups, LabelSettings("exact")).distances
     except TooFewOutsiders as error:
         raise UserError(f"{features.path}: gives no labels: {error}") from error
     labels = np.full(len(identities), np.nan)

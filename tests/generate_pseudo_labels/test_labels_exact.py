@@ -13,6 +13,7 @@ from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance import blocks, exact
 from generate_pseudo_labels.distance.array_backend import TorchArrays
 from generate_pseudo_labels.distance.blocks import group_by_identity
+from generate_pseudo_labels.label_settings import LabelSettings
 from generate_pseudo_labels.similarity_distance import (
     DistanceResult,
     TooFewOutsiders,
@@ -53,8 +54,9 @@ def brute_force(f: Floats, y: Identities) -> npt.NDArray[np.float64]:
     return result
 
 
-def found_by(f: Floats, y: Identities, **options: Any) -> DistanceResult:
-    return similarity_distances(f, group_by_identity(y), estimator="exact", **options)
+def found_by(f: Floats, y: Identities, pool_size: int = 1024, **options: Any) -> DistanceResult:
+    settings = LabelSettings("exact", pool_size=pool_size)
+    return similarity_distances(f, group_by_identity(y), settings, **options)
 
 
 SETS: dict[str, dict[str, Any]] = {
@@ -92,9 +94,10 @@ def test_a_larger_second_pool_stands_for_all_in_a_large_set(
     monkeypatch.setattr(exact, "SECOND_POOL", 500)
     f, y = faces_of([10] * 150, spread=(1.5, 6))
     found = found_by(f, y, pool_size=100)
-    assert found.overlapping > 1000 and found.checked > 0
+    overlapping, checked, squares = found.crossing
+    assert overlapping > 1000 and checked > 0
     error = np.sqrt(np.mean((found.distances.w1[:, 0] - brute_force(f, y)[:, 0]) ** 2))
-    said = np.sqrt(found.squares / found.checked)
+    said = np.sqrt(squares / checked)
     assert 0.4 < error / said < 2.5
 
 
@@ -103,9 +106,7 @@ def test_permuting_images_and_identities_permutes_the_distances() -> None:
     order = np.random.default_rng(1).permutation(len(y))
     names = np.random.default_rng(2).permutation(20).astype(np.int32)
     groups = group_by_identity(names[y[order]])
-    mixed = similarity_distances(
-        f[order], groups, estimator="exact", pool_size=EVERYBODY
-    ).distances.w1[:, 0]
+    mixed = found_by(f[order], names[y[order]], EVERYBODY).distances.w1[:, 0]
     plain = found_by(f, y, pool_size=EVERYBODY).distances.w1[:, 0]
     assert np.allclose(mixed, plain[order][groups.rows], atol=1e-6)
 
@@ -120,7 +121,6 @@ def test_same_results_whatever_the_batches_threads_and_ranks(
     # Not to the last bit: on CPUs without AVX-512, OpenBLAS rounds a row of a product by the
     # number of rows beside it.
     assert np.allclose(batched, whole, rtol=0, atol=2e-7, equal_nan=True)
-    groups = group_by_identity(y)
     sums: list[npt.NDArray[Any]] = []  # of each process in a first run; a second has their total
 
     class Processes(ProcessGroup):
@@ -129,8 +129,7 @@ def test_same_results_whatever_the_batches_threads_and_ranks(
             return array if len(sums) <= 3 else np.asarray(sum(sums[:3]))
 
     def run(rank: int) -> Floats:
-        found = similarity_distances(f, groups, estimator="exact", processes=Processes(rank, 3))
-        return found.distances.w1
+        return found_by(f, y, processes=Processes(rank, 3)).distances.w1
 
     for rank in range(3):
         run(rank)

@@ -129,7 +129,7 @@ def test_missing_and_damaged_files_are_counted_and_listed(
         ({"image_list_file": Path("none.txt")}, "none.txt: does not exist"),
         ({"feature_root": None}, "--image-list-file: goes with --feature-root"),
         ({"id_key_index": -1}, "--id-key-index -1: is the image's own name"),
-        ({"process_num": -1}, "--process-num -1: must be 0 (all cores) or more"),
+        ({"process_num": -1}, "--process-num -1: must be 0 or more"),
         ({"image_list_file": Path("twice")}, "twice:2: b/feature/1.jpg is listed twice"),
         ({"image_list_file": Path("dot"), "image_root": None}, "dot:1: . names no image"),
         ({"image_list_file": None}, "needs --image-list-file and --score-dst"),

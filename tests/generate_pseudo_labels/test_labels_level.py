@@ -11,7 +11,8 @@ import tyro
 
 from dataset.lists import read_table
 from generate_pseudo_labels.gen_pseudo_labels import main
-from generate_pseudo_labels.labels import LabelSettings, with_level_identities
+from generate_pseudo_labels.label_settings import LabelSettings
+from generate_pseudo_labels.labels import with_level_identities
 from sdd_fiqa.errors import UserError
 
 SIZES = np.array([1, 2, 5, 40, 7])

@@ -18,8 +18,11 @@ from generate_pseudo_labels.distance.draws import draw_negatives, draw_positives
 from generate_pseudo_labels.distance.embedded_set import UnusableRow
 from generate_pseudo_labels.distance.results import BlockRunner, Distances, Progress
 from generate_pseudo_labels.distance.wasserstein import negative_excess, negative_excess_ragged
+from generate_pseudo_labels.label_settings import LabelSettings
 from generate_pseudo_labels.labels import drop_top, quality_labels
 from generate_pseudo_labels.similarity_distance import TooFewOutsiders, similarity_distances
+
+PUBLISHED = LabelSettings()
 
 Floats = npt.NDArray[np.float32]
 Identities = npt.NDArray[np.int32]
@@ -59,9 +62,10 @@ def all_labelled(w1: Floats) -> Floats:
     return quality_labels(w1, np.ones(len(w1), bool))
 
 
-def sampled(f: npt.NDArray[Any], y: Identities, **options: Any) -> Distances:
-    groups = group_by_identity(y)
-    run = similarity_distances(f, groups, **options)
+def sampled(
+    f: npt.NDArray[Any], y: Identities, settings: LabelSettings = PUBLISHED, **options: Any
+) -> Distances:
+    run = similarity_distances(f, group_by_identity(y), settings, **options)
     assert run.begin == 0
     return run.distances
 
@@ -150,10 +154,10 @@ def test_a_large_identity_may_have_fewer_mates_than_are_asked_for(
     arrays: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     f, y = faces_of([30, 20] + [3] * 20)
-    whole = sampled(f, y, m=50)
+    whole = sampled(f, y, LabelSettings(fix_num=50))
     monkeypatch.setattr(blocks, "OWN_BLOCK", 8)
     monkeypatch.setattr(blocks, "BLOCK", 16)  # the first two come in pieces
-    pieces = sampled(f, y, m=50, arrays=arrays)
+    pieces = sampled(f, y, LabelSettings(fix_num=50), arrays=arrays)
     assert np.allclose(pieces.pos, whole.pos, atol=1e-6)  # all mates, every time
 
 
@@ -166,10 +170,11 @@ def test_same_seed_same_labels_whatever_the_batches_threads_and_ranks(
     assert np.array_equal(sampled(f, y, batch_rows=10_000, threads=2).w1, whole.w1, equal_nan=True)
     groups = group_by_identity(y)
     parts = [
-        similarity_distances(f, groups, processes=ProcessGroup(r, 3)).distances.w1 for r in range(3)
+        similarity_distances(f, groups, PUBLISHED, processes=ProcessGroup(r, 3)).distances.w1
+        for r in range(3)
     ]
     assert np.array_equal(np.concatenate(parts), whole.w1, equal_nan=True)
-    assert not np.array_equal(sampled(f, y, seed=1).w1, whole.w1, equal_nan=True)
+    assert not np.array_equal(sampled(f, y, LabelSettings(seed=1)).w1, whole.w1, equal_nan=True)
 
 
 def test_the_torch_path_agrees_with_the_numpy_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +190,7 @@ def test_a_list_out_of_order_and_one_with_gaps() -> None:
     f, y = faces_of([12] * 20)
     order = np.random.default_rng(3).permutation(len(y))
     groups = group_by_identity(y[order])
-    found = similarity_distances(f[order], groups).distances
+    found = similarity_distances(f[order], groups, PUBLISHED).distances
     # The identities and the order within them differ, so the draws do; the estimate does not.
     back = np.empty((len(y), 12), np.float32)
     back[order[groups.rows]] = found.w1
@@ -194,8 +199,8 @@ def test_a_list_out_of_order_and_one_with_gaps() -> None:
     usable[[0, 5, 100]] = False
     with_gaps = group_by_identity(y, usable)
     f[~usable] = 0  # never looked at
-    found = similarity_distances(f, with_gaps).distances
-    alone = similarity_distances(f[usable], group_by_identity(y[usable])).distances
+    found = similarity_distances(f, with_gaps, PUBLISHED).distances
+    alone = sampled(f[usable], y[usable])
     assert np.array_equal(found.w1, alone.w1)
 
 
@@ -236,7 +241,7 @@ def test_too_few_outsiders() -> None:
     f, y = faces_of([30, 10, 13])
     with pytest.raises(TooFewOutsiders, match="23 images of others, fewer than the 24"):
         sampled(f, y)
-    assert np.isfinite(sampled(f, y, m=23).w1).all()
+    assert np.isfinite(sampled(f, y, LabelSettings(fix_num=23)).w1).all()
 
 
 def test_an_image_without_mates_has_no_distance_but_is_an_outsider() -> None:
@@ -297,10 +302,10 @@ def test_labels_are_the_mean_of_ranges_and_dropping_takes_the_best() -> None:
 def test_embeddings_that_are_equal_up_to_rounding_have_no_labels() -> None:
     rng, y = np.random.default_rng(0), np.repeat(np.arange(10), 6)
     rows = rng.standard_normal(64) * rng.uniform(0.1, 9, (60, 1))
-    for estimator in ("sampled", "exact"):
+    for settings in (PUBLISHED, LabelSettings("exact")):
         for constant in (rows, np.abs(rows[:, :1])):
             with pytest.raises(ValueError, match="all distances are equal up to rounding"):
-                all_labelled(sampled(constant, y.astype(np.int32), estimator=estimator).w1)
+                all_labelled(sampled(constant, y.astype(np.int32), settings).w1)
 
 
 def test_a_gpu_has_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,5 +321,5 @@ def test_a_gpu_has_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(similarity_distance, "BlockRunner", runner)
     f, y = faces_of([3] * 30)
     for arrays in (TorchArrays("cpu"), NumpyArrays()):
-        similarity_distances(f, group_by_identity(y), arrays=arrays, threads=64)
+        sampled(f, y, arrays=arrays, threads=64)
     assert asked == [4, 64]

@@ -17,6 +17,7 @@ import train
 from generate_pseudo_labels.distance.array_backend import TorchArrays
 from generate_pseudo_labels.distance.blocks import group_by_identity
 from generate_pseudo_labels.distance.embedded_set import Embeddings
+from generate_pseudo_labels.label_settings import LabelSettings
 from generate_pseudo_labels.similarity_distance import similarity_distances
 from models import load_quality_model
 from models.recognisers import load_recogniser
@@ -52,11 +53,16 @@ def test_labels(gpu: None, estimator: Literal["sampled", "exact"], layout: str) 
     noise = rng.standard_normal((n, 32)) * rng.uniform(0.5, 2, (n, 1))
     rows = (rng.standard_normal((n + 1, 32))[people] + noise).astype(np.float16)
     groups = group_by_identity(np.unique(people, return_inverse=True)[1].astype(np.int32))
-    here = similarity_distances(rows, groups, estimator=estimator).distances
+    here = similarity_distances(rows, groups, LabelSettings(estimator)).distances
     sources: list[Embeddings] = [rows, torch.from_numpy(rows).to(GPU)]
     for source in sources:
         there = similarity_distances(
-            source, groups, estimator=estimator, arrays=TorchArrays(GPU), threads=2, batch_rows=700
+            source,
+            groups,
+            LabelSettings(estimator),
+            arrays=TorchArrays(GPU),
+            threads=2,
+            batch_rows=700,
         ).distances
         for name in ("w1", "pos", "neg", "excess"):
             a, b = getattr(here, name), getattr(there, name)
