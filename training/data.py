@@ -62,10 +62,8 @@ class TrainingList:
     @property
     def epoch_images(self) -> int:
         """How many images an epoch uses."""
-        if not self.max_per_identity:
-            return len(self.train)
         _, sizes = np.unique(self.identities[self.train], return_counts=True)
-        return int(np.minimum(sizes, self.max_per_identity).sum())
+        return int(np.minimum(sizes, self.max_per_identity or len(self.train)).sum())
 
     def split_key(self) -> str:
         """A digest of the held-out rows and, with max_per_identity, of the identities."""
@@ -142,10 +140,9 @@ def epoch_flips(count: int, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
 
 def sampling_weights(data: TrainingList) -> npt.NDArray[np.float32]:
     """(T,) float32: the share of epochs that use each training image."""
-    if not data.max_per_identity:
-        return np.ones(len(data.train), np.float32)
     _, who, sizes = np.unique(data.identities[data.train], return_inverse=True, return_counts=True)
-    return np.minimum(1, data.max_per_identity / sizes[who]).astype(np.float32)
+    most = data.max_per_identity or len(data.train)
+    return np.minimum(1, most / sizes[who]).astype(np.float32)
 
 
 def faces_and_labels(

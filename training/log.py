@@ -29,13 +29,9 @@ class Log:
 
         path, step = folder / "stats.jsonl", plan.steps_done(position)
         make_parent(path)
-        kept = [
-            line
-            for line in _read_lines(path)
-            if line["step"] <= step and ("loss" in line or line["epoch"] <= position.epoch)
-        ]
+        kept = _kept_lines(path, step, position.epoch) if path.exists() else []
         with replacing(path) as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.writelines(f"{line}\n" for line in kept)
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -91,19 +87,14 @@ class EpochProgress:
         self.log.write(epoch=position.epoch + 1, step=done, **numbers)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The valid lines of a stats.jsonl, up to the first invalid one."""
-    if not path.exists():
-        return []
-    lines = []
+def _kept_lines(path: Path, step: int, epoch: int) -> list[str]:
+    """The lines of a stats.jsonl up to a step and an epoch, and up to the first invalid line."""
+    kept = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except (ValueError, RecursionError):
+            if line["step"] <= step and ("loss" in line or line["epoch"] <= epoch):
+                kept.append(text)
+        except (ValueError, RecursionError, LookupError, TypeError):
             break  # half a line: the run was killed
-        if not isinstance(line, dict) or not all(
-            isinstance(line.get(name), int) for name in ("step", "epoch")
-        ):
-            break
-        lines.append(line)
-    return lines
+    return kept

@@ -21,11 +21,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
         # Values per channel; unreadable images make the batches of processes differ in size.
-        values = _summed(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64))
+        values = _Sum.apply(torch.tensor(x.numel() / x.shape[1], dtype=torch.float64))
         # Two passes, because mean square minus squared mean would lose digits.
-        mean = _summed(x.sum((0, 2, 3))) / values  # (C,)
+        mean = _Sum.apply(x.sum((0, 2, 3))) / values  # (C,)
         centred = x - mean[:, None, None]
-        variance = _summed(centred.square().sum((0, 2, 3))) / values  # (C,)
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / values  # (C,)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():
@@ -69,8 +69,3 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return _Sum.forward(ctx, grads[0])
-
-
-def _summed(x: Tensor) -> Tensor:
-    out: Tensor = _Sum.apply(x)
-    return out
