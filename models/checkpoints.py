@@ -26,13 +26,17 @@ from sdd_fiqa.files import read_json, replacing, sha256_of, write_json
 
 
 def load_network(
-    path: str | os.PathLike[str], *, recognition: bool, backbone: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    recognition: bool,
+    backbone: str | None = None,
+    dropout: float = 0.5,
 ) -> tuple[str, nn.Module, dict[str, Any]]:
     """Makes the network that a checkpoint file holds; every key must match.
 
     The .json next to the file records whether the head has a floor. If the trunk came from an ONNX
     file, the .json also holds the list of its layers. `recognition`: which head is wanted. Without
-    `backbone` its name is found from the keys.
+    `backbone` its name is found from the keys. `dropout`: for training, as of `build_network`.
 
     Returns:
         The backbone's name; the network, in evaluation mode; and what `read_about` gives, for a
@@ -60,11 +64,11 @@ def load_network(
         raise UserError(f"{path}: is a {found[0]} network, not the {backbone} that was asked for")
     network: nn.Module
     if graph:
-        network = graph_network(about, str(path))
+        network = graph_network(about, str(path), dropout)
         if unlike := differences(network.state_dict(), state):
             raise UserError(f"{path}: does not fit the .json next to it: {unlike}")
     else:
-        network = build_network(found[0], recognition=recognition)
+        network = build_network(found[0], recognition=recognition, dropout=dropout)
     network.load_state_dict(state, strict=True)
     restore_floor(network, about, str(path))
     return found[0], network.eval(), about

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.networks import BACKBONES, build_network
+from models.networks import BACKBONES, HEAD, build_network
 from sdd_fiqa.errors import UserError
 
 State = dict[str, Tensor]
@@ -176,15 +176,11 @@ def explain_mismatch(
     if backbone is not None:
         return f"does not fit {part.format(backbone)}: {differences_to(backbone)}"
 
-    def likeness(name: str) -> float:
-        """The share of keys and shapes in common with a network's more similar form."""
-        given, *own = (
-            {(key, value.shape) for key, value in form.items()}
-            for form in (state, skeleton(name, False), skeleton(name, True))
-        )
-        return max(len(keys & given) / len(keys | given) for keys in own)
+    def in_common(name: str) -> int:
+        own = skeleton(name, False) | skeleton(name, True)
+        return sum(key in own and own[key].shape == value.shape for key, value in state.items())
 
-    name = max(BACKBONES, key=likeness)
+    name = max(BACKBONES, key=in_common)
     return (
         f"fits no network known here ({', '.join(BACKBONES)}); the nearest is "
         f"{part.format(name)}: {differences_to(name)}"
@@ -211,11 +207,10 @@ def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     return "; ".join(f"{word}: {_names(keys)}" for word, keys in parts if keys)
 
 
-@cache
 def _trunk(backbone: str) -> State:
-    """The keys that a network has under either head."""
-    other = skeleton(backbone, True)
-    return {key: value for key, value in skeleton(backbone, False).items() if key in other}
+    """The keys and shapes that a network has under any head."""
+    whole = skeleton(backbone, False)
+    return {key: value for key, value in whole.items() if not key.startswith(HEAD)}
 
 
 def _trunk_differences(state: State, backbone: str) -> str:

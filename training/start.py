@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from models.backbones.layer_graph import GraphNetwork, graph_network, is_graph
-from models.checkpoints import read_about
-from models.networks import HEAD, build_network, restore_floor
+from models.backbones.layer_graph import GraphNetwork
+from models.checkpoints import load_network
+from models.networks import HEAD, build_network
 from models.pretrained import PRETRAINED
 from models.recognisers import ONNX_RECOGNISERS, describe_onnx
-from models.state_dicts import LoadReport, copy_fitting, differences, find_trunk, read_state
+from models.state_dicts import LoadReport, copy_fitting, find_trunk, read_state
 from sdd_fiqa.assets import fetch
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.onnx_runner import is_onnx
@@ -69,21 +69,13 @@ def start_network(
 
 def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> StartingNetwork:
     state = read_state(path)
-    has_head = any(key.startswith(HEAD) for key in state)
-    about = read_about(path) if has_head else {}
-    network: nn.Module
-    if is_graph(state):
-        network = graph_network(about, path, dropout)
-        name = str(about["architecture"])
-        trunk = {k: v for k, v in network.state_dict().items() if not k.startswith(HEAD)}
-        given = {k: v for k, v in state.items() if not k.startswith(HEAD)}
-        if unlike := differences(trunk, given):
-            raise UserError(f"{path}: does not fit the .json next to it: {unlike}")
+    if any(key.startswith(HEAD) for key in state):
+        name, network, _ = load_network(path, recognition=False, dropout=dropout)
+        loaded = LoadReport(list(state), [], [])
     else:
         name = find_trunk(state, path, backbone)
         network = build_network(name, dropout=dropout)
-    loaded = copy_fitting(network, state)
-    restore_floor(network, about, path)
+        loaded = copy_fitting(network, state)
     return StartingNetwork(name, network, f"{path} ({name}): {loaded}")
 
 
