@@ -154,8 +154,7 @@ class SameIdentitySimilarities:
             gram = self._grams[number][arrays.device(self._place[some[mine]])]
             self._put(p, first[mine], gram)
         pieces = np.flatnonzero(kept < 0)
-        owners = np.searchsorted(self.batch.rows, some[pieces], side="right") - 1
-        starts = self.batch.starts[owners]
+        starts = self.batch.starts[self.batch.owners()[some[pieces]]]
         for start in np.unique(starts):
             mine = pieces[starts == start]
             bounds = start + np.array([0, counts[mine[0]] + 1])
@@ -212,9 +211,7 @@ class ExactEstimator:
         arrays = self.embedded.arrays
         faces = self.embedded.span(batch.begin, batch.end)  # (R, D)
         mates = SameIdentitySimilarities(self.embedded, batch, faces)
-        owners = batch.owners()
-        counts = (batch.stops - batch.starts)[owners]
-        images, sizes = len(self.plan.groups), arrays.device(counts.astype(np.float32))
+        images, sizes = len(self.plan.groups), arrays.device((mates.counts + 1).astype(np.float32))
         mean_p = (mates.total - mates.itself) / (sizes - 1).clip(1)
         # The mean over all images, without the part of the own identity. (einsum rounds the same
         # way in batches of any size.)
@@ -222,14 +219,14 @@ class ExactEstimator:
         mean_n = (to_all - mates.total / images) * (images / (images - sizes))
         excess = np.zeros(len(faces), np.float32)
         overlapping = self._overlapping(mates)
-        if len(overlapping):
-            excess[overlapping] = self._excess(mates, overlapping)
+        whole = np.ones(len(self.second.positions), bool)
+        excess[overlapping] = self._excess(mates, overlapping, [whole])[0]
         self._check(mates, overlapping)
         pos, neg = arrays.host(mean_p), arrays.host(mean_n)
         w1 = np.maximum(pos - neg + 2 * excess, 0)
         share = np.divide(excess, w1, out=np.zeros_like(w1), where=w1 > 0)
-        w1[counts == 1] = np.nan
-        pos = np.where(counts == 1, np.float32(np.nan), pos)
+        w1[mates.counts == 0] = np.nan
+        pos = np.where(mates.counts == 0, np.float32(np.nan), pos)
         return Distances(w1[:, None], pos, neg, share.clip(0, 1))
 
     def _overlapping(self, mates: SameIdentitySimilarities) -> Indices:
@@ -246,9 +243,9 @@ class ExactEstimator:
             highest = xp.maximum(highest, xp.amax(products, 0))
         # Most images are done here: they have no positive below any negative.
         some = np.flatnonzero(arrays.host(highest > mates.lowest))
-        if len(self.pool.positions) > _PIECE or len(some) == 0:
+        if len(self.pool.positions) > _PIECE:
             return some
-        crossing = []
+        crossing = [some[:0]]
         absent = (last - first)[batch.owners()]
         for part in self._portions(some, len(self.pool.positions), mates):
             p, counts = mates.sorted(part)
@@ -260,56 +257,42 @@ class ExactEstimator:
         self, some: Indices, width: int, mates: SameIdentitySimilarities
     ) -> Iterator[Indices]:
         """Cuts rows into portions whose similarities are few enough to be sorted at a time."""
-        if len(some) == 0:
-            return
-        step = max(1, self.embedded.arrays.cells // (width + int(mates.counts[some].max())))
+        width += int(mates.counts[some].max(initial=0))
+        step = max(1, self.embedded.arrays.cells // width)
         for begin in range(0, len(some), step):
             yield some[begin : begin + step]
 
-    def _excess(self, mates: SameIdentitySimilarities, overlapping: Indices) -> Float64:
-        """Integral (N^-1 - P^-1)+ of some rows, where N is the second pool."""
-        parts: list[Float64] = []
-        for some in self._portions(overlapping, len(self.second.positions), mates):
-            n, (first, last) = self._similarities(mates, some)
-            parts.append(self._sorted_excess(*mates.sorted(some), n, last - first))
-        return np.concatenate(parts)
-
-    def _similarities(
-        self, mates: SameIdentitySimilarities, some: Indices
-    ) -> tuple[Array, tuple[Indices, Indices]]:
-        """(r, M) similarities to the second pool, -inf to the own identity; its first and end."""
-        arrays, batch = self.embedded.arrays, mates.batch
-        n = mates.faces[arrays.device(some)] @ self.second.rows.T
-        owners = np.searchsorted(batch.rows, some, side="right") - 1
-        first, last = self.second.own(batch.starts[owners], batch.stops[owners])
-        own = last - first
-        rows = np.repeat(np.arange(len(some)), own)
-        columns = np.arange(len(rows)) - np.repeat(np.cumsum(own) - own - first, own)
-        n[arrays.device(rows), arrays.device(columns)] = -np.inf
-        return n, (first, last)
-
-    def _sorted_excess(self, p: Array, counts: Indices, n: Array, absent: Indices) -> Float64:
-        arrays = self.embedded.arrays
-        return arrays.host(negative_excess_ragged(arrays, p, counts, arrays.sort(n), absent))
+    def _excess(self, mates: SameIdentitySimilarities, rows: Indices, parts: list[Mask]) -> Float64:
+        """(len(parts), r) integrals (N^-1 - P^-1)+ of some rows; N is a part of the second pool."""
+        arrays, batch, pool = self.embedded.arrays, mates.batch, self.second
+        owners = batch.owners()
+        found = [np.empty((len(parts), 0))]
+        for some in self._portions(rows, len(pool.positions), mates):
+            p, counts = mates.sorted(some)
+            n = mates.faces[arrays.device(some)] @ pool.rows.T  # (r, M); -inf to the own identity
+            first, last = pool.own(batch.starts[owners[some]], batch.stops[owners[some]])
+            own = last - first
+            row = np.repeat(np.arange(len(some)), own)
+            column = np.arange(len(row)) - np.repeat(np.cumsum(own) - own - first, own)
+            n[arrays.device(row), arrays.device(column)] = -np.inf
+            integrals = []
+            for part in parts:
+                before = np.concatenate([[0], np.cumsum(part)])
+                of_part = arrays.sort(n[:, arrays.device(np.flatnonzero(part))])
+                absent = before[last] - before[first]
+                integrals.append(negative_excess_ragged(arrays, p, counts, of_part, absent))
+            found.append(arrays.host(arrays.xp.stack(integrals)))
+        return np.concatenate(found, axis=1)
 
     def _check(self, mates: SameIdentitySimilarities, overlapping: Indices) -> None:
         """Notes the standard error of W1 of each block's first rows, by two halves of the pool."""
-        if len(self.second.positions) == len(self.plan.groups):
-            return self.errors.append((len(overlapping), 0, 0.0))
-        batch = mates.batch
-        ends = np.array([block.stop - batch.begin for block in batch.blocks])
-        block = np.searchsorted(ends, overlapping, side="right")
-        nth = np.arange(len(block)) - np.searchsorted(block, block)
-        checked, squares = overlapping[nth < _CHECKED], 0.0
-        for some in self._portions(checked, len(self.second.positions), mates):
-            p, counts = mates.sorted(some)
-            n, (first, last) = self._similarities(mates, some)
-            halves = []
-            for half in (self.second.half, ~self.second.half):
-                before = np.concatenate([[0], np.cumsum(half)])
-                part = n[:, self.embedded.arrays.device(np.flatnonzero(half))]
-                halves.append(self._sorted_excess(p, counts, part, before[last] - before[first]))
-            # W1 holds the integral twice; the mean of two halves has half their difference's
-            # deviation.
-            squares += float(((halves[0] - halves[1]) ** 2).sum())
-        return self.errors.append((len(overlapping), len(checked), squares))
+        checked = overlapping[:0]
+        if len(self.second.positions) < len(self.plan.groups):
+            ends = np.array([block.stop - mates.batch.begin for block in mates.batch.blocks])
+            block = np.searchsorted(ends, overlapping, side="right")
+            nth = np.arange(len(block)) - np.searchsorted(block, block)
+            checked = overlapping[nth < _CHECKED]
+        # W1 holds the integral twice; the mean of two halves has half their difference's deviation.
+        one, other = self._excess(mates, checked, [self.second.half, ~self.second.half])
+        squares = float(((one - other) ** 2).sum())
+        self.errors.append((len(overlapping), len(checked), squares))
