@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ Content = bytes | npt.NDArray[np.uint8]  # of an image file; an array is a part 
 
 _ROWS = 256  # rows of an image with transparency that are converted at a time
 _ORIENTATION, _FLOAT = 0x0112, 3  # TIFF: a tag, and a value of the tag SampleFormat
+_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)  # how a JPEG 2000's data begin
 _log = logging.getLogger("sdd_fiqa")
 _noted: set[str] = set()  # the notes that were given
 
@@ -95,7 +97,34 @@ def _jpeg(content: bytes) -> Image:
 
 
 def _png(content: bytes) -> Image:
-    return _by_pillow("PNG", content, sixteen_bits=content[24:25] == b"\x10")
+    """By OpenCV: Pillow lets one thread decode at a time, and drops half of the bits of 16."""
+    exif = grey = kind = b""
+    place = 8
+    while kind != b"IEND":
+        size, kind = struct.unpack_from(">I4s", content, place)
+        value = content[place + 8 : place + 8 + size]
+        check = content[place + 8 + size : place + 12 + size]
+        # OpenCV would set aside as much memory as a damaged length asks for.
+        if kind.isupper() and int.from_bytes(check, "big") != zlib.crc32(kind + value):
+            raise UnreadableImage("is damaged (a part of the PNG has another checksum)")
+        if kind == b"eXIf":
+            exif = value
+        elif kind == b"tRNS" and content[25] == 0:
+            grey = value
+        place += 12 + size
+    _check_size(*struct.unpack_from(">II", content, 16))
+    pixels = _by_opencv(content)
+    if grey:  # OpenCV ignores which grey is transparent
+        key, bits = int.from_bytes(grey, "big"), content[24]
+        pixels[pixels == (key if bits > 8 else key * 255 // ((1 << bits) - 1))] = 0
+    return _upright(_over_black(pixels), _exif_orientation(exif))
+
+
+def _jpeg2000(content: bytes) -> Image:
+    for size in _SIZ.finditer(content):
+        right, bottom, left, top = struct.unpack(">4I", size[1])
+        _check_size(right - left, bottom - top)
+    return _over_black(_by_opencv(content))
 
 
 def _tiff(content: bytes) -> Image:
@@ -123,24 +152,17 @@ def _heic(content: bytes) -> Image:
         return image_of_pillow(opened)
 
 
-def _by_pillow(kind: str, content: bytes, sixteen_bits: bool = False) -> Image:
-    """The first frame by a reader of Pillow, upright.
-
-    With `sixteen_bits` the pixels are OpenCV's: Pillow would drop half of the bits of a colour.
-    """
+def _by_pillow(kind: str, content: bytes) -> Image:
+    """The first frame by a reader of Pillow, upright; Image.open would warn of a large picture."""
     import PIL.Image
 
     PIL.Image.preinit()  # the most usual readers
     if kind not in PIL.Image.OPEN:
         PIL.Image.init()  # all others, in .07 s
-    reader = PIL.Image.OPEN[kind][0]  # PIL.Image.open would warn of a large picture
-    with reader(io.BytesIO(content), "") as opened:
+    with PIL.Image.OPEN[kind][0](io.BytesIO(content), "") as opened:
         _check_size(*opened.size)
         image = _rgb(opened)
         exif = opened.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if sixteen_bits:
-        reader(io.BytesIO(content), "").verify()  # OpenCV takes the memory that a length asks for
-        image = _over_black(_by_opencv(content))
     return _upright(image, _exif_orientation(exif))
 
 
@@ -159,12 +181,7 @@ FORMATS = (
         rb"P[1-6](?:\s+\d|\s*#)",
         partial(_by_pillow, "PPM"),
     ),
-    Format(
-        "JPEG 2000",
-        (".jp2",),
-        rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-        partial(_by_pillow, "JPEG2000", sixteen_bits=True),
-    ),
+    Format("JPEG 2000", (".jp2",), rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", _jpeg2000),
     Format("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", _tiff),
     Format("AVIF", (".avif",), rb".{4}ftyp(?:.{4})*?avi[fs]", partial(_by_pillow, "AVIF")),
     Format("HEIC", HEIC_SUFFIXES, rb".{4}ftyp(?:.{4})*?(?:he[iv][cxms]|mif1|msf1)", _heic),

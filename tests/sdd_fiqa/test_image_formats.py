@@ -180,7 +180,7 @@ def test_huge_images_are_refused_by_their_header(face: Image.Image) -> None:
     files = {
         "JPEG": big(jpeg, jpeg.index(b"\xff\xc0") + 5, ">HH"),
         "PNG": big(png, 29, ">I", (zlib.crc32(png[12:29]),)),
-        "JPEG 2000": big(jpeg2000, jpeg2000.index(b"ihdr") + 4, ">II"),
+        "JPEG 2000": big(jpeg2000, jpeg2000.index(b"\xff\x4f\xff\x51") + 8, ">II"),
         "BMP": big(encode(face, "BMP"), 18, "<ii"),
         "GIF": big(encode(face, "GIF"), 6, "<HH"),
         "WebP": big(encode(face, "WEBP", lossless=True), 21, "<I", (11_999 << 14 | 11_999,)),
@@ -201,18 +201,12 @@ def test_huge_images_are_refused_by_their_header(face: Image.Image) -> None:
             decode_image(content)
 
 
-def test_a_codestream_larger_than_its_header_says_is_not_decoded(face: Image.Image) -> None:
-    content = encode(face, "JPEG2000")
-    with pytest.raises(UnreadableImage, match="cannot be decoded"):
-        decode_image(big(content, content.index(b"\xff\x4f\xff\x51") + 8, ">II"))
-
-
 def test_a_damaged_length_does_not_reach_opencv(face: Image.Image, monkeypatch: Any) -> None:
     wide = np.asarray(face).astype(np.uint16) * 257
     content = cv2.imencode(".png", wide)[1].tobytes()
     seen: list[bytes] = []
     monkeypatch.setattr(sdd_fiqa.images, "_by_opencv", seen.append)  # 2 GiB, and 20 s
-    with pytest.raises(UnreadableImage, match="cannot be decoded"):
+    with pytest.raises(UnreadableImage, match="another checksum"):
         decode_image(big(content, content.rindex(b"IDAT") - 4, ">I", (0x7FFFFFFF,)))
     assert not seen
 

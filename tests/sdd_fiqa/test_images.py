@@ -37,9 +37,9 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def by_another_library(content: bytes) -> npt.NDArray[np.int64]:
-    """JPEG and TIFF by Pillow, as OpenCV turns no TIFF; what Pillow reads for us by OpenCV."""
+    """By OpenCV what Pillow reads for us, the others by Pillow, and TIFF, as OpenCV turns none."""
     image = Image.open(io.BytesIO(content))
-    if image.format in ("JPEG", "TIFF"):
+    if image.format in ("JPEG", "JPEG2000", "PNG", "TIFF"):
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(np.int64)
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
