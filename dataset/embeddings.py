@@ -7,7 +7,6 @@ the size of the file.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +59,9 @@ class EmbeddingsFile:
         path: the file; of a folder, the one that extract_feats writes there.
         shape: (N, D).
         dtype: as stored.
+        unreadable: {row: reason} of images that could not be read; their rows are zero. This and
+            `note` are what `open_embeddings` finds.
+        note: a line about what could not be checked, or empty.
 
     Raises:
         UserError: missing, no .npy, not two-dimensional, not numbers with a fraction, truncated.
@@ -67,6 +69,8 @@ class EmbeddingsFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path = embeddings_in(path)
+        self.unreadable: dict[int, str] = {}
+        self.note = ""
         try:
             file = open(path, "rb")  # noqa: SIM115  (open as long as this object)
         except OSError as error:
@@ -143,20 +147,7 @@ class EmbeddingsFile:
         return usable
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What the .json beside the embeddings says.
-
-    Attributes:
-        unreadable: (row, path, reason) of images that could not be read; their rows are zero.
-        note: a line about what could not be checked, or empty.
-    """
-
-    unreadable: list[tuple[int, str, str]]
-    note: str = ""
-
-
-def open_embeddings(path: Path, table: ImageList) -> tuple[EmbeddingsFile, Origin]:
+def open_embeddings(path: Path, table: ImageList) -> EmbeddingsFile:
     """Opens the embeddings of a list: row i belongs to line i.
 
     Raises:
@@ -173,19 +164,17 @@ def open_embeddings(path: Path, table: ImageList) -> tuple[EmbeddingsFile, Origi
         )
     described = path.with_suffix(".json")
     if not described.exists():
-        return file, Origin(
-            [],
-            f"{path} has no .json beside it: that its rows belong to {table.file}, in this "
-            "order, could not be checked",
+        file.note = (
+            f"{path} has no .json beside it: that its rows belong to {table.file}, in this order, "
+            "could not be checked"
         )
+        return file
     content = read_json(described)
     try:
         sha256, done = content["list"]["sha256"], int(content["rows_done"])
         dimension = int(content.get("dimension", columns))
-        unreadable = [
-            (int(entry["row"]), str(entry["path"]), str(entry["reason"]))
-            for entry in content.get("unreadable", [])
-        ]
+        listed = content.get("unreadable", [])
+        file.unreadable = {int(entry["row"]): str(entry["reason"]) for entry in listed}
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{described}: is not what extract_feats writes beside embeddings; extract them again, "
@@ -205,9 +194,9 @@ def open_embeddings(path: Path, table: ImageList) -> tuple[EmbeddingsFile, Origi
         raise UserError(
             f"{path}: is unfinished, {done} of {rows} rows; run the extraction again, it resumes"
         )
-    if any(not 0 <= row < rows for row, _, _ in unreadable):
+    if any(not 0 <= row < rows for row in file.unreadable):
         raise UserError(f"{described}: names an unreadable row outside 0..{rows - 1}")
-    return file, Origin(unreadable)
+    return file
 
 
 def read_norms(path: Path, table: ImageList) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.cli import EXIT_DONE, EXIT_SKIPPED, run_script
-from dataset.embedding_writer import FeatureWriter
+from dataset.embedding_writer import FeatureWriter, to_unit_length
 from dataset.embeddings import open_embeddings
 from dataset.lists import LABELPATH, read_table
 from sdd_fiqa.errors import UserError
@@ -37,12 +37,9 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
     if len(feats) < 2:
         raise UserError("--feats: name the embeddings of two recognisers or more")
     table = read_table(out_dir / LABELPATH)
-    opened = [open_embeddings(path, table) for path in feats]
-    files = [file for file, _ in opened]
+    files = [open_embeddings(path, table) for path in feats]
     missing = {
-        row: f"{file.path}: {reason}"
-        for file, origin in opened
-        for row, _, reason in origin.unreadable
+        row: f"{file.path}: {reason}" for file in files for row, reason in file.unreadable.items()
     }
     about = {
         "list": {"path": str(table.file), "sha256": table.sha256, "rows": len(table)},
@@ -55,17 +52,10 @@ def main(*, feats: tuple[Path, ...], out_dir: Path = Path("annotations")) -> int
     writer.prepare()
     for start in tqdm(range(0, len(table), _BLOCK), desc="join", unit=" blocks"):
         stop = min(start + _BLOCK, len(table))
-        parts = [file.read(start, stop).astype(np.float32) for file in files]
-        # Stored rows are unit only to float16, and files made elsewhere not at all.
-        lengths = [np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
-        joined = np.hstack(
-            [p / np.maximum(n, 1e-30) for p, n in zip(parts, lengths, strict=True)],
-            dtype=np.float32,
-        )
         gone = {row - start: why for row, why in missing.items() if start <= row < stop}
-        for row in np.flatnonzero((np.hstack(lengths) == 0).any(axis=1)).tolist():
-            gone.setdefault(row, "one of its embeddings is zero")
-        writer.write(start, joined, gone)
+        # Stored rows are unit only to float16, and files made elsewhere not at all.
+        parts = [file.read(start, stop).astype(np.float32) for file in files]
+        writer.write(start, np.hstack([to_unit_length(part, gone)[0] for part in parts]), gone)
     unreadable = writer.finish(table)
     rows = count_of(len(table) - len(unreadable), "row")
     print(f"{writer.features}: {rows} of {writer.dimension}")

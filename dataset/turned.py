@@ -51,11 +51,9 @@ def turn_photos(
         return scores, interrupted
     source = faces.replace(looks, rows)
     reasons = {**scores.reasons, **{len(scores.values) + i: why for i, why in seen.reasons.items()}}
-    place = np.full(len(scores.values) + len(seen.values), -1)
-    place[source] = np.arange(len(source))
     return Scores(
         np.concatenate([scores.values, seen.values])[source],
-        {int(place[i]): why for i, why in reasons.items() if place[i] >= 0},
+        {row: reasons[old] for row, old in enumerate(source.tolist()) if old in reasons},
     ), False
 
 

@@ -74,7 +74,7 @@ def main(
     curve = None
     if feats is not None and image_list is not None:
         table, identities = read_labelpath(image_list)
-        features = open_embeddings(feats, table)[0].read(0, len(table)).astype(np.float32)
+        features = open_embeddings(feats, table).read(0, len(table)).astype(np.float32)
         listed = read_scores(scores, table).values
         curve = held_out_curve(listed, features, identities, fmr, "--fmr", "take more faces")
     write_json(beside, {**about, "calibration": calibration(values, curve)})

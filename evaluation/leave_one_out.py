@@ -42,7 +42,7 @@ def main(*, feats: Path, image_list: Path) -> int:
 
     table, identities = read_labelpath(image_list)
     refuse_repeats(table)
-    features, _ = open_embeddings(feats, table)
+    features = open_embeddings(feats, table)
     w1 = own_labels(features, identities)
     usable = np.isfinite(w1)
     try:

@@ -146,10 +146,7 @@ def score_turned(
     The rows of `faces` are changed (see `turn_photos`).
     """
     lowest = lowest_upright(meaning.calibration)
-
-    def again(looks: Faces, photos: int) -> tuple[Scores, bool]:
-        return score(looks, photos, network, "turned")
-
+    again = partial(score, network=network, doing="turned")
     scores, interrupted = turn_photos(faces, scores, lowest, again)
     if count := faces.turned_photos():
         note(f"turned (column `turned`): {count_of(count, 'photo')} on the side or upside down")

@@ -92,9 +92,9 @@ def read_input(out_dir: Path) -> LabelInput:
     images, identities = read_labelpath(out_dir / LABELPATH)
     refuse_repeats(images)
     images.values.resize(0, refcheck=False)  # the identities hold the same, in half the memory
-    file, origin = open_embeddings(out_dir / EMBEDDINGS, images)
-    inputs = LabelInput(images, identities, file, [origin.note] if origin.note else [])
-    for row, _, reason in origin.unreadable:
+    file = open_embeddings(out_dir / EMBEDDINGS, images)
+    inputs = LabelInput(images, identities, file, [file.note] if file.note else [])
+    for row, reason in file.unreadable.items():
         inputs.leave_out(np.array([row]), UNREADABLE + reason)
     return inputs
 

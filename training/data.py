@@ -169,8 +169,8 @@ def held_out_features(data: TrainingList, path: Path) -> tuple[npt.NDArray[np.fl
             f"--feats {path}: put the {LABELPATH} that it was made from next to "
             f"{data.table.file}; it says which row is which image"
         )
-    file, origin = open_embeddings(path, read_table(data.table.file.parent / LABELPATH))
-    return file.take(data.listed[data.held_out]).astype(np.float32), origin.note
+    file = open_embeddings(path, read_table(data.table.file.parent / LABELPATH))
+    return file.take(data.listed[data.held_out]).astype(np.float32), file.note
 
 
 def find_identities(table: ImageList, id_key_index: int) -> tuple[Rows, Rows | None]:

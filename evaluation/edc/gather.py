@@ -130,9 +130,9 @@ def load_features(
             files[number] = gather_features(path, images, target, usable_cores())
     features: dict[str, EmbeddingsFile] = {}
     for name, path in zip(unique_names(files, recogniser_name), files, strict=True):
-        features[name], origin = open_embeddings(path, images)
-        if origin.note:
-            notes.append(origin.note)
+        features[name] = open_embeddings(path, images)
+        if note := features[name].note:
+            notes.append(note)
     return features
 
 

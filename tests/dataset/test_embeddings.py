@@ -23,12 +23,12 @@ def table(tmp_path: Path) -> ImageList:
 def test_features(tmp_path: Path, table: ImageList) -> None:
     path = tmp_path / "Embedding_Features.npy"
     np.save(path, np.array([[1, 0], [0, 0], [np.nan, 1]], np.float16))
-    features, origin = open_embeddings(path, table)
-    assert "no .json beside it" in origin.note
+    features = open_embeddings(path, table)
+    assert "no .json beside it" in features.note
     assert features.usable_rows().tolist() == [True, False, False]
     beside = path.with_suffix(".json")
     write_json(beside, {"list": {"sha256": table.sha256}, "rows_done": 3})
-    assert not open_embeddings(path, table)[1].note
+    assert not open_embeddings(path, table).note
     write_json(beside, {"list": {"sha256": table.sha256}, "rows_done": 2})
     with pytest.raises(UserError, match="is unfinished, 2 of 3 rows"):
         open_embeddings(path, table)
@@ -47,8 +47,8 @@ def test_a_folder_of_the_label_step_is_its_file(tmp_path: Path, table: ImageList
     np.save(file, np.eye(3, dtype=np.float32))
     write_json(file.with_suffix(".json"), {"list": {"sha256": table.sha256}, "rows_done": 3})
     for folder in (file.parent, file.parent.parent):
-        features, origin = open_embeddings(folder, table)
-        assert features.path == file and not origin.note
+        features = open_embeddings(folder, table)
+        assert features.path == file and not features.note
     with pytest.raises(UserError, match=r"tmp.*: cannot be read \(Is a directory\)"):
         open_embeddings(tmp_path, table)
 
