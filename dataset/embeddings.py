@@ -172,19 +172,16 @@ def open_embeddings(path: Path, table: ImageList) -> EmbeddingsFile:
     content = read_json(described)
     try:
         sha256, done = content["list"]["sha256"], int(content["rows_done"])
-        dimension = int(content.get("dimension", columns))
         listed = content.get("unreadable", [])
         file.unreadable = {int(entry["row"]): str(entry["reason"]) for entry in listed}
+        outside = any(not 0 <= row < rows for row in file.unreadable)
+        if outside or int(content.get("dimension", columns)) != columns:
+            raise ValueError("it describes others")
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{described}: is not what extract_feats writes beside embeddings; extract them again, "
-            "or remove it if they were made elsewhere"
+            f"{described}: is not what extract_feats writes beside these embeddings; extract them "
+            "again, or remove it if they were made elsewhere"
         ) from error
-    if dimension != columns:
-        raise UserError(
-            f"{path}: has rows of {columns} numbers, the .json beside it speaks of {dimension}; "
-            "extract the embeddings again"
-        )
     if sha256 != table.sha256:
         raise UserError(
             f"{path}: belongs to another list than {table.file} (its sha256 differs); extract "
@@ -194,8 +191,6 @@ def open_embeddings(path: Path, table: ImageList) -> EmbeddingsFile:
         raise UserError(
             f"{path}: is unfinished, {done} of {rows} rows; run the extraction again, it resumes"
         )
-    if any(not 0 <= row < rows for row in file.unreadable):
-        raise UserError(f"{described}: names an unreadable row outside 0..{rows - 1}")
     return file
 
 

@@ -282,7 +282,7 @@ MENDS: dict[str, tuple[Spoil, str]] = {
     "no .npy": (not_npy, "is not a .npy file"),
     "header": (damaged_header, "is not a .npy file"),
     "twice": (listed_twice, "is listed twice; list it once"),
-    "other numbers": (lambda out, f: save(out, f, dimension=7), "the .json beside it speaks of 7"),
+    "other numbers": (lambda out, f: save(out, f, dimension=7), "extract_feats writes beside"),
     "one dimension": (one_dimension, "holds float64 of shape (120,)"),
     "whole numbers": (whole_numbers, "holds int64"),
     "by column": (by_column, "is stored by column"),
@@ -295,7 +295,7 @@ MENDS: dict[str, tuple[Spoil, str]] = {
     "another list": (lambda out, f: save(out, f, list={"sha256": "0"}), "belongs to another list"),
     "unfinished": (lambda out, f: save(out, f, rows_done=60), "is unfinished, 60 of 120 rows"),
     "outside": (lambda out, f: save(out, f, unreadable=[{"row": 120, "path": "", "reason": ""}]),
-                "names an unreadable row outside 0..119"),
+                "extract_feats writes beside these"),
 }  # fmt: skip
 
 
