@@ -39,15 +39,12 @@ class BestShots:
     Attributes:
         names: of the G groups, in the order of their first rows.
         group: (N,) int32, 0..G-1; -1: in none.
-        rank: (N,) int64, 1 for the best of its group; equal scores in the order of the rows; 0
-            without a score or a group.
-        order: the ranked rows, by group and rank.
+        ranked: of each group the rows that have a score, the best first; equal ones in their order.
     """
 
     names: list[str]
     group: npt.NDArray[np.int32]
-    rank: npt.NDArray[np.int64]
-    order: npt.NDArray[np.intp]
+    ranked: list[npt.NDArray[np.intp]]
 
     @classmethod
     def of(
@@ -57,15 +54,15 @@ class BestShots:
         shown = np.round(values.astype(np.float64), DECIMALS)
         order = np.lexsort((-shown, group))
         order = order[np.isfinite(shown[order]) & (group[order] >= 0)]
-        sorted_groups = group[order]
-        first = np.searchsorted(sorted_groups, sorted_groups)
-        rank = np.zeros(len(group), np.int64)
-        rank[order] = np.arange(len(order)) - first + 1
-        return cls(names, group, rank, order)
+        starts = np.searchsorted(group[order], np.arange(1, len(names)))
+        return cls(names, group, np.split(order, starts)[: len(names)])
 
     def column(self) -> tuple[str, Sequence[str]]:
-        """The column `rank` of scores.csv."""
-        return "rank", NumberColumn(np.where(self.rank > 0, self.rank, np.nan), 0)
+        """The column `rank` of scores.csv: 1 for the best; empty without a score or a group."""
+        rank = np.full(len(self.group), np.nan)
+        for rows in self.ranked:
+            rank[rows] = np.arange(1, len(rows) + 1)
+        return "rank", NumberColumn(rank, 0)
 
 
 def key_of(per: str, table: ImageList, videos: bool = False) -> Key:
@@ -134,28 +131,23 @@ def print_best(
     a score, and the next best score (of the worst: the next worst). Groups without a score, and
     those whose best of the (N,) values is below the threshold, are named on stderr.
     """
-    groups, ranks = shots.group[shots.order], shots.rank[shots.order]
-    sizes = np.bincount(groups, minlength=len(shots.names))
-    backwards = sizes[groups] - ranks + 1  # 1 is the worst of its group
-    for places, most, title in ((ranks, top, "best"), (backwards, bottom, "worst")):
+    groups = list(zip(shots.names, shots.ranked, strict=True))
+    for title, most, step in (("best", top, 1), ("worst", bottom, -1)):
         if top and bottom:
             print(f"the {title} of each group:", file=to)
-        arranged = np.lexsort((places, groups))
-        order, place = shots.order[arranged], places[arranged]
-        chosen = np.flatnonzero(place <= most)
-        for at, path in zip(chosen.tolist(), paths_at(order[chosen]), strict=True):
-            row, size = order[at], sizes[shots.group[order[at]]]
-            following = f"{values[order[at + 1]]:.2f}" if place[at] < size else "none"
-            parts = [shots.names[shots.group[row]], f"{values[row]:.2f}", path]
-            parts += [f"of {size}", f"next {following}"]
-            print(printable("\t".join(parts), to), file=to)
-    for number, name in enumerate(shots.names):
-        if sizes[number] == 0:
+        for name, ranked in groups:
+            rows = ranked[::step]
+            shown = [*(f"{value:.2f}" for value in values[rows[: most + 1]]), "none"]
+            for place, path in enumerate(paths_at(rows[:most])):
+                parts = [name, shown[place], path, f"of {len(rows)}", f"next {shown[place + 1]}"]
+                print(printable("\t".join(parts), to), file=to)
+    for name, rows in groups:
+        if not len(rows):
             note(f"no face scored in {name}")
     if threshold is not None:
-        best = shots.order[shots.rank[shots.order] == 1]
-        for row in best[~reaches(values[best], threshold)].tolist():
-            note(f"below the threshold: {shots.names[shots.group[row]]} (best {values[row]:.2f})")
+        for name, rows in groups:
+            if not reaches(values[rows[:1]], threshold).all():
+                note(f"below the threshold: {name} (best {values[rows[0]]:.2f})")
 
 
 def check_copies(
@@ -200,7 +192,8 @@ def copy_best(folder: Path, shots: BestShots, top: int, faces: Faces, all_faces:
     """
     written: set[str] = set()
     failed = 0
-    for row in shots.order[shots.rank[shots.order] <= top].tolist():
+    groups = zip(shots.names, shots.ranked, strict=True)
+    for group, row in ((name, row) for name, rows in groups for row in rows[:top].tolist()):
         name, photo = faces.path(row), faces.photo_path(row)
         crop = all_faces or name != photo or split_member(photo) is not None
         if crop:
@@ -211,7 +204,7 @@ def copy_best(folder: Path, shots: BestShots, top: int, faces: Faces, all_faces:
             note(f"not copied: {faces.path(row)}: {error}")
             failed += 1
             continue
-        target = _target(folder, shots.names[shots.group[row]], name)
+        target = _target(folder, group, name)
         (stem, suffix), number = os.path.splitext(target), 2
         while target in written:
             target, number = f"{stem}_{number}{suffix}", number + 1
@@ -226,17 +219,11 @@ def copy_best(folder: Path, shots: BestShots, top: int, faces: Faces, all_faces:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Whether a folder is, or lies in, what was typed as an input."""
-    place = os.path.realpath(folder)
-    if os.path.isdir(name):
-        roots = [name]
-    elif glob.has_magic(name):
-        if fnmatch(os.path.abspath(folder), os.path.abspath(name)):
-            return True
-        roots = [match for match in glob.glob(name, recursive=True) if os.path.isdir(match)]
-    else:
-        return False
-    return any(Path(place).is_relative_to(os.path.realpath(root)) for root in roots)
+    """Whether a folder is, lies in, or would match what was typed as an input."""
+    if glob.has_magic(name) and fnmatch(os.path.abspath(folder), os.path.abspath(name)):
+        return True
+    roots = filter(os.path.isdir, [name, *glob.glob(name, recursive=True)])
+    return any(folder.resolve().is_relative_to(os.path.realpath(root)) for root in roots)
 
 
 def _target(folder: Path, group: str | None, name: str) -> str:
