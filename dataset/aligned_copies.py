@@ -69,8 +69,8 @@ def main(
     """
     root = root_of(data_root)
     check_at_least(1, {"--num-workers": num_workers})
-    own = None if landmarks is None else read_landmarks(landmarks)
-    aligner = FaceAligner() if own is None else None
+    own = {} if landmarks is None else read_landmarks(landmarks)
+    aligner = FaceAligner() if landmarks is None else None
     cut_out = partial(_cut_out, pick=pick, own=own, aligner=aligner)
     settings = {"pick": pick, "format": format, "landmarks": landmarks and sha256_of(landmarks)}
     skipped = Skipped(unread={})
@@ -201,15 +201,13 @@ def _cut_out(
     path: str,
     name: str,
     pick: Pick,
-    own: dict[str, list[Points]] | None,
+    own: dict[str, list[Points]],
     aligner: FaceAligner | None,
 ) -> tuple[Image | None, int]:
-    """The aligned face of a photo, and how many faces it shows; `own` landmarks, or an aligner."""
-    if aligner is None:
-        faces = _own_faces(path, name, own or {})
-        image = read_image(path)
-    else:
-        image = read_image(path)
+    """The aligned face of a photo, and how many faces it shows; by an aligner, or `own`."""
+    faces = [] if aligner is not None else _own_faces(path, name, own)
+    image = read_image(path)
+    if aligner is not None:
         faces = aligner.search(image)
     if not faces:
         return None, 0

@@ -154,16 +154,16 @@ def write_copies(
             if drawn is None and not keep_others:
                 continue
             target = out_dir / name
-            write: Callable[[], UnreadableImage | None] = partial(_keep, path, target)
+            content: Callable[[], bytes] = partial(read_file, path)
             if drawn is not None:
                 target = target.with_suffix(f".{'+'.join(drawn[0])}.jpg")
-                write = partial(_write_copy, path, target, *drawn)
+                content = partial(_degraded, path, *drawn)
+            write: Callable[[], UnreadableImage | None] = partial(_write, target, content)
             if target.parent != folder:
                 folder, taken = target.parent, set()
             if target.name in taken:  # x.png beside x.jpg, say
-                write = partial(
-                    UnreadableImage, f"its copy would be {target}, which is another face's"
-                )
+                why = f"its copy would be {target}, which is another face's"
+                write = partial(UnreadableImage, why)
             taken.add(target.name)
             yield (path, drawn is not None), write
 
@@ -177,21 +177,15 @@ def write_copies(
     return made, kept, failures
 
 
-def _write_copy(
-    path: str, target: Path, strengths: dict[str, float], rng: np.random.Generator
-) -> None:
-    if target.is_file():
-        return
-    degraded = degrade_by(read_face(path), strengths, rng)
-    with replacing(target, "wb") as file:
-        file.write(encode_face(degraded, ".jpg"))
+def _degraded(path: str, strengths: dict[str, float], rng: np.random.Generator) -> bytes:
+    return encode_face(degrade_by(read_face(path), strengths, rng), ".jpg")
 
 
-def _keep(path: str, target: Path) -> None:
+def _write(target: Path, content: Callable[[], bytes]) -> None:
     if not target.is_file():
-        content = read_file(path)
+        made = content()
         with replacing(target, "wb") as file:
-            file.write(content)
+            file.write(made)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Journal:
             UserError: the file is something else.
         """
         self._file = file
-        self._places: dict[tuple[str, str], list[tuple[int, int]]] = {}  # offset and size of lines
+        self._places: dict[tuple[str, str], list[int]] = {}  # of lines, by section and first image
         self._container_key = cache(_container_key)
         self._handle: IO[bytes] | None = None
         self._synced = time.monotonic()
@@ -175,13 +175,11 @@ class Journal:
             if other:
                 note(f"{self._file}: is of a run with another {' and '.join(other)}; starts anew")
                 return False
-            place = file.tell()
             for line in file:
                 with suppress(ValueError, TypeError, LookupError):
                     content = _read(line)
                     name = str(content["section"]), str(content["images"][0][0])
-                    self._places.setdefault(name, []).append((place, len(line)))
-                place += len(line)
+                    self._places.setdefault(name, []).append(file.tell() - len(line))
         if self._places:
             note(f"{self._file}: what an unfinished run has scored is not scored again")
         return True
@@ -196,9 +194,10 @@ class Journal:
     ) -> Block | None:
         """The block that begins with the first of some records of the list, after a frame of it."""
         places = self._places.get((section, table.path(int(rows[0]))), ())
-        for place, size in reversed(places):  # the last one written is the newest
+        for place in reversed(places):  # the last one written is the newest
             assert self._handle is not None
-            block = _parse(_read(os.pread(self._handle.fileno(), size, place)), form)
+            self._handle.seek(place)
+            block = _parse(_read(self._handle.readline()), form)
             if block is None or block.after != after or len(block.images) > len(rows):
                 continue
             paths = table.paths_at(islice(rows.tolist(), len(block.images)))

@@ -92,6 +92,22 @@ def batches(
     order = np.asarray(rows, np.int64)
     chunks = -(-batch_size // _CHUNK)
 
+    def read_chunk(batch: Batch, paths: list[str], start: int) -> Batch | None:
+        """Decodes some images of a batch; returns the batch with its last images."""
+        chunk = paths[start : start + _CHUNK]
+        if key is not None:
+            batch.keys[start : start + _CHUNK] = map(key, chunk)
+        for position, path, content in zip(count(start), chunk, read_run(chunk), strict=False):
+            try:
+                if path in unread:
+                    raise UnreadableImage(unread[path])
+                image = read_image(path) if content is None else decode_image(content)
+                batch.sizes[position] = image.shape[:2]
+                batch.faces[position] = resize_face(image)
+            except UnreadableImage as error:
+                batch.failures[position] = str(error)
+        return batch if start + _CHUNK >= len(paths) else None
+
     def tasks() -> Iterator[tuple[str, Callable[[], Batch | None]]]:
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
@@ -101,7 +117,7 @@ def batches(
                 batch.keys = [None] * len(some)
             paths = list(table.paths_at(some))
             for at in range(0, len(some), _CHUNK):
-                yield paths[at], partial(_read_chunk, batch, paths, at, unread, key)
+                yield paths[at], partial(read_chunk, batch, paths, at)
 
     for batch in read_ahead(tasks(), num_workers, _AHEAD * chunks):
         if batch is not None:
@@ -174,26 +190,3 @@ def _result_or_stall(path: str, future: Future[_Result]) -> _Result:
                 f"{STALL_SECONDS:.0f} s; is the storage there? then run the same command"
             )
     return future.result()
-
-
-def _read_chunk(
-    batch: Batch,
-    paths: list[str],
-    start: int,
-    unread: Mapping[str, str],
-    key: Callable[[str], list[int] | None] | None,
-) -> Batch | None:
-    """Decodes some images of a batch; returns the batch with its last images."""
-    chunk = paths[start : start + _CHUNK]
-    if key is not None:
-        batch.keys[start : start + _CHUNK] = map(key, chunk)
-    for position, path, content in zip(count(start), chunk, read_run(chunk), strict=False):
-        try:
-            if path in unread:
-                raise UnreadableImage(unread[path])
-            image = read_image(path) if content is None else decode_image(content)
-            batch.sizes[position] = image.shape[:2]
-            batch.faces[position] = resize_face(image)
-        except UnreadableImage as error:
-            batch.failures[position] = str(error)
-    return batch if start + _CHUNK >= len(paths) else None

@@ -26,6 +26,7 @@ import dataset.loader as loader
 import eval as script
 from common.cli import EXIT_DONE, EXIT_SKIPPED
 from dataset import photo_faces as photos
+from dataset.containers import read_run
 from dataset.images import read_image
 from dataset.journal import Block, Journal
 from evaluation.scoring import open_journal
@@ -78,17 +79,16 @@ def score(weights: dict[str, Path]) -> Score:
 def decoded(monkeypatch: Any) -> list[int]:
     """One entry for each listed image that is read."""
     reads: list[int] = []
-    chunk = loader._read_chunk
 
-    def counted(batch: Any, paths: list[str], start: int, *more: Any) -> Any:
-        reads.extend([1] * len(paths[start : start + loader._CHUNK]))
-        return chunk(batch, paths, start, *more)
+    def counted(paths: list[str]) -> Any:
+        reads.extend([1] * len(paths))
+        return read_run(paths)
 
     def read(path: str) -> Image:
         reads.append(1)
         return read_image(path)
 
-    monkeypatch.setattr(loader, "_read_chunk", counted)
+    monkeypatch.setattr(loader, "read_run", counted)
     monkeypatch.setattr(photos, "read_image", read)
     return reads
 
