@@ -6,8 +6,6 @@ split or on the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from dataset.lists import place_in_group
@@ -32,29 +30,20 @@ _GOLDEN, _MIX_1, _MIX_2 = (
 )
 
 
-@dataclass(frozen=True)
-class NegativeDraws:
-    """The negatives of every group of a batch: images g, g + NEGATIVE_GROUPS, ... of a block.
-
-    Attributes:
-        shared: (B * NEGATIVE_GROUPS, repeats, m) positions, block by block and group by group.
-        replacements: (p, 6) group of the batch, repeat, slot, first and end of the images (within
-            the group), position. These images have that position in that slot, since the shared
-            one is of their own identity.
-    """
-
-    shared: Indices
-    replacements: Indices
-
-
 def draw_negatives(
     batch: BlockBatch, images: int, m: int, repeats: int, seed: int
-) -> NegativeDraws:
+) -> tuple[Indices, Indices]:
     """Draws m outsiders for each image of a batch and each repeat, without replacement.
 
     A repeat's draw is the beginning of one random order of all images. Every image takes the first
     m of that order that are not of its own identity, which is a uniform draw from its outsiders.
-    `images` counts those of the whole set.
+    `images` counts those of the whole set. Group g of a block: images g, g + NEGATIVE_GROUPS, ...
+
+    Returns:
+        (B * NEGATIVE_GROUPS, repeats, m) positions, block by block and group by group; and (p, 6)
+        replacements: group of the batch, repeat, slot, first and end of the images (within the
+        group), position. These images have that position in that slot, since the shared one is of
+        their own identity.
     """
     blocks = batch.blocks
     group = np.tile(np.arange(NEGATIVE_GROUPS), len(blocks))
@@ -78,7 +67,7 @@ def draw_negatives(
         found, short = _replacements(batch, drawn, shared[drawn], order, fresh & (rank > m))
         replacements.append(found)
         todo, slots = np.union1d(todo[~enough], short), slots * 2
-    return NegativeDraws(shared, np.concatenate(replacements))
+    return shared, np.concatenate(replacements)
 
 
 def _replacements(

@@ -73,30 +73,15 @@ class EmbeddedSet:
         return rows
 
 
-@dataclass(frozen=True)
-class SameSize:
-    """Identities of one size within a span of rows.
+def similarities_within(
+    arrays: Arrays, blocks: list[Block], faces: Array
+) -> Iterator[tuple[Indices, Array]]:
+    """The similarities within the identities that consecutive blocks hold whole, size by size.
 
-    Attributes:
-        size: images of each.
-        starts: (g,) their first rows, within the span.
-        rows: (g, size) all their rows, within the span.
+    Yields:
+        (g, s) the rows, among the (R, D) faces of the blocks, of g identities of s > 1 images; and
+        (g, s, s) their similarities.
     """
-
-    size: int
-    starts: Indices
-    rows: Indices
-
-    def of(self, arrays: Arrays, span: Array) -> Array:
-        """(g, size, ...) the identities' entries of a span; a view where they are neighbours."""
-        first, last = int(self.rows[0, 0]), int(self.rows[-1, -1]) + 1
-        if last - first == self.rows.size:
-            return span[first:last].reshape(*self.rows.shape, *span.shape[1:])
-        return span[arrays.device(self.rows)]
-
-
-def by_size(blocks: list[Block]) -> Iterator[SameSize]:
-    """The identities that consecutive blocks hold whole, by size; single images are left out."""
     whole = [block.starts for block in blocks if block.whole]
     if not whole:
         return
@@ -104,7 +89,11 @@ def by_size(blocks: list[Block]) -> Iterator[SameSize]:
     sizes = np.concatenate([np.diff(bounds) for bounds in whole])
     order = np.argsort(sizes, kind="stable")
     cuts = np.flatnonzero(np.diff(sizes[order])) + 1
-    for members in np.split(order, cuts):
-        size = int(sizes[members[0]])
-        if size > 1:
-            yield SameSize(size, starts[members], starts[members][:, None] + np.arange(size))
+    for some in np.split(order, cuts):
+        rows = starts[some][:, None] + np.arange(sizes[some[0]])
+        if rows.shape[1] > 1:
+            first, last = int(rows[0, 0]), int(rows[-1, -1]) + 1
+            neighbours = last - first == rows.size  # then no row is copied
+            members = faces[slice(first, last) if neighbours else arrays.device(rows)]
+            members = members.reshape(*rows.shape, -1)
+            yield rows, arrays.xp.matmul(members, arrays.xp.swapaxes(members, 1, 2))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.array_backend import Array, Indices, Mask
 from generate_pseudo_labels.distance.blocks import Block, BlockBatch, BlockPlan
-from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, by_size
+from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, similarities_within
 from generate_pseudo_labels.distance.results import BlockRunner, Distances
 from generate_pseudo_labels.distance.wasserstein import may_cross, negative_excess_ragged
 
@@ -116,17 +116,15 @@ class SameIdentitySimilarities:
         self.lowest = xp.full_like(self.itself, np.inf)
         self._grams: list[Array] = []  # (g s, s), by size
         self._group, self._place = np.full((2, len(faces)), -1)
-        for number, group in enumerate(by_size(batch.blocks)):
-            members = group.of(arrays, faces)
-            gram = xp.matmul(members, xp.swapaxes(members, 1, 2))  # (g, s, s)
-            rows, diagonal = arrays.device(group.rows), arrays.device(np.arange(group.size))
+        for number, (of, gram) in enumerate(similarities_within(arrays, batch.blocks, faces)):
+            rows, diagonal = arrays.device(of), arrays.device(np.arange(of.shape[1]))
             self.total[rows] = gram.sum(1)
             self.itself[rows] = gram[:, diagonal, diagonal]
             gram[:, diagonal, diagonal] = np.inf
             self.lowest[rows] = xp.amin(gram, 1)
-            self._grams.append(gram.reshape(-1, group.size))
-            self._group[group.rows] = number
-            self._place[group.rows] = np.arange(group.rows.size).reshape(group.rows.shape)
+            self._grams.append(gram.reshape(-1, of.shape[1]))
+            self._group[of] = number
+            self._place[of] = np.arange(of.size).reshape(of.shape)
         for block in batch.blocks:
             if not block.whole:
                 self._piece(block)

@@ -9,7 +9,7 @@ import numpy as np
 from generate_pseudo_labels.distance.array_backend import Array, Indices
 from generate_pseudo_labels.distance.blocks import Block, BlockBatch, BlockPlan
 from generate_pseudo_labels.distance.draws import NEGATIVE_GROUPS, draw_negatives, draw_positives
-from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, SameSize, by_size
+from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, similarities_within
 from generate_pseudo_labels.distance.results import Distances
 from generate_pseudo_labels.distance.wasserstein import negative_excess
 
@@ -61,20 +61,19 @@ class SampledEstimator:
         mean_n = negatives.sum(1) / self.m  # (K, R)
         mean_p, excess = xp.full_like(mean_n, float("nan")), xp.zeros_like(mean_n)
         work = _Work(batch, faces, negatives, xp.amax(negatives, 1), mean_p, excess)
-        for group in by_size(batch.blocks):
-            members = group.of(arrays, faces)  # (g, s, D)
-            gram = xp.matmul(members, xp.swapaxes(members, 1, 2))  # (g, s, s)
-            if group.size <= self.m + 1:
-                self._all_positives(group, gram, work)
+        for rows, gram in similarities_within(arrays, batch.blocks, faces):
+            size = rows.shape[1]
+            if size <= self.m + 1:
+                self._all_positives(rows, gram, work)
             else:
-                starts = group.starts + batch.begin
-                draws = draw_positives(arrays, starts, group.size, self.m, self.repeats, self.seed)
-                places = np.arange(group.size)
+                starts = rows[:, 0] + batch.begin
+                draws = draw_positives(arrays, starts, size, self.m, self.repeats, self.seed)
+                places = np.arange(size)
                 drawn = draws[:, arrays.device(places % NEGATIVE_GROUPS)]  # (g, s, K, m + 1)
                 identity = arrays.device(np.arange(len(gram))[:, None, None, None])
                 image = arrays.device(places[:, None, None])
                 similarities = gram[identity, image, drawn]  # (g, s, K, m + 1)
-                self._drawn_positives(group.rows, similarities, drawn, places, work)
+                self._drawn_positives(rows, similarities, drawn, places, work)
         for block in batch.blocks:
             if not block.whole:
                 self._piece(block, work)
@@ -92,20 +91,20 @@ class SampledEstimator:
         """(K, m, R) similarities of all images to their negatives."""
         arrays = self.embedded.arrays
         images = len(self.plan.groups)
-        draws = draw_negatives(batch, images, self.m, self.repeats, self.seed)
-        drawn = np.concatenate([draws.shared.ravel(), draws.replacements[:, 5]])
+        shared, replacements = draw_negatives(batch, images, self.m, self.repeats, self.seed)
+        drawn = np.concatenate([shared.ravel(), replacements[:, 5]])
         others = self.embedded.at(drawn)
         negatives = arrays.empty((self.repeats, self.m, len(faces)))
         each = self.repeats * self.m
-        for number in range(len(draws.shared)):
+        for number in range(len(shared)):
             block = batch.blocks[number // NEGATIVE_GROUPS]
             first = block.start + number % NEGATIVE_GROUPS
             span = slice(first - batch.begin, block.stop - batch.begin, NEGATIVE_GROUPS)
             products = others[number * each : (number + 1) * each] @ faces[span].T
             negatives[:, :, span] = products.reshape(self.repeats, self.m, -1)
         # Similarities to the replacements, in place of those to the own identity.
-        others = others[draws.shared.size :]
-        groups, k, slots, firsts, ends, _ = draws.replacements.T
+        others = others[shared.size :]
+        groups, k, slots, firsts, ends, _ = replacements.T
         counts = ends - firsts  # images of each replacement
         which = np.repeat(np.arange(len(counts)), counts)
         image = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts - firsts, counts)
@@ -120,13 +119,13 @@ class SampledEstimator:
             negatives[at[0], at[1], row] = similarities
         return negatives
 
-    def _all_positives(self, group: SameSize, gram: Array, work: _Work) -> None:
-        """Identities of at most m + 1 images: every repeat takes all positives."""
+    def _all_positives(self, of: Indices, gram: Array, work: _Work) -> None:
+        """Identities of at most m + 1 images, whose rows are `of`: each repeat takes all mates."""
         arrays = self.embedded.arrays
-        xp, size = arrays.xp, group.size
+        xp, size = arrays.xp, of.shape[1]
         diagonal = arrays.device(np.arange(size))
         own = gram[:, diagonal, diagonal]
-        rows = arrays.device(group.rows)
+        rows = arrays.device(of)
         work.mean_p[:, rows] = ((gram.sum(1) - own) / (size - 1))[None]
         gram[:, diagonal, diagonal] = float("inf")
         pairs = xp.argwhere(work.highest_n[:, rows] > xp.amin(gram, 1))  # (k, identity, image)

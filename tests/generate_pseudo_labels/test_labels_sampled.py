@@ -98,12 +98,12 @@ def test_every_outsider_is_drawn_equally_often_and_nobody_of_the_own_identity(
     plan = plan_blocks(groups)
     batch = plan.batch(range(len(plan)))
     for seed in range(60):
-        draw = draw_negatives(batch, n, m, K, seed)
-        for number, shared in enumerate(draw.shared):
+        shared_by_group, replacements = draw_negatives(batch, n, m, K, seed)
+        for number, shared in enumerate(shared_by_group):
             block, group = batch.blocks[number // 2], number % 2
             images = np.arange(block.start + group, block.stop, 2)
             chosen = np.repeat(shared[None], len(images), 0)
-            replaced = draw.replacements[draw.replacements[:, 0] == number]
+            replaced = replacements[replacements[:, 0] == number]
             for _, k, slot, first, stop, other in replaced:
                 chosen[first:stop, k, slot] = other
             for image, negatives in zip(images, chosen, strict=True):
