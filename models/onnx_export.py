@@ -9,7 +9,6 @@ below 18.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import logging
@@ -18,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.networks import FaceModel
+from models.recognisers import scale_prelus
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import scratch_folder
 from sdd_fiqa.onnx_runner import Faces
@@ -34,46 +33,10 @@ _FEW_NUMBERS = 20_000
 INPUT, OUTPUT = "faces", "scores"
 
 
-class _Scorer(nn.Module):
-    """(N, 112, 112, 3) uint8 RGB -> (N,) float32."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        network = copy.deepcopy(network)
-        for name, module in list(network.named_modules()):
-            if isinstance(module, nn.PReLU):
-                network.set_submodule(name, _ScaledPReLU(module.weight.detach()))
-        self.model = FaceModel(network)
-
+class _Scorer(FaceModel):
     def forward(self, faces: Tensor) -> Tensor:
-        out: Tensor = self.model(faces)[:, 0]
-        return out
-
-
-class _ScaledPReLU(nn.Module):
-    """PReLU with slopes a, as (1 - a) relu(x) + a x.
-
-    onnxruntime's PRelu is slow on a CPU: it branches on every element, and needs the map in another
-    memory layout than the convolutions. Relu, Add and BatchNormalization work in theirs, so the
-    scales are BatchNormalizations.
-    """
-
-    def __init__(self, slopes: Tensor) -> None:
-        super().__init__()
-        # One number where all are equal: it holds for every channel, and is smaller in the file.
-        self.slopes = nn.Buffer(slopes[:1] if (slopes == slopes[0]).all() else slopes)
-        self.zeros = nn.Buffer(torch.zeros_like(slopes))
-        self.ones = nn.Buffer(torch.ones_like(slopes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 2:  # the head's, on a flat map
-            return functional.relu(x) * (1 - self.slopes) + x * self.slopes
-        return self._scaled(functional.relu(x), 1 - self.slopes) + self._scaled(x, self.slopes)
-
-    def _scaled(self, x: Tensor, scales: Tensor) -> Tensor:
-        if len(scales) == 1:
-            return x * scales
-        return functional.batch_norm(x, self.zeros, self.ones, scales, self.zeros, eps=0.0)
+        """(N, 112, 112, 3) uint8 RGB -> (N,) float32."""
+        return super().forward(faces)[:, 0]
 
 
 def onnx_bytes(network: nn.Module, properties: dict[str, Any]) -> bytes:
@@ -108,7 +71,13 @@ def onnx_bytes(network: nn.Module, properties: dict[str, Any]) -> bytes:
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
         )
-    return _finished(onnx.load_from_string(buffer.getvalue()), properties)
+    model = onnx.load_from_string(buffer.getvalue())
+    scale_prelus(model)
+    used = {name for node in model.graph.node for name in node.input}
+    for place in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[place].name not in used:  # onnxruntime would warn
+            del model.graph.initializer[place]
+    return _finished(model, properties)
 
 
 def _finished(model: Any, properties: dict[str, Any]) -> bytes:

@@ -189,10 +189,7 @@ def _in_onnxruntime(
 
 
 def without_prelu(path: Path) -> bytes | None:
-    """An ONNX file whose PRelu nodes are scales, which onnxruntime computes faster on a CPU.
-
-    (1 - a) relu(x) + a x is PReLU with the slopes a, and stays in the memory layout of the
-    convolutions; onnxruntime's PRelu does not.
+    """An ONNX file after `scale_prelus`.
 
     Returns:
         The new content. None where nothing would change, the file is damaged (onnxruntime says how)
@@ -207,32 +204,55 @@ def without_prelu(path: Path) -> bytes | None:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
         return None
-    graph = model.graph
-    arrays: dict[str, Any] = {array.name: array for array in graph.initializer}
-    nodes: list[Any] = []
-    for node in graph.node:
+    whole = all(array.data_location != array.EXTERNAL for array in model.graph.initializer)
+    return bytes(model.SerializeToString()) if whole and scale_prelus(model) else None
+
+
+def scale_prelus(model: Any) -> bool:
+    """Replaces the PRelu nodes of an ONNX model by scales, which are faster on a CPU.
+
+    (1 - a) relu(x) + a x is PReLU with the slopes a. onnxruntime's PRelu branches on every element,
+    and needs the map in another memory layout than the convolutions. Relu, Add and
+    BatchNormalization work in theirs, so the scales of channels are BatchNormalizations.
+
+    Returns:
+        Whether there were any.
+    """
+    import onnx
+
+    arrays: dict[str, Any] = {array.name: array for array in model.graph.initializer}
+    make, nodes = onnx.helper.make_node, []
+    for node in model.graph.node:
         slopes: Any = arrays.get(node.input[1]) if node.op_type == "PRelu" else None
-        shape = [] if slopes is None else list(slopes.dims)
-        if shape[1:] != [1, 1] or shape[0] == 1 or slopes.data_type != onnx.TensorProto.FLOAT:
-            nodes.append(node)  # not a slope for each channel
+        if slopes is None or slopes.data_type != onnx.TensorProto.FLOAT:
+            nodes.append(node)
             continue
-        down = onnx.numpy_helper.to_array(slopes).ravel()
-        name = f"{node.output[0]}/scaled"
-        parts = {"up": 1 - down, "down": down, "zeros": 0 * down, "ones": 0 * down + 1}
-        for part, values in parts.items():
-            graph.initializer.append(onnx.numpy_helper.from_array(values, f"{name}/{part}"))
-        make = onnx.helper.make_node
-        nodes.append(make("Relu", [node.input[0]], [f"{name}/relu"]))
-        for scale, x in (("up", f"{name}/relu"), ("down", node.input[0])):
-            given = [x, *(f"{name}/{part}" for part in (scale, "zeros", "zeros", "ones"))]
-            nodes.append(make("BatchNormalization", given, [f"{name}/by_{scale}"], epsilon=0.0))
+        down = onnx.numpy_helper.to_array(slopes)
+        if (down == down.flat[0]).all():
+            down = down.ravel()[:1]  # it holds for all, and is smaller in the file
+        of_channels = down.shape[1:] == (1, 1)
+        down = down.ravel() if of_channels else down
+        name, x = f"{node.output[0]}/scaled", node.input[0]
+        rest = [f"scaled/{kind}/{len(down)}" for kind in ("zeros", "zeros", "ones")]
+        constants = {f"{name}/up": 1 - down, f"{name}/down": down}
+        if of_channels:
+            constants |= {rest[0]: np.zeros_like(down), rest[2]: np.ones_like(down)}
+        for of, values in constants.items():
+            if of not in arrays:
+                arrays[of] = onnx.numpy_helper.from_array(values, of)
+                model.graph.initializer.append(arrays[of])
+        nodes.append(make("Relu", [x], [f"{name}/relu"]))
+        for part, value in (("up", f"{name}/relu"), ("down", x)):
+            given, result = [value, f"{name}/{part}"], [f"{name}/by_{part}"]
+            if of_channels:
+                nodes.append(make("BatchNormalization", given + rest, result, epsilon=0.0))
+            else:
+                nodes.append(make("Mul", given, result))
         nodes.append(make("Add", [f"{name}/by_up", f"{name}/by_down"], list(node.output)))
-    whole = all(array.data_location != array.EXTERNAL for array in graph.initializer)
-    if len(nodes) == len(graph.node) or not whole:
-        return None
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return bytes(model.SerializeToString())
+    changed = len(nodes) > len(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return changed
 
 
 def describe_onnx(path: Path) -> tuple[Pixels, int]:
