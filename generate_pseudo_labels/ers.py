@@ -22,7 +22,7 @@ from dataset.images import read_face
 from dataset.left_out import Skipped
 from dataset.lists import LABELPATH
 from generate_pseudo_labels.distance.array_backend import Float32, NumpyArrays
-from generate_pseudo_labels.distance.blocks import Groups, group_by_identity
+from generate_pseudo_labels.distance.blocks import group_by_identity
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, UnusableRow
 from generate_pseudo_labels.label_files import LabelInput
 from sdd_fiqa.errors import UnreadableImage, UserError
@@ -103,19 +103,20 @@ def find_centre(
         return centre_of(rows), f"{count_of(len(rows), 'unrecognisable face')} ({name})"
     except UnusableRow as error:
         raise inputs.unusable(error) from error
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"unrecognisable faces: {error}; try another source") from error
 
 
 def write_scores(out_dir: Path, inputs: LabelInput, centre: Float32, about: str) -> str:
     """Writes ers_scores.txt in list order; returns what to tell the user."""
-    rows, images = np.flatnonzero(inputs.reasons == 0), len(inputs.images)
+    images = len(inputs.images)
+    # Identities do not matter here: all images are one group, in list order.
+    groups = group_by_identity(np.zeros(images, np.int32), inputs.reasons == 0)
+    rows = groups.all_rows()
     if not len(rows):
         raise UserError(f"{inputs.images.file}: none of its images has an embedding")
-    # Identities do not matter here: all images are one group, in list order.
-    groups = Groups(rows if len(rows) < images else None, np.array([0, len(rows)]))
     embedded = EmbeddedSet(inputs.embeddings, groups, NumpyArrays())
     scores = np.empty(len(rows), np.float32)
     try:

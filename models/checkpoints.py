@@ -139,17 +139,15 @@ def read_resume(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         except Exception:  # as in read_state
             note(f"{path}: is damaged; skipped")
             continue
-        differing = [name for name in key if key_of_save.get(name) != key[name]]
-        if differing:
-            first = differing[0]
-            before, now = key_of_save.get(first), key[first]
-            what = f"{first} was {before}, is now {now}"
-            if _DIGEST.fullmatch(str(now)):
-                what = f"it has other {first}"
-            raise UserError(
-                f"{path}: this folder holds a run with other settings: {what}; choose another "
-                "--checkpoints-name, or remove the folder"
-            )
+        for setting, now in key.items():
+            if (before := key_of_save.get(setting)) != now:
+                what = f"{setting} was {before}, is now {now}"
+                if _DIGEST.fullmatch(str(now)):
+                    what = f"it has other {setting}"
+                raise UserError(
+                    f"{path}: this folder holds a run with other settings: {what}; choose another "
+                    "--checkpoints-name, or remove the folder"
+                )
         return {"key": key_of_save, **content}
     return None
 

@@ -79,16 +79,11 @@ def fold_norms(network: nn.Module) -> None:
         network: takes (B, 3, 112, 112); it is changed in place, and cannot be trained again.
     """
     network.eval()
-    gives: list[tuple[nn.Conv2d, Any]] = []  # each run's node in the autograd graph
-    takes: dict[Any, list[nn.BatchNorm2d]] = {}  # by the node that made their input
-    runs: Counter[int] = Counter()  # of each module
+    made: dict[Any, nn.Module] = {}  # what made the output of a node of the autograd graph
 
-    def ran(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        runs[id(module)] += 1
-        if isinstance(module, nn.Conv2d):
-            gives.append((module, output.grad_fn))
-        elif isinstance(module, nn.BatchNorm2d):
-            takes.setdefault(inputs[0].grad_fn, []).append(module)
+    def ran(module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            made[output.grad_fn] = module
 
     hooks = [module.register_forward_hook(ran) for module in network.modules()]
     with torch.enable_grad():
@@ -97,16 +92,20 @@ def fold_norms(network: nn.Module) -> None:
         uses = _uses(network(face))
     for hook in hooks:
         hook.remove()
-    folded: set[int] = set()
-    for conv, node in gives:
-        for norm in takes.get(node, ()):
-            if uses[node] == runs[id(conv)] == runs[id(norm)] == 1:
-                fused = fuse_conv_bn_eval(conv, norm)
-                conv.weight, conv.bias = fused.weight, fused.bias
-                folded.add(id(norm))
+    runs = Counter(made.values())
+    folded: set[nn.Module] = set()
+    for node, norm in made.items():
+        before = node.next_functions[0][0]
+        conv = made.get(before)
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
+            continue
+        if uses[before] == runs[conv] == runs[norm] == 1:
+            fused = fuse_conv_bn_eval(conv, norm)
+            conv.weight, conv.bias = fused.weight, fused.bias
+            folded.add(norm)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if id(child) in folded:
+            if child in folded:
                 setattr(parent, name, nn.Identity())
 
 

@@ -214,7 +214,9 @@ class _Reader:
             return {"num_parameters": len(slopes)}, {"weight": slopes}
         if kind == "Relu" or (kind == "Flatten" and has.get("axis", 1) == 1):
             return {}, {}
-        if kind == "Gemm" and _is_plain(has) and node.input[1] in self.constants:
+        # x W + b: nothing is scaled, and x is not transposed.
+        linear_layer = [has.get("transA", 0), has.get("alpha", 1), has.get("beta", 1)] == [0, 1, 1]
+        if kind == "Gemm" and linear_layer and node.input[1] in self.constants:
             weight = arrays[0] if has.get("transB", 0) else arrays[0].T
             linear = {"weight": weight}
             if len(arrays) > 1 and arrays[1].size in (1, len(weight)):  # ONNX broadcasts one number
@@ -246,11 +248,6 @@ class _Reader:
                 "supported"
             )
         return [top, left]
-
-
-def _is_plain(gemm: dict[str, Any]) -> bool:
-    """Whether a Gemm is a linear layer, x W + b: nothing is scaled, and x is not transposed."""
-    return not gemm.get("transA", 0) and gemm.get("alpha", 1) == gemm.get("beta", 1) == 1
 
 
 def _name(node: Any) -> str:

@@ -22,29 +22,25 @@ _LEAST_LABEL = 1.0  # the floor turns only minus infinity into 0
 
 
 class Ridge:
-    """Weighted ridge regression of `size` features, summed up part by part, over processes too."""
+    """Weighted ridge regression of `size` features, summed up part by part."""
 
     def __init__(self, size: int, device: torch.device | None = None) -> None:
         # Weighted sums of all products of two among the features, a one and the target.
-        self._sums = torch.zeros(size + 2, size + 2, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(size + 2, size + 2, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor, targets: Tensor, weights: Tensor) -> None:
         """Adds (B, D) features with (B,) targets and (B,) weights."""
         ones = torch.ones_like(targets)
         # In float64: the means, which `solve` subtracts, may be far larger than the variation.
         rows = torch.cat([features, ones[:, None], targets[:, None]], 1).double()
-        self._sums += (rows * weights[:, None]).T @ rows
-
-    def reduce(self) -> None:
-        """Adds up the sums of all processes; every process must call it."""
-        dist.all_reduce(self._sums)
+        self.sums += (rows * weights[:, None]).T @ rows
 
     def solve(self, penalty: float = PENALTY) -> tuple[Tensor, float]:
         """(D,) float64 slopes and the intercept: a target is features @ slopes + intercept."""
-        size = len(self._sums) - 2
-        total = self._sums[size, size]
-        means = self._sums[size] / total
-        products = self._sums - total * torch.outer(means, means)
+        size = len(self.sums) - 2
+        total = self.sums[size, size]
+        means = self.sums[size] / total
+        products = self.sums - total * torch.outer(means, means)
         squares = products[:size, :size]
         shrink = penalty * squares.diagonal().sum()
         squares.diagonal().add_(shrink.clamp(min=1e-12))  # above 0 where nothing varies
@@ -114,7 +110,7 @@ def fit_head(
     hook.remove()
     assert ridge is not None
     if processes.size > 1:
-        ridge.reduce()
+        dist.all_reduce(ridge.sums)
     slopes, intercept = ridge.solve()
     whole = uses_full_map(maps[-1])
     if not whole:
