@@ -52,17 +52,20 @@ class FeatureWriter:
         self._plan_file = folder / "Embedding_Features.plan.json"
         self._journal = folder / f"{FEATURES}.{rank}.journal"
 
-    def is_done(self) -> bool:
-        """Whether a finished file of the same work exists."""
-        if not all(array.is_at(array.path) for array in self._arrays):
-            return False
+    def finished(self) -> list[dict[str, Any]] | None:
+        """What `finish` returned for the same work; None where its files are not all there."""
         done = _described(self._described)
-        return self._is_this_work(done) and _are_failures(done.get("unreadable"))
-
-    def unreadable(self) -> list[dict[str, Any]]:
-        """Of a finished file: the rows without an embedding, with path and reason."""
-        listed: list[dict[str, Any]] = read_json(self._described)["unreadable"]
-        return listed
+        listed = done.get("unreadable")
+        if (
+            all(array.is_at(array.path) for array in self._arrays)
+            and self._is_this_work(done)
+            and isinstance(listed, list)
+            and all(
+                isinstance(one, dict) and {"row", "path", "reason"} <= set(one) for one in listed
+            )
+        ):
+            return listed
+        return None
 
     def prepare(self) -> None:
         """Makes the part files, or clears away those of other work; one process does this."""
@@ -86,10 +89,9 @@ class FeatureWriter:
         for array in self._arrays:
             if not (self._described.exists() or array.part.exists()) and array.path.exists():
                 os.replace(array.path, array.part)
-            if not array.part.exists():
-                return False
             if not array.is_at(array.part):
-                note(f"{array.part}: is damaged; the embeddings are extracted from the first image")
+                if array.part.exists():
+                    note(f"{array.part}: is damaged; the embeddings are extracted from the start")
                 return False
         return True
 
@@ -105,7 +107,7 @@ class FeatureWriter:
         if len(kept) == len(entries):
             return
         note(f"{self.folder}: {len(entries) - len(kept)} batches were not written; done again")
-        first, *others = sorted(self.folder.glob(f"{FEATURES}.*.journal"))
+        first, *others = self._journals()
         with replacing(first) as file:
             file.writelines(json.dumps(entry) + "\n" for entry in kept)
         for journal in others:
@@ -212,7 +214,7 @@ class FeatureWriter:
 
     def _entries(self) -> list[dict[str, Any]]:
         entries = []
-        for journal in sorted(self.folder.glob(f"{FEATURES}.*.journal")):
+        for journal in self._journals():
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
@@ -226,9 +228,11 @@ class FeatureWriter:
                     entries.append(entry)
         return entries
 
+    def _journals(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{FEATURES}.*.journal"))
+
     def _clear(self) -> None:
-        journals = self.folder.glob(f"{FEATURES}.*.journal")
-        for path in [self._plan_file, *journals, *(array.part for array in self._arrays)]:
+        for path in [self._plan_file, *self._journals(), *(array.part for array in self._arrays)]:
             path.unlink(missing_ok=True)
 
 
@@ -281,9 +285,3 @@ def _described(path: Path) -> dict[str, Any]:
         if isinstance(content := read_json(path), dict):
             return content
     return {}
-
-
-def _are_failures(listed: object) -> bool:
-    return isinstance(listed, list) and all(
-        isinstance(entry, dict) and {"row", "path", "reason"} <= entry.keys() for entry in listed
-    )

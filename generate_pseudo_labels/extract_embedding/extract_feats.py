@@ -71,16 +71,15 @@ def main(
         folder, size = out_dir / "feats_npy", recogniser.dimension
         writer = FeatureWriter(folder, len(table), size, about, world.rank)
         with lock_folder(folder) if world.first else nullcontext():
-            if world.any(world.first and writer.is_done()):
-                unreadable = writer.unreadable()
-            else:
+            unreadable = writer.finished() if world.first else None
+            if not world.any(unreadable is not None):
                 refuse_missing(table.file, table.paths(), "--out-dir", out_dir)
                 if world.first and (doubt := doubt_alignment(table)):
                     note(f"note: {doubt}")
                 run(table, recogniser, writer, world, batch_size, num_workers, flip)
-                unreadable = writer.finish(table) if world.first else []
+                unreadable = writer.finish(table) if world.first else None
         world.barrier()
-    if not world.first:
+    if unreadable is None:  # another process tells
         return EXIT_DONE
     print(
         f"{writer.features}: {count_of(len(table), 'row')} of {recogniser.dimension}, by {weights}"

@@ -159,33 +159,33 @@ def test_other_work_begins_anew(
     with pytest.raises(Killed):
         run(folder, table, about={**ABOUT, **changed}, stop_after=3)
     assert (folder / FEATURES).read_bytes() == whole[FEATURES]
-    assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
+    assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).finished() is not None
 
 
 def test_done_is_this_very_work_with_all_its_files(
     tmp_path: Path, table: ImageList, whole: dict[str, Any]
 ) -> None:
     folder = tmp_path / "whole"
-    assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
-    assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).unreadable() == whole["json"]["unreadable"]
-    assert not FeatureWriter(folder, ROWS, DIMENSION + 1, ABOUT).is_done()
-    assert not FeatureWriter(folder, ROWS, DIMENSION, {**ABOUT, "weights": {}}).is_done()
+    listed = whole["json"]["unreadable"]
+    assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).finished() == listed
+    assert FeatureWriter(folder, ROWS, DIMENSION + 1, ABOUT).finished() is None
+    assert FeatureWriter(folder, ROWS, DIMENSION, {**ABOUT, "weights": {}}).finished() is None
     beside = folder / "Embedding_Features.json"
     for text in ("{", "[]", "{}"):
         beside.write_text(text)
-        assert not FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
+        assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).finished() is None
     run(folder, table)
     assert results(folder) == whole
     for shorter in (1000, 0):  # cut off, or other numbers
         file = folder / FEATURES
         file.write_bytes(file.read_bytes()[:-9] if shorter else b"")
-        assert not FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
+        assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).finished() is None
         run(folder, table)
         assert results(folder) == whole
     for name in (FEATURES, NORMS, beside.name):
         run(folder, table)
         (folder / name).unlink()
-        assert not FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done()
+        assert FeatureWriter(folder, ROWS, DIMENSION, ABOUT).finished() is None
         run(folder, table)
         assert results(folder) == whole
 
@@ -224,7 +224,7 @@ def test_a_kill_while_finishing_loses_nothing(
                 killed = True
             else:
                 killed = False
-        if killed and not FeatureWriter(folder, ROWS, DIMENSION, ABOUT).is_done():
+        if killed and FeatureWriter(folder, ROWS, DIMENSION, ABOUT).finished() is None:
             assert run(folder, table) == []
         assert (folder / FEATURES).read_bytes() == whole[FEATURES]
         assert (folder / NORMS).read_bytes() == whole[NORMS]
@@ -269,7 +269,7 @@ def test_how_the_list_was_typed_does_not_matter(tmp_path: Path, table: ImageList
     with pytest.raises(Killed):
         run(tmp_path / "f", table, about=typed[0], stop_after=3)
     assert run(tmp_path / "f", table, about=typed[1]) == [3, 4, 5]
-    assert FeatureWriter(tmp_path / "f", ROWS, DIMENSION, typed[0]).is_done()
+    assert FeatureWriter(tmp_path / "f", ROWS, DIMENSION, typed[0]).finished() is not None
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_a_damaged_json_is_made_again(
 ) -> None:
     beside = tmp_path / "whole" / "Embedding_Features.json"
     beside.write_text(json.dumps({**whole["json"], key: "HERE"}).replace('"HERE"', number))
-    assert not FeatureWriter(tmp_path / "whole", ROWS, DIMENSION, ABOUT).is_done()
+    assert FeatureWriter(tmp_path / "whole", ROWS, DIMENSION, ABOUT).finished() is None
     run(tmp_path / "whole", table)
     assert results(tmp_path / "whole") == whole
 

@@ -128,7 +128,7 @@ def journal(which: str) -> tuple[str, bytes, Callable[[Path], object]]:
         for number in writer.missing_batches(4).tolist():
             writer.write(4 * number, np.ones((4, 4), np.float32), {})
         writer.finish(table)
-        assert writer.is_done()
+        assert writer.finished() is not None
         return None
 
     return name, content, read
