@@ -39,7 +39,7 @@ _NUMBER = re.compile(r"#\d+$")  # of a face, after the path of its photo
 
 Pick = Literal["largest", "central"]
 CutOut = Callable[[str, str], tuple[Image | None, int]]  # of a photo and its name
-Done = tuple[int, int, int]  # of a photo: size, time, number of faces
+Done = dict[str, list[int]]  # of a photo, by its name: size, time, number of faces
 
 
 def main(
@@ -89,7 +89,7 @@ def main(
     return report(failures, skipped, f", named in {out_dir / SKIPPED}")
 
 
-def read_journal(path: Path, settings: dict[str, Any]) -> dict[str, Done]:
+def read_journal(path: Path, settings: dict[str, Any]) -> Done:
     """Reads what is done, and removes a line that a killed run left half; a new file if none is.
 
     After a line of settings, the file has a JSON line a photo: its path below the root, its size,
@@ -99,7 +99,7 @@ def read_journal(path: Path, settings: dict[str, Any]) -> dict[str, Done]:
     Raises:
         UserError: it is of other settings, or another kind of file.
     """
-    done: dict[str, Done] = {}
+    done: Done = {}
     if path.exists():
         try:
             first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -109,7 +109,7 @@ def read_journal(path: Path, settings: dict[str, Any]) -> dict[str, Done]:
         for line in lines:
             with suppress(ValueError):
                 name, size, time, faces = parse_json(line)
-                done[str(name)] = int(size), int(time), int(faces)
+                done[str(name)] = [int(size), int(time), int(faces)]
         if done and made != settings:
             raise UserError(
                 f"{path}: the copies there were made with {json.dumps(made)}; name another "
@@ -124,7 +124,7 @@ def read_journal(path: Path, settings: dict[str, Any]) -> dict[str, Done]:
 def write_copies(
     targets: Iterator[tuple[str, str, Path]],
     cut_out: CutOut,
-    done: dict[str, Done],
+    done: Done,
     journal: IO[str],
     skipped: Skipped,
     num_workers: int | None = None,
@@ -138,27 +138,26 @@ def write_copies(
         UserError: there is no photo, the storage is gone, or a copy cannot be written.
     """
 
-    def tasks() -> Iterator[tuple[tuple[str, str, int, int], Callable[[], int | UnreadableImage]]]:
+    def tasks() -> Iterator[tuple[tuple[str, str, list[int]], Callable[[], int | UnreadableImage]]]:
         for path, name, target in targets:
-            size, changed = state_of(path) or (-1, -1)
-            before = done.get(name)
-            own = before is not None and before[2] > 0
+            state = state_of(path) or [-1, -1]
+            *before, faces = done.get(name, [0, 0, 0])
             task: Callable[[], int | UnreadableImage]
-            task = partial(_write_copy, path, name, target, cut_out, own)
+            task = partial(_write_copy, path, name, target, cut_out, own=faces > 0)
             if why := (skipped.unread or {}).get(path):  # a picture or video that is no photo
                 task = partial(UnreadableImage, why.replace(VIDEO, "is a video"))
-            elif before and before[:2] == (size, changed) and (target.is_file() or not own):
-                task = partial(int, before[2])
-            yield (path, name, size, changed), task
+            elif before == state and (target.is_file() or not faces):
+                task = partial(int, faces)
+            yield (path, name, state), task
 
     counts: list[int] = []
     failures: list[tuple[str, str]] = []
-    for (path, name, *state), faces in in_order(tasks(), "align", num_workers):
+    for (path, name, state), faces in in_order(tasks(), "align", num_workers):
         if isinstance(faces, UnreadableImage) or not faces:
             failures.append((path, str(faces or NO_FACE)))
         else:
             counts.append(faces)
-        if not isinstance(faces, UnreadableImage) and done.get(name) != (*state, faces):
+        if not isinstance(faces, UnreadableImage) and done.get(name) != [*state, faces]:
             journal.write(json.dumps([name, *state, faces]) + "\n")
             journal.flush()
     return counts, failures
@@ -266,11 +265,10 @@ def read_landmarks(path: Path) -> dict[str, list[Points]]:
             if not any(texts):
                 continue
             try:
-                points = np.array([*map(plain_number, texts)]).reshape(5, 2)
-            except ValueError:
-                points = np.full((5, 2), np.nan)
-            if not np.isfinite(points).all():
-                raise UserError(f"{path}:{reader.line_num}: expected a path and ten finite numbers")
+                points = np.asarray_chkfinite([*map(plain_number, texts)]).reshape(5, 2)
+            except ValueError as error:
+                where = f"{path}:{reader.line_num}"
+                raise UserError(f"{where}: expected a path and ten finite numbers") from error
             of_photo.append(points)
             across = points[1] - points[0]
             down = points[3:].sum(axis=0) - points[:2].sum(axis=0)

@@ -44,7 +44,7 @@ ROW = np.dtype(
         ("time", "<f8"),  # of a frame, in seconds; NaN for photos
     ]
 )
-_DECIMALS = {"turned": 0, "detector_score": 3}  # of others 1
+_DECIMALS = {"faces": 0, "turned": 0, "time": 3, "track": 0, "detector_score": 3}  # of others 1
 
 Looks = Callable[[int, Image], list[list[DetectedFace]]]
 
@@ -251,20 +251,17 @@ class PhotoFaces(Faces):
         Boxes and landmarks are in pixels of the photo, with one decimal. Where there may be videos,
         also time (seconds) and track; empty for photos.
         """
-        columns: dict[str, Sequence[str]] = {"faces": NumberColumn(self.kept["seen"], 0)}
-        for name, values in zip(_PLACE, self.kept["place"].T, strict=True):
-            columns[name] = NumberColumn(values, _DECIMALS.get(name, 1))
+        values = {"faces": self.kept["seen"], "time": self.kept["time"]}
+        values |= zip(_PLACE, self.kept["place"].T, strict=True)
         wanted = [name for name in COLUMNS if self.all_faces or name not in LANDMARK_COLUMNS]
         if self._rate is not None:
             in_video = (self.kept["number"] > 0) & ~self.stills()
             faces = self.kept[in_video]
-            tracks = np.full(len(self), np.nan)
             boxes = faces["place"][:, :4]
-            tracks[in_video] = tracks_of(faces["photo"], faces["time"], boxes, self._rate)
-            columns["time"] = NumberColumn(self.kept["time"], 3)
-            columns["track"] = NumberColumn(tracks, 0)
+            values["track"] = np.full(len(self), np.nan)
+            values["track"][in_video] = tracks_of(faces["photo"], faces["time"], boxes, self._rate)
             wanted[2:2] = ["time", "track"]
-        return [(name, columns[name]) for name in wanted]
+        return [(name, NumberColumn(values[name], _DECIMALS.get(name, 1))) for name in wanted]
 
     def replace(self, other: PhotoFaces, rows: Rows) -> Rows:
         """Takes some rows of `other` in the place of all rows of the same photos.
