@@ -120,6 +120,7 @@ def score(
         with bar or nullcontext():
             for begun in one_behind(begin()):
                 finish(*begun)
+                begun = None
     except KeyboardInterrupt:
         note("interrupted: what is scored so far is written")
         interrupted = True

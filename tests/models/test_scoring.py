@@ -315,6 +315,19 @@ def test_all_faces_interrupted_keeps_what_was_scored(
     assert scores.status(1) == "not scored: interrupted"
 
 
+def test_interrupted_after_an_output_that_is_no_number(album: Any) -> None:
+    faces = PhotoFaces(read_list(album, ["p/a.png", "p/b.png"]), True, batch_size=2, num_workers=1)
+    outputs = [lambda: np.array([np.nan, 5], np.float32)]
+
+    def begin(crops: Any) -> Any:
+        if not outputs:
+            raise KeyboardInterrupt
+        return outputs.pop()
+
+    scores, interrupted = score(faces, 2, cast(QualityModel, SimpleNamespace(begin=begin)))
+    assert interrupted and scores.status(0) == "the network's output is not finite"
+
+
 def test_interrupted_while_it_waits_a_batch_is_asked_for_again(album: Any, model: Any) -> None:
     network = load_quality_model(model)
     faces = PhotoFaces(read_list(album, ["p/a.png"]), True, batch_size=1, num_workers=1)
