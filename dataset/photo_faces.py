@@ -112,7 +112,7 @@ class PhotoFaces(Faces):
             photos: (P,) rows of the list, rising.
             looks: gives the faces that each look at a photo shows, from its row of the list and its
                 pixels.
-            all_faces: see above.
+            all_faces: as above.
             section: of the journal.
         """
         other = copy(self)
@@ -189,7 +189,7 @@ class PhotoFaces(Faces):
             )
 
     def restored(self, photos: Rows, block: Block) -> Batch:
-        """Adds the rows of a block; as for listed faces."""
+        """As for listed faces; adds the rows of the block."""
         rows = np.zeros(len(block.rows), ROW)
         rows["photo"], rows["time"] = photos[block.rows["image"]], np.nan
         for name in self.fields:
@@ -207,9 +207,9 @@ class PhotoFaces(Faces):
 
     def frame_before(self, row: int, photo: int) -> float:
         """As for listed faces."""
-        if row == 0 or self.kept["photo"][row - 1] != photo or self.stills()[row - 1]:
-            return BEGINNING
-        return float(self.kept["time"][row - 1])
+        same = row > 0 and self.kept["photo"][row - 1] == photo
+        time = float(self.kept["time"][row - 1]) if same else np.nan
+        return BEGINNING if np.isnan(time) else time
 
     def paths_at(self, rows: Iterable[int]) -> Iterator[str]:
         """The photos' paths; after it `#t=1.500` of a frame, and `#k` of the k-th face of all."""
@@ -242,8 +242,8 @@ class PhotoFaces(Faces):
 
     def reread(self, row: int) -> Image:
         """The photo or the frame of a row again; raises UnreadableImage."""
-        time = None if self.stills()[row] else float(self.kept["time"][row])
-        return self._read_again(self.photo_path(row), time)
+        time = float(self.kept["time"][row])
+        return self._read_again(self.photo_path(row), None if np.isnan(time) else time)
 
     def columns(self) -> list[tuple[str, Sequence[str]]]:
         """COLUMNS; empty where there is no face, `faces` where the photo could not be read.
