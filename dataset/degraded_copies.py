@@ -58,7 +58,7 @@ class Copies:
         rng = np.random.default_rng([self.seed, *name.encode("utf-8")])
         if rng.random() >= self.share:
             return None
-        count = 1 if self.most == 1 else int(rng.integers(1, self.most + 1))
+        count = int(rng.integers(1, self.most + 1))
         chosen: dict[str, float] = {}
         for _ in range(count):
             left = [kind for kind in self.kinds if kind not in chosen]

@@ -72,16 +72,16 @@ def low_light(face: Image, strength: float, rng: np.random.Generator) -> Any:
     brought_back = rng.uniform(0, 0.5)
     shot, read = _grain(rng), _grain(rng)
     stops = 10 * strength
-    light = (face.astype(np.float32) / 255) ** _GAMMA * 2**-stops
+    light = _light(face) * 2**-stops
     # A small sensor: 4,000 electrons fill a pixel, and reading it costs 6.
     noisy = light + strength * (np.sqrt(light / 4000) * shot + 6 / 4000 * read)
-    return _to_bytes(np.maximum(noisy * 2 ** (brought_back * stops), 0) ** (1 / _GAMMA))
+    return _from_light(noisy * 2 ** (brought_back * stops))
 
 
 def occlusion(face: Image, strength: float, rng: np.random.Generator) -> Any:
     """Something opaque in front: sunglasses, a mask, a hand or scarf from one side, or blocks."""
     shapes = (_sunglasses, _mask, _side, _blocks)
-    reach = shapes[int(rng.integers(len(shapes)))](rng)
+    reach = shapes[int(rng.integers(len(shapes)))](rng, *_grid())
     colour = rng.choice(
         [rng.integers(0, 50, 3), rng.integers(180, 256, 3), rng.integers(0, 256, 3)]
     )
@@ -249,34 +249,30 @@ def _from_light(light: Any) -> Any:
     return _to_bytes(np.clip(light, 0, 1) ** (1 / _GAMMA))
 
 
-def _sunglasses(rng: np.random.Generator) -> Floats:
+def _sunglasses(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
     """Two glasses and a bar, that grow over brow and cheek. Values: the strength that covers."""
-    x, y = _grid()
     eye_y, left, right = (value / FACE_SIZE for value in _EYES)
     glass = np.minimum(np.abs(x - left), np.abs(x - right))
     flat = rng.uniform(0.5, 0.8)
     return np.asarray(np.hypot(glass / 0.75, (y - eye_y) / (flat * 0.75)))
 
 
-def _mask(rng: np.random.Generator) -> Floats:
+def _mask(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
     """From the chin upwards, higher over the nose."""
-    x, y = _grid()
     bulge = rng.uniform(0.05, 0.2)
     return (1 - y + bulge * (2 * (x - 0.5)) ** 2) / 0.85
 
 
-def _side(rng: np.random.Generator) -> Floats:
+def _side(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
     """A straight edge that comes in from any direction."""
-    x, y = _grid()
     angle = rng.uniform(0, 2 * np.pi)
     along = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle)
     along = along - np.min(along)
     return np.asarray(along / (0.8 * np.max(along)))
 
 
-def _blocks(rng: np.random.Generator) -> Floats:
+def _blocks(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
     """Three squares around random places, that grow into each other."""
-    x, y = _grid()
     reach = np.full_like(x, np.inf)
     for centre_x, centre_y in rng.uniform(0.2, 0.8, (3, 2)):
         reach = np.minimum(reach, np.maximum(np.abs(x - centre_x), np.abs(y - centre_y)))
