@@ -151,8 +151,7 @@ def main(
         if copy_to is not None and not interrupted:
             gone = copy_best(copy_to, shots, top, faces, all_faces)
         if report is not None:
-            groups = shots if per else None
-            write_page(report, faces, images, scores, network, meaning, model, groups, per)
+            write_page(report, faces, images, scores, network, meaning, model, shots, per)
         if faces.journal is not None:
             faces.journal.close(done=not interrupted)
     if interrupted:

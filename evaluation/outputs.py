@@ -21,6 +21,7 @@ from dataset.images import thumbnail
 from dataset.left_out import Skipped
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores, calibrated_columns, write_scores
+from dataset.video import first_bytes
 from evaluation.best_shot import BestShots
 from models import QualityModel
 from models.pretrained import PRETRAINED
@@ -48,11 +49,10 @@ def check_targets(targets: Mapping[str, str | Path | None], read: Sequence[str])
             continue
         make_parent(target)
         place = os.path.realpath(target)
-        if place not in taken and os.path.isfile(place) and os.path.getsize(place):
-            with suppress(OSError), open(place, "rb") as file:
-                # What it wrote before may go; an image, a container, a model's .json, ... may not.
-                if not file.read(100).lower().startswith(starts[flag]):
-                    taken[place] = "is a file of another kind"
+        start = first_bytes(place) if os.path.isfile(place) else None
+        # What it wrote before may go; an image, a container, a model's .json, ... may not.
+        if start and not start.lower().startswith(starts[flag]):
+            taken.setdefault(place, "is a file of another kind")
         if place in taken:
             raise UserError(f"{flag} {target}: {taken[place]}; name another file")
         if os.path.isfile(place) or not os.path.exists(place):  # /dev/null may be named twice
@@ -99,7 +99,7 @@ def write_page(
     network: QualityModel,
     meaning: ScoreInterpretation,
     model: str,
-    groups: BestShots | None,
+    shots: BestShots,
     per: str | None,
 ) -> None:
     """Writes the report page of scored faces of so many images, and prints where it is.
@@ -125,8 +125,9 @@ def write_page(
         boxes = faces.kept["place"][:, :4]
         places = FacePlaces(faces.kept["photo"], seen, boxes, faces.photo_path, faces.reread)
     names = None
-    if groups is not None:
-        names = [groups.names[group] if group >= 0 else "" for group in groups.group.tolist()]
+    if per is not None:
+        of_group = [*shots.names, ""]  # -1: in none
+        names = [of_group[group] for group in shots.group.tolist()]
     shipped = model in PRETRAINED
     report = Report(
         scores=scores.values.astype(np.float64),
