@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,11 +74,20 @@ def main(
     cut_out = partial(_cut_out, pick=pick, own=own, aligner=aligner)
     settings = {"pick": pick, "format": format, "landmarks": landmarks and sha256_of(landmarks)}
     skipped = Skipped(unread={})
+    counts: list[int] = []  # of faces in each photo with a copy
+    failures: list[tuple[str, str]] = []
     with lock_folder(out_dir):
         done = read_journal(out_dir / JOURNAL, settings)
+        tasks = _tasks(root, out_dir, f".{format}", cut_out, done, skipped)
         with open(out_dir / JOURNAL, "a", encoding="utf-8") as journal:
-            targets = _targets(root, out_dir, f".{format}", skipped)
-            counts, failures = write_copies(targets, cut_out, done, journal, skipped, num_workers)
+            for (path, name, state), faces in in_order(tasks, "align", failures, num_workers):
+                if faces:
+                    counts.append(faces)
+                else:
+                    failures.append((path, NO_FACE))
+                if done.get(name) != [*state, faces]:
+                    journal.write(json.dumps([name, *state, faces]) + "\n")
+                    journal.flush()
         with replacing(out_dir / SKIPPED) as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *failures])
     photos = count_of(len(counts) + len(failures), "photo")
@@ -121,64 +130,33 @@ def read_journal(path: Path, settings: dict[str, Any]) -> Done:
     return done
 
 
-def write_copies(
-    targets: Iterator[tuple[str, str, Path]],
-    cut_out: CutOut,
-    done: Done,
-    journal: IO[str],
-    skipped: Skipped,
-    num_workers: int | None = None,
-) -> tuple[list[int], list[tuple[str, str]]]:
-    """Writes the copies that are missing, on all cores, and notes each in the journal.
+def _tasks(
+    root: str, out_dir: Path, suffix: str, cut_out: CutOut, done: Done, skipped: Skipped
+) -> Iterator[tuple[tuple[str, str, list[int]], Callable[[], int | UnreadableImage]]]:
+    """A photo, its path below the root, its size and time; and what writes its copy if need be.
 
-    Returns:
-        How many faces each photo with a copy shows; and (path, reason) of each without one.
-
-    Raises:
-        UserError: there is no photo, the storage is gone, or a copy cannot be written.
+    The copy of x.jpg beside x.heic is x.jpg.jpg.
     """
-
-    def tasks() -> Iterator[tuple[tuple[str, str, list[int]], Callable[[], int | UnreadableImage]]]:
-        for path, name, target in targets:
-            state = state_of(path) or [-1, -1]
-            *before, faces = done.get(name, [0, 0, 0])
-            task: Callable[[], int | UnreadableImage]
-            task = partial(_write_copy, path, name, target, cut_out, own=faces > 0)
-            if why := (skipped.unread or {}).get(path):  # a picture or video that is no photo
-                task = partial(UnreadableImage, why.replace(VIDEO, "is a video"))
-            elif before == state and (target.is_file() or not faces):
-                task = partial(int, faces)
-            yield (path, name, state), task
-
-    counts: list[int] = []
-    failures: list[tuple[str, str]] = []
-    for (path, name, state), faces in in_order(tasks(), "align", num_workers):
-        if isinstance(faces, UnreadableImage) or not faces:
-            failures.append((path, str(faces or NO_FACE)))
-        else:
-            counts.append(faces)
-        if not isinstance(faces, UnreadableImage) and done.get(name) != [*state, faces]:
-            journal.write(json.dumps([name, *state, faces]) + "\n")
-            journal.flush()
-    return counts, failures
-
-
-def _targets(
-    root: str, out_dir: Path, suffix: str, skipped: Skipped
-) -> Iterator[tuple[str, str, Path]]:
-    """Each photo, its path below the root, its copy: beside x.heic, that of x.jpg is x.jpg.jpg."""
     folder, taken = out_dir, set[str]()  # the names in the folder that the walk is in
     for path, name in images_below(root, out_dir, skipped):
+        if why := (skipped.unread or {}).get(path):  # a picture or video that is no photo
+            yield (path, name, []), partial(UnreadableImage, why.replace(VIDEO, "is a video"))
+            continue
         target = (out_dir / name).with_suffix(suffix)
         if target.parent != folder:
             folder, taken = target.parent, set()
-        if path not in (skipped.unread or ()):  # else it has no copy
-            if target.name in taken:
-                target = target.with_name(os.path.basename(path) + suffix)
-            while target.name in taken:
-                target = target.with_name(target.name + suffix)
-            taken.add(target.name)
-        yield path, name, target
+        if target.name in taken:
+            target = target.with_name(os.path.basename(path) + suffix)
+        while target.name in taken:
+            target = target.with_name(target.name + suffix)
+        taken.add(target.name)
+        state = state_of(path) or [-1, -1]
+        *before, faces = done.get(name, [0, 0, 0])
+        if before == state and (target.is_file() or not faces):
+            yield (path, name, state), partial(int, faces)
+        else:
+            write = partial(_write_copy, path, name, target, cut_out, own=faces > 0)
+            yield (path, name, state), write
 
 
 def _write_copy(path: str, name: str, target: Path, cut_out: CutOut, own: bool) -> int:

@@ -55,11 +55,13 @@ def images_below(root: str, out_dir: Path, skipped: Skipped) -> Iterator[tuple[s
 def in_order(
     tasks: Iterable[tuple[_Item, Callable[[], _Result | UnreadableImage]]],
     doing: str,
+    failures: list[tuple[str, str]],
     num_workers: int | None = None,
-) -> Iterator[tuple[_Item, _Result | UnreadableImage]]:
-    """Runs tasks on threads, and yields what each is of, with its result or UnreadableImage.
+) -> Iterator[tuple[_Item, _Result]]:
+    """Runs tasks on threads, and yields what each is of, with its result.
 
-    What a task is of begins with the path of its image.
+    What a task is of begins with the path of its image. That goes to `failures`, with the reason,
+    where the task raises or returns UnreadableImage.
     """
 
     def outcome(
@@ -72,8 +74,11 @@ def in_order(
 
     begun = ((item[0], partial(outcome, item, task)) for item, task in tasks)
     with tqdm(desc=doing, unit=" images") as bar:
-        for done in read_ahead(begun, num_workers, _AHEAD):
-            yield done
+        for item, result in read_ahead(begun, num_workers, _AHEAD):
+            if isinstance(result, UnreadableImage):
+                failures.append((item[0], str(result)))
+            else:
+                yield item, result
             bar.update()
 
 

@@ -169,11 +169,8 @@ def write_copies(
 
     made = kept = 0
     failures: list[tuple[str, str]] = []
-    for (path, degraded), error in in_order(tasks(), "degrade"):
-        if error is not None:
-            failures.append((path, str(error)))
-        else:
-            made, kept = made + degraded, kept + (not degraded)
+    for (_, degraded), _ in in_order(tasks(), "degrade", failures):
+        made, kept = made + degraded, kept + (not degraded)
     return made, kept, failures
 
 
