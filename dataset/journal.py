@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -200,11 +199,8 @@ class Journal:
             block = _parse(_read(self._handle.readline()), form)
             if block is None or block.after != after or len(block.images) > len(rows):
                 continue
-            paths = table.paths_at(islice(rows.tolist(), len(block.images)))
-            if all(
-                path == listed and key == self.key(path)
-                for (path, key), listed in zip(block.images, paths, strict=True)
-            ):
+            listed = table.paths_at(rows[: len(block.images)])
+            if block.images == [(path, self.key(path)) for path in listed]:
                 return block
         return None
 
