@@ -118,11 +118,10 @@ class EmbeddingsFile:
         """Some rows, (len(rows), D), in the order asked for; neighbours are read together."""
         if len(rows) == 0:
             return np.empty((0, self.shape[1]), self.dtype)
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        if len(breaks) == 0:
+        begins = np.flatnonzero(np.diff(rows, prepend=rows[0]) != 1)  # of neighbours
+        if len(begins) == 1:
             return self.read(int(rows[0]), int(rows[-1]) + 1)
-        begins = np.concatenate([[0], breaks])
-        counts = np.diff(np.concatenate([begins, [len(rows)]]))
+        counts = np.diff(begins, append=len(rows))
         handle, pread = self._file.fileno(), os.pread
         starts = (rows[begins] * self._row_bytes + self._offset).tolist()
         sizes = (counts * self._row_bytes).tolist()

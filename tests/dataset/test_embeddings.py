@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.embeddings import open_embeddings, read_norms
+from dataset.embeddings import EmbeddingsFile, open_embeddings, read_norms
 from dataset.lists import ImageList, read_labelpath
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.files import write_json
@@ -39,6 +39,16 @@ def test_features(tmp_path: Path, table: ImageList) -> None:
         write_json(beside, foreign)
         with pytest.raises(UserError, match=r"is not what extract_feats writes .* made elsewhere"):
             open_embeddings(path, table)
+
+
+def test_rows_by_number_are_those_of_the_array(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float16)
+    np.save(tmp_path / "f.npy", array)
+    file = EmbeddingsFile(tmp_path / "f.npy")
+    assert np.array_equal(file[3:50], array[3:])
+    for rows in ([], [7], [4, 5, 6], [49, 0, 1, 2, 2, 3, 9, 8], range(50)):
+        picked = np.array(rows, np.int64)
+        assert np.array_equal(file[picked], array[picked])
 
 
 def test_a_folder_of_the_label_step_is_its_file(tmp_path: Path, table: ImageList) -> None:
