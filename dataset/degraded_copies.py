@@ -42,6 +42,7 @@ class Copies:
             each gets 1 / sqrt(m) of it.
         seed: keys every draw together with the face's path below the root.
         most: kinds at once: a copy gets 1, 2, .., `most` of them equally often.
+        keep_others: whether the faces without a degraded copy are written too, as they are.
     """
 
     share: float
@@ -49,6 +50,7 @@ class Copies:
     strengths: tuple[float, float]
     seed: int
     most: int = 1
+    keep_others: bool = False
 
     def of(self, name: str) -> tuple[dict[str, float], np.random.Generator] | None:
         """Strengths by kind and further random numbers of one face's copy; None: it gets none.
@@ -104,22 +106,22 @@ def main(
         raise UserError("--strengths: must be two numbers of 0..1, the lower one first")
     check_seed(seed)
     root = root_of(data_root)
-    copies = Copies(share, kinds, strengths, seed, most)
-    same_settings(out_dir, copies, keep_others)
+    copies = Copies(share, kinds, strengths, seed, most, keep_others)
+    same_settings(out_dir, copies)
     skipped = Skipped()
-    made, kept, failures = write_copies(root, out_dir, copies, keep_others, skipped)
+    made, kept, failures = write_copies(root, out_dir, copies, skipped)
     also = f", {count_of(kept, 'face')} kept" if keep_others else ""
     print(f"{out_dir}: {count_of(made, 'degraded copy')}{also}")
     return report(failures, skipped)
 
 
-def same_settings(out_dir: Path, copies: Copies, keep_others: bool) -> None:
+def same_settings(out_dir: Path, copies: Copies) -> None:
     """Keeps copies made in two ways out of one folder: `SETTINGS` says how its own were made.
 
     Raises:
         UserError: they were made in another way.
     """
-    wanted = json.loads(json.dumps({**asdict(copies), "keep_others": keep_others}))
+    wanted = json.loads(json.dumps(asdict(copies)))
     file = out_dir / SETTINGS
     copied = file.exists() and len(os.listdir(out_dir)) > 1
     if copied and (made := read_json(file)) != wanted:
@@ -131,11 +133,7 @@ def same_settings(out_dir: Path, copies: Copies, keep_others: bool) -> None:
 
 
 def write_copies(
-    root: str,
-    out_dir: Path,
-    copies: Copies,
-    keep_others: bool = False,
-    skipped: Skipped | None = None,
+    root: str, out_dir: Path, copies: Copies, skipped: Skipped
 ) -> tuple[int, int, list[tuple[str, str]]]:
     """Writes the copies, on all cores; what is no face of the folder goes to `skipped`.
 
@@ -149,9 +147,9 @@ def write_copies(
 
     def tasks() -> Iterator[tuple[tuple[str, bool], Callable[[], UnreadableImage | None]]]:
         folder, taken = out_dir, set[str]()  # the names in the folder that the walk is in
-        for path, name in images_below(root, out_dir, skipped or Skipped()):
+        for path, name in images_below(root, out_dir, skipped):
             drawn = copies.of(name)
-            if drawn is None and not keep_others:
+            if drawn is None and not copies.keep_others:
                 continue
             target = out_dir / name
             content: Callable[[], bytes] = partial(read_file, path)

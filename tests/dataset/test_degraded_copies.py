@@ -11,6 +11,7 @@ from common.cli import EXIT_SKIPPED
 from dataset.degradations import degrade_by
 from dataset.degraded_copies import Copies, main, write_copies
 from dataset.images import read_face
+from dataset.left_out import Skipped
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import cv2
 
@@ -20,7 +21,9 @@ def test_copies_are_keyed_by_name_and_made_once(
 ) -> None:
     root = make_faces(tmp_path / "data/faces")
     copies = Copies(0.6, ("blur", "noise"), (0.3, 0.9), seed=1)
-    made, kept_faces, failures = write_copies(str(root), tmp_path / "data/degraded", copies)
+    made, kept_faces, failures = write_copies(
+        str(root), tmp_path / "data/degraded", copies, Skipped()
+    )
     files = sorted((tmp_path / "data/degraded").rglob("*.jpg"))
     assert made == len(files) and not failures and 6 <= made <= 20 and kept_faces == 0
     for file in files:
@@ -35,7 +38,7 @@ def test_copies_are_keyed_by_name_and_made_once(
     gone.unlink()
     for file in files[::2]:
         file.unlink()
-    write_copies(str(root), tmp_path / "data/degraded", copies)
+    write_copies(str(root), tmp_path / "data/degraded", copies, Skipped())
     for file, content in kept.items():
         if file.parent.name != gone.parent.name or not file.name.startswith(gone.stem):
             assert file.read_bytes() == content
@@ -45,8 +48,10 @@ def test_several_kinds_at_once_and_the_rest_kept(
     tmp_path: Path, make_faces: Callable[[Path], Path]
 ) -> None:
     root, out = make_faces(tmp_path / "faces"), tmp_path / "out"
-    copies = Copies(0.6, ("blur", "noise", "compression"), (0.2, 0.8), seed=2, most=3)
-    made, kept, failures = write_copies(str(root), out, copies, keep_others=True)
+    copies = Copies(
+        0.6, ("blur", "noise", "compression"), (0.2, 0.8), seed=2, most=3, keep_others=True
+    )
+    made, kept, failures = write_copies(str(root), out, copies, Skipped())
     faces = sorted(path.relative_to(root) for path in root.rglob("*.*"))
     assert made + kept == len(faces) and not failures and made and kept
     counts = set()
@@ -75,7 +80,7 @@ def test_a_copy_never_takes_the_place_of_anothers(
     cv2.imwrite(str(face.with_suffix(".jpg")), np.full((112, 112, 3), 200, np.uint8))
     faces = len(list(root.rglob("*.*")))
     copies = Copies(1.0, ("blur",), (0.1, 0.2), seed=1)
-    made, _, failures = write_copies(str(root), out, copies)
+    made, _, failures = write_copies(str(root), out, copies, Skipped())
     assert made == faces - 1 == len(list(out.rglob("*.*")))
     why = (
         f"its copy would be {out}/{face.parent.name}/{face.stem}.blur.jpg, which is another face's"
