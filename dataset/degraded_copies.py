@@ -98,8 +98,8 @@ def main(
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise UserError(f"--kinds {' '.join(unknown)}: choose from {', '.join(KINDS)}")
-    if not 1 <= most <= len(kinds):
-        raise UserError(f"--most {most}: must be in 1..{len(kinds)}, the number of --kinds")
+    if not 1 <= most <= len(set(kinds)):
+        raise UserError(f"--most {most}: must be in 1..{len(set(kinds))}, the number of --kinds")
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: must be in (0, 1]")
     if not 0 <= strengths[0] <= strengths[1] <= 1:

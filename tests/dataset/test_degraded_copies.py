@@ -114,6 +114,7 @@ def test_bad_arguments_and_bad_faces(
         ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"strengths": (0.5, 0.1)}, "--strengths"),
         ({"kinds": ("blur", "noise"), "most": 3}, "--most 3: must be in 1..2"),
+        ({"kinds": ("blur", "blur"), "most": 2}, "--most 2: must be in 1..1"),
         ({"data_root": "nowhere"}, "nowhere: is no folder"),
     ):
         with pytest.raises(UserError, match=message):
