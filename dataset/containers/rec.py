@@ -8,12 +8,15 @@ are rounded above 2**24: identities are taken from the images' own labels.
 
 from __future__ import annotations
 
+import io
 import os
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -24,18 +27,16 @@ from dataset.containers.rec_format import (
     IMAGE_AT,
     MARK,
     MAX_IDENTITIES,
+    MAX_PART,
     WORDS,
     Damaged,
     Keys,
     Record,
-    Window,
-    check_end,
     content_at,
     index_path,
     parse,
-    plain_images,
+    plain_image,
     read_index,
-    scan,
     write_index,
 )
 from dataset.left_out import Skipped
@@ -82,10 +83,8 @@ class RecordFile(Container):
             self.keys, self.offsets = self._rebuild_index(index)
         bounds = np.append(self.offsets, self._end)
         self.offsets = bounds[:-1]
-        self._bounds = memoryview(bounds.data)  # numpy takes longer for one number
-        count = len(self.keys)
-        whole = int(self.keys[-1]) - int(self.keys[0]) == count - 1
-        self._first_key = int(self.keys[0]) if whole else None
+        # As memoryviews, because numpy takes longer for one number.
+        self._keys, self._bounds = memoryview(self.keys.data), memoryview(bounds.data)
 
     def __len__(self) -> int:
         """The number of records, those that hold no image included."""
@@ -108,28 +107,22 @@ class RecordFile(Container):
         None for an image that is not in an ordinary record: `read` gives it, or its damage.
         """
         nothing = repeat(None, len(members))
-        joined = "".join(members)
-        if not (joined.isascii() and joined.isdigit()) or len(joined) > 18 * len(members):
+        if not all(map(is_count, members)):
             return nothing
-        shift = self._first_key
+        keys = list(map(int, members))
+        rows = np.searchsorted(self.keys[:-1], keys).tolist()
+        first, last = min(rows), max(rows)
+        begin, size = self._bounds[first], self._bounds[last + 1] - self._bounds[first]
+        if last - first >= 2 * len(rows) or not 0 < size <= _RUN:
+            return nothing  # the block would hold much that nobody wants
+        if [self._keys[row] for row in rows] != keys:
+            return nothing
         try:
-            if shift is None:
-                rows = [self._row(int(member)) for member in members]
-            else:
-                rows = [int(member) - shift for member in members]
-        except ValueError:  # an empty name, or a key that is not there
-            return nothing
-        first, last = rows[0], rows[-1]
-        if not 0 <= first <= last < min(len(self.keys), first + 2 * len(rows)):
-            return nothing
-        begin, end = self._bounds[first], self._bounds[last + 1]
-        if min(rows) < first or max(rows) > last or not 0 < end - begin <= _RUN:
-            return nothing  # the block would miss some; and a row below 0 counts from the end
-        try:
-            block = self.file.read(begin, end - begin)
+            block = np.frombuffer(self.file.read(begin, size), np.uint8)
         except UnreadableImage:
             return nothing
-        return plain_images(block, self._bounds, rows)
+        bounds = self._bounds
+        return [plain_image(block, bounds[row] - begin, bounds[row + 1] - begin) for row in rows]
 
     def record(self, key: int) -> Record:
         """The record of a key.
@@ -141,12 +134,17 @@ class RecordFile(Container):
 
     def records(self) -> Iterator[tuple[int, Record | Damaged]]:
         """Keys and records in order, without those that describe others, read in large blocks."""
-        window = Window(self.file)
+        stream = self.file.stream()
+
+        def read(offset: int, size: int) -> bytes:
+            stream.seek(offset)
+            return stream.read(size)
+
         for row in range(len(self)):
             try:
-                record = self._at(row, window.read)
+                record = self._at(row, read)
             except Damaged as damage:
-                yield int(self.keys[row]), damage
+                yield self._keys[row], damage
             else:
                 if record.image:
                     yield record.key, record
@@ -189,32 +187,28 @@ class RecordFile(Container):
         return str(self.record(_key_of(member)).identity)
 
     def _row(self, key: int) -> int:
-        if self._first_key is not None:
-            row = key - self._first_key
-            known = 0 <= row < len(self.keys)
-        else:
-            row = int(np.searchsorted(self.keys, key))
-            known = row < len(self.keys) and self.keys[row] == key
-        if not known:
+        row = bisect_left(self._keys, key)
+        if row == len(self) or self._keys[row] != key:
             fix = "; it is a rebuilt one: get the lost one, or make the list again"
-            rebuilt = self.keys[0] >= _FIRST_PLACE > key
+            rebuilt = self._keys[0] >= _FIRST_PLACE > key
             raise UnreadableImage(f"the index has no record {key}{fix if rebuilt else ''}")
         return row
 
     def _at(self, row: int, read: Callable[[int, int], bytes]) -> Record:
-        key, offset, following = int(self.keys[row]), self._bounds[row], self._bounds[row + 1]
+        key, offset, following = self._keys[row], self._bounds[row], self._bounds[row + 1]
+        stream: IO[bytes]
+        if 0 < following - offset <= MAX_PART:
+            stream = io.BytesIO(read(offset, following - offset))
+        else:  # the index is in another order than the file, or names a few records only
+            stream = self.file.stream()
+            stream.seek(offset)
         try:
-            content, end = content_at(read, offset, following, self.file.size)
-            if offset < following < end:
-                raise Damaged("its length reaches into the next record")
-            if end != following:
-                check_end(read, end, self.file.size)
-            return parse(key, offset, content)
+            return parse(key, offset, content_at(stream, offset, self.file.size)[0])
         except Damaged as damage:
             raise Damaged(f"record {key} at offset {offset}: {damage}") from damage
 
     def _rebuild_index(self, index: Path) -> tuple[Keys, Keys]:
-        offsets, ids, shows = array("q"), array("q"), bytearray()
+        offsets, ids, images = array("q"), array("q"), array("b")
         name = Path(self.path).name
         from tqdm import tqdm  # here, because every use of rec.py would pay .05 s for it
 
@@ -225,28 +219,32 @@ class RecordFile(Container):
             unit_scale=True,
             delay=1,
         ) as bar:
-            for found in scan(self.file):
-                if not isinstance(found, Record):
-                    self._end, what = found
-                    self.damage = f"offset {self._end}: {what}; what follows needs {index}"
-                    break
-                offsets.append(found.offset)
-                ids.append(min(found.key, _MOST_KEY + 1))
-                shows.append(bool(found.image))
-                if found.offset - bar.n > 1 << 20:
-                    bar.update(found.offset - bar.n)
+            stream, place = self.file.stream(), 0
+            try:
+                while place < self.file.size:
+                    stream.seek(place)
+                    content, end = content_at(stream, place, self.file.size)
+                    found = parse(None, place, content)
+                    offsets.append(place)
+                    ids.append(min(found.key, _MOST_KEY + 1))
+                    images.append(bool(found.image))
+                    bar.update(end - place)
+                    place = end
+            except Damaged as damage:
+                self._end = place
+                self.damage = f"offset {place}: {damage}; what follows needs {index}"
         if not offsets:
             raise UserError(f"{self.path}: holds no record; is it an InsightFace .rec file?")
         # Records without an image may all have the id 0. Of equal ids, the image's is kept.
-        places, keys = np.array(offsets, np.int64), np.array(ids, np.int64)
-        is_image = np.array(shows, bool)
-        order = np.lexsort((~is_image, keys))
-        repeated = np.append(False, keys[order][1:] == keys[order][:-1])
-        unique = keys.max() <= _MOST_KEY and not np.any(repeated & is_image[order])
+        places, is_image = np.array(offsets), np.array(images, bool)
+        images_first = np.argsort(~is_image, kind="stable")
+        keys, kept = np.unique(np.array(ids)[images_first], return_index=True)
+        kept = images_first[kept]
+        unique = keys[-1] <= _MOST_KEY and is_image[kept].sum() == is_image.sum()
         if unique:
-            keys, places = keys[order][~repeated], places[order][~repeated]
+            places = places[kept]
         else:
-            keys = _FIRST_PLACE + np.arange(len(places), dtype=np.int64)
+            keys = _FIRST_PLACE + np.arange(len(places))
         done = f"{index}: was missing; {count_of(len(keys), 'record')} found by one scan"
         if not unique:
             done += ", whose ids are not unique: lists made before do not fit; make them again"
@@ -280,22 +278,27 @@ class RecordFile(Container):
                 f"{index}: names {count_of(beyond, 'record')} beyond the end of {self.path}, which "
                 "is cut short, or has another index; get both again"
             )
-        if not wrong:
+        if wrong:
+            what, places = "no record begins", [at for at in wrong if at < self._end]
+        else:
             self._check_ids(index, self.keys[some].tolist(), heads)
-        places = [offset for offset in wrong if offset < self._end]
-        last = int(self.offsets.max())
-        if not wrong:
-            read, size = self.file.read, self._end
-            with suppress(Damaged):
-                end = content_at(read, last, last + 1, size)[1]
-                following = parse(-1, end, content_at(read, end, end + 1, size)[0])
-                places = [end] if following.image else []
+            what, places = "another record begins", self._image_after(int(self.offsets.max()))
         if places:
-            what = "no record begins" if wrong else "another record begins"
             note(
                 f"{index}: seems to be older than {self.path}, where {what} at {places[0]}; if it "
                 "is, delete it to have it rebuilt"
             )
+
+    def _image_after(self, place: int) -> list[int]:
+        """The place of the record that follows another one, if it holds an image."""
+        stream = self.file.stream()
+        stream.seek(place)
+        with suppress(Damaged):
+            _, end = content_at(stream, place, self.file.size)
+            stream.seek(end)
+            if parse(None, end, content_at(stream, end, self.file.size)[0]).image:
+                return [end]
+        return []
 
     def _check_ids(self, index: Path, keys: list[int], heads: list[bytes]) -> None:
         """Notes keys that are not the own ids of some records, if these are all different."""

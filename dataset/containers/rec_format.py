@@ -15,9 +15,8 @@ import math
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,6 @@ import numpy.typing as npt
 from dataset.lists import whole_lines
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import reading, replacing
-from sdd_fiqa.storage import File
 
 MAGIC = 0xCED7230A
 MARK = struct.pack("<I", MAGIC)
@@ -38,9 +36,7 @@ WORDS = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 IMAGE_AT = WORDS.size + HEADER.size  # where the image of an ordinary record begins
 _unpack_plain = struct.Struct("<IIIf").unpack_from  # the two words and the header's beginning
-_WINDOW = _BLOCK = 1 << 22
-_GUESS = 1 << 16  # read at once where the length is not known yet
-_TAB, _NEWLINE = 9, 10
+_BLOCK = 1 << 22
 
 Keys = npt.NDArray[np.int64]
 
@@ -80,26 +76,6 @@ class Damaged(UnreadableImage):
     """A record that breaks the format; the message says which and at what offset."""
 
 
-def scan(file: File) -> Iterator[Record | tuple[int, str]]:
-    """The records of a .rec in its order, found without an index; their keys are their ids.
-
-    The length of a damaged record cannot be trusted, so it ends the scan: the last item is then its
-    place and what is wrong with it.
-    """
-    read = Window(file).read
-    offset = 0
-    while offset < file.size:
-        try:
-            content, end = content_at(read, offset, offset + _GUESS, file.size)
-            check_end(read, end, file.size)
-            record = parse(-1, offset, content)
-        except Damaged as damage:
-            yield offset, str(damage)
-            return
-        yield record._replace(key=HEADER.unpack_from(content)[2])
-        offset = end
-
-
 def frame(content: bytes) -> bytes:
     """The bytes of a record: cut wherever the magic number is at a multiple of 4.
 
@@ -118,105 +94,64 @@ def frame(content: bytes) -> bytes:
     return b"".join(framed)
 
 
-class Window:
-    """Small reads in rising order, served from large blocks of a file."""
-
-    def __init__(self, file: File) -> None:
-        self.file, self.start, self.block = file, 0, b""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """As `File.read`."""
-        at = offset - self.start
-        if at < 0 or at + size > len(self.block):
-            if size > _WINDOW:
-                return self.file.read(offset, size)
-            self.start, self.block, at = offset, self.file.read(offset, _WINDOW), 0
-        return self.block[at : at + size]
-
-
-def plain_images(
-    block: bytes, bounds: Sequence[int], rows: Sequence[int]
-) -> list[npt.NDArray[np.uint8] | None]:
-    """The images of some records, as parts of the block that holds them.
+def plain_image(block: npt.NDArray[np.uint8], begin: int, end: int) -> npt.NDArray[np.uint8] | None:
+    """The image of the record between two places of a block, as a part of the block.
 
     None for a record that is not whole, has several labels or a label that is not finite, or is
-    damaged: `content_at` and `parse` handle these. The block begins with the first of these
-    records; `bounds` says where each record of the file begins, and where the last one ends.
+    damaged: `content_at` and `parse` handle these.
     """
-    content, size = np.frombuffer(block, np.uint8), len(block)
-    first = bounds[rows[0]]
-    images: list[npt.NDArray[np.uint8] | None] = []
-    for row in rows:
-        begin, end = bounds[row] - first, bounds[row + 1] - first
-        image = None
-        if 0 <= begin < end - IMAGE_AT and end <= size:
-            magic, length, flag, label = _unpack_plain(block, begin)
-            stop = begin + 8 + length  # beyond any end where it is a part of a record
-            if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
-                image = content[begin + IMAGE_AT : stop]
-        images.append(image)
-    return images
+    if not 0 <= begin < end - IMAGE_AT or end > len(block):
+        return None
+    magic, length, flag, label = _unpack_plain(block.data, begin)
+    stop = begin + WORDS.size + length  # beyond any end where it is a part of a record
+    if magic != MAGIC or flag != 0 or label - label != 0 or stop + -length % 4 != end:
+        return None
+    return block[begin + IMAGE_AT : stop]
 
 
-def content_at(
-    read: Callable[[int, int], bytes], offset: int, following: int, size: int
-) -> tuple[bytes, int]:
+def content_at(stream: IO[bytes], offset: int, size: int) -> tuple[bytes, int]:
     """The content of the record at `offset`, its parts put together, and where it ends.
 
-    `following` is a guess of where it ends; a good one saves a read. `size` is that of the file.
+    The stream is at this record, and may end with it. `size` is that of the whole file.
 
     Raises:
-        Damaged: there is no whole record.
+        Damaged: there is no whole record, or what follows in the stream is not another one.
     """
-    if not 0 <= offset <= size - WORDS.size:
-        raise Damaged(f"is outside the file, which has {size} bytes")
-    guess = following - offset
-    block = read(offset, min(guess if WORDS.size <= guess <= MAX_PART else _GUESS, size - offset))
     parts: list[bytes] = []
-    at = 0
+    end = offset
     while True:
-        if len(block) < at + WORDS.size:
-            block += read(offset + len(block), max(WORDS.size, at + WORDS.size - len(block)))
-            if len(block) < at + WORDS.size:
-                raise Damaged("is cut off by the end of the file")
-        magic, word = WORDS.unpack_from(block, at)
+        words = stream.read(WORDS.size)
+        if len(words) < WORDS.size:
+            raise Damaged(f"is cut off, by another record or the end of the file at {size}")
+        magic, word = WORDS.unpack(words)
         kind, length = word >> 29, word & MAX_PART
         if magic != MAGIC:
             raise Damaged(f"no record begins there (magic number {magic:#010x})")
         if kind not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
             raise Damaged("is a part of a record whose other parts are missing")
-        begin, end = at + WORDS.size, at + WORDS.size + length
-        if offset + end > size:
+        end += WORDS.size + length
+        if end > size:
             raise Damaged(f"its length, {length} bytes, goes beyond the end of the file")
-        if end > len(block):
-            block += read(offset + len(block), end + (-length % 4) - len(block))
-        if len(block) < end:
-            raise Damaged("is cut off by the end of the file")
-        parts.append(block[begin:end])
-        at = end + (-length % 4)
+        parts.append(stream.read(length))
+        if len(parts[-1]) < length:
+            raise Damaged("its length reaches into the next record")
+        end += len(stream.read(-length % 4))
         if kind in (WHOLE, LAST):
-            return MARK.join(parts), min(offset + at, size)
-
-
-def check_end(read: Callable[[int, int], bytes], end: int, size: int) -> None:
-    """Checks that a record which ends at `end` is followed by another, or by the end of the file.
-
-    Raises:
-        Damaged: it is not, so its length must be wrong.
-    """
-    if end < size and read(end, len(MARK)) != MARK:
+            break
+    if stream.read(len(MARK)) not in (b"", MARK):
         raise Damaged(f"its length leads to {end}, where no record begins")
+    return MARK.join(parts), end
 
 
-def parse(key: int, offset: int, content: bytes) -> Record:
-    """The record in a content.
+def parse(key: int | None, offset: int, content: bytes) -> Record:
+    """The record in a content; without a key, its own id is its key.
 
     Raises:
         Damaged: a header or labels that cannot be.
     """
     if len(content) < HEADER.size:
         raise Damaged(f"has {len(content)} bytes, fewer than a header's {HEADER.size}")
-    flag, label, _, _ = HEADER.unpack_from(content)
+    flag, label, own, _ = HEADER.unpack_from(content)
     labels, begin = (label,), HEADER.size
     if flag > 0:
         begin += 4 * flag
@@ -225,7 +160,7 @@ def parse(key: int, offset: int, content: bytes) -> Record:
         labels = struct.unpack_from(f"<{flag}f", content, HEADER.size)
     if not all(map(math.isfinite, labels)):
         raise Damaged("has a label that is not a finite number")
-    return Record(key, offset, labels, content[begin:])
+    return Record(own if key is None else key, offset, labels, content[begin:])
 
 
 def index_path(path: str | os.PathLike[str]) -> Path:
@@ -271,16 +206,16 @@ def write_index(path: Path, keys: Keys, offsets: Keys) -> None:
 
 def _index_rows(path: Path, block: bytes, lines: int) -> Keys:
     """(n, 2) key and offset of whole lines."""
-    text = np.frombuffer(block, np.uint8)
-    ends, tabs = np.flatnonzero(text == _NEWLINE), np.flatnonzero(text == _TAB)
-    if not block.translate(None, b"0123456789\t\r\n") and len(tabs) == len(ends):
+    block = block.replace(b"\r\n", b"\n")
+    count = block.count(b"\n")
+    if block.translate(None, b"0123456789") == b"\t\n" * count:
         numbers = np.fromstring(block.decode("ascii"), np.int64, sep=" ")
-        if len(numbers) == 2 * len(ends) and np.all(tabs < ends) and np.all(tabs[1:] > ends[:-1]):
+        if len(numbers) == 2 * count:
             return numbers.reshape(-1, 2)
-    for line, fields in enumerate(block.split(b"\n")):
-        if not re.fullmatch(rb"[0-9]+\t[0-9]+\r?", fields):
+    for line, fields in enumerate(block.split(b"\n"), lines + 1):
+        if not re.fullmatch(rb"[0-9]+\t[0-9]+", fields):
             raise UserError(
-                f"{path}:{lines + line + 1}: expected `key TAB offset`, two whole numbers; delete "
+                f"{path}:{line}: expected `key TAB offset`, two whole numbers; delete "
                 "the file to have it rebuilt from the .rec"
             )
     raise AssertionError("each line is right, but all of them are not")
