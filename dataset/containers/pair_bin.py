@@ -35,15 +35,6 @@ class PairBin(Container):
     """A set of P pairs; an image that is in several pairs is one image here.
 
     An entry without bytes is no image, and a pair with such an entry is left out.
-
-    Attributes:
-        empty: entries without bytes.
-        contents: U different images, the bytes of an image file each.
-        entries: (U,) int64, where in the file each image is first; this is its member name.
-        first: (P,) int64, the first image of each pair, 0 to U - 1.
-        second: (P,) int64, the second.
-        pair_numbers: (P,) int64, the number of each pair in the file.
-        same: (P,) bool, whether they show one person.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -64,38 +55,34 @@ class PairBin(Container):
             raise UnreadableImage(
                 f"holds {len(images)} images for {len(same)} pairs; expected two a pair"
             )
-        numbers: dict[bytes, int] = {}
-        self._which = np.array(
-            [numbers.setdefault(i, len(numbers)) if i else -1 for i in images], np.int64
-        )
-        self.empty = np.flatnonzero(self._which < 0).tolist()
-        self.contents = list(numbers)
-        if self.contents and not any(format_of(content[:64]) for content in self.contents):
+        if not any(format_of(image[:64]) for image in images):
             raise UnreadableImage(
                 "no entry is an image file's bytes, which cv2.imencode makes of pixels"
             )
-        found, entries = np.unique(self._which, return_index=True)
-        self.entries: Rows = entries[found >= 0]
-        whole = (self._which.reshape(-1, 2) >= 0).all(axis=1)
-        self.pair_numbers = np.flatnonzero(whole)
-        self.first, self.second = self._which[::2][whole], self._which[1::2][whole]
-        self.same = same[whole]
+        # Where in the file the image of each entry is first: this is its name as a member.
+        firsts: dict[bytes, int] = {}
+        entries = [firsts.setdefault(image, at) if image else -1 for at, image in enumerate(images)]
+        self._entries = np.array(entries, np.int64)
+        self._images = {first: image for image, first in firsts.items()}
+        whole = np.flatnonzero((self._entries.reshape(-1, 2) >= 0).all(axis=1))
+        self._pairs = self._entries.reshape(-1, 2)[whole]
+        self._numbers, self._same = whole, same[whole]  # of these pairs in the file
 
     def read(self, member: str) -> bytes:
         """The image at an entry, 0 to 2 P - 1."""
-        count = len(self._which)
+        count = len(self._entries)
         if not (is_count(member) and int(member) < count):
             raise UnreadableImage(f"has no entry {member!r}; they go from 0 to {count - 1}")
-        number = int(self._which[int(member)])
-        if number < 0:
+        first = int(self._entries[int(member)])
+        if first < 0:
             raise UnreadableImage(f"entry {member} has no bytes")
-        return self.contents[number]
+        return self._images[first]
 
     def images(self, skipped: Skipped) -> Iterator[str]:
-        """The entries of the U images."""
-        for number in self.empty:
+        """The first entry of each image."""
+        for number in np.flatnonzero(self._entries < 0).tolist():
             skipped.problem("entries without bytes", f"{self.path}#{number}")
-        return map(str, self.entries.tolist())
+        return map(str, self._images)
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images with their identities, as far as the pairs tell: 0, 1, ... by first image.
@@ -110,38 +97,33 @@ class PairBin(Container):
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        first, second = self.first[self.same], self.second[self.same]
-        shape = (len(self.contents), len(self.contents))
+        first, second = self._pairs[self._same].T
+        shape = (len(self._entries), len(self._entries))
         links = coo_array((np.ones(len(first), np.int8), (first, second)), shape=shape)
         _, group = connected_components(links, directed=False)
-        against = np.flatnonzero(~self.same & (group[self.first] == group[self.second]))
+        first, second = group[self._pairs.T]
+        against = np.flatnonzero(~self._same & (first == second))
         if len(against):
             raise UserError(
-                f"{self.path}: pair {self.pair_numbers[against[0]]} is said to show two persons, "
+                f"{self.path}: pair {self._numbers[against[0]]} is said to show two persons, "
                 "but other pairs make them one"
             )
         numbers: dict[int, int] = {}
-        for member, own in zip(self.images(skipped), group.tolist(), strict=True):
-            yield member, str(numbers.setdefault(own, len(numbers)))
+        for member in self.images(skipped):
+            yield member, str(numbers.setdefault(int(group[int(member)]), len(numbers)))
 
     def pairs(self) -> Iterator[tuple[str, str, bool]]:
-        """The pairs, in the order of the file."""
-        names = list(map(str, self.entries.tolist()))
-        for first, second, same in zip(
-            self.first.tolist(), self.second.tolist(), self.same.tolist(), strict=True
-        ):
-            yield names[first], names[second], same
+        """The pairs without empty entries, in the order of the file."""
+        for (first, second), same in zip(self._pairs.tolist(), self._same.tolist(), strict=True):
+            yield str(first), str(second), same
 
 
 def _load(content: bytes) -> Any:
     try:
         _check_memo(content)
         return _Inert(io.BytesIO(content), encoding="bytes").load()
-    except _NotAllowed as error:
-        raise UnreadableImage(
-            f"its pickle names {error}, which a set of pairs has no use for; it was not opened, "
-            "and should not be trusted"
-        ) from error
+    except UnreadableImage:
+        raise
     except Exception as error:  # whatever a damaged pickle makes of the unpickler
         raise UnreadableImage(f"is not a pickled set of pairs, or is damaged ({error})") from error
 
@@ -151,10 +133,6 @@ def _check_memo(content: bytes) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
             raise pickle.UnpicklingError(f"object number {argument} among {count}")
-
-
-class _NotAllowed(pickle.UnpicklingError):
-    pass
 
 
 @dataclass
@@ -206,7 +184,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 def _scalar(dtype: _DType, content: Any) -> Any:
     """A number or byte string of numpy, as Python's."""
-    content = bytes(content, "latin1") if isinstance(content, str) else _bytes(content)
+    content = _encode(content, "latin1")
     if not _PLAIN.fullmatch(dtype.code):
         raise pickle.UnpicklingError(f"a value of the type {dtype.code}")
     return content if dtype.code[0] == "S" else np.frombuffer(content, dtype.code)[0].item()
@@ -226,30 +204,16 @@ _MEANINGS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _StandIn:
-    """What a pickle gets for a name: it can be called, and not be changed."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: tuple[str, str]) -> None:
-        self._name = name
-
-    def __call__(self, *values: Any) -> Any:
-        return _MEANINGS[self._name](*values)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"{self._name[1]} is given a state")
-
-
 class _Inert(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
         named = _text(module), _text(name)
         if named not in _MEANINGS:
-            raise _NotAllowed(".".join(named))
-        return _StandIn(named)
-
-    def persistent_load(self, number: Any) -> Any:
-        raise _NotAllowed("an object outside the file")
+            raise UnreadableImage(
+                f"its pickle names {'.'.join(named)}, which a set of pairs has no use for; it was "
+                "not opened, and should not be trusted"
+            )
+        # A function of its own, so that nothing else changes where a pickle gives it a state.
+        return lambda *values: _MEANINGS[named](*values)
 
 
 def _items(value: Any) -> Sequence[Any]:
