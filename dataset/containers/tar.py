@@ -14,12 +14,12 @@ import re
 import tarfile
 import threading
 from array import array
+from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from dataset.containers.base import Container
 from dataset.left_out import Skipped, why_left_out
@@ -37,8 +37,6 @@ _MOST_META = 1 << 20  # bytes of a .cls, a .json or a long name
 _MOST_LINKS = 8  # that lead from one to the next
 _NOWHERE = "links to nothing in the tar, and files with holes"
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.[^/]*", re.DOTALL)  # the name up to the first dot
-
-Rows = npt.NDArray[np.int64]
 
 
 class Member(NamedTuple):
@@ -68,15 +66,15 @@ class TarImages(Container):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         self._lock = threading.Lock()
-        self._index: tuple[Rows, Rows, npt.NDArray[np.uint32]] | None = None
+        self._indexed = False
 
     def open_index(self) -> None:
         """Reads through the headers of the tar, once."""
         with self._lock:
-            if self._index is not None:
+            if self._indexed:
                 return
             keys, offsets, sizes = array("q"), array("q"), array("I")
-            targets: dict[int, str] = {}  # of links, by their key
+            self._targets: dict[int, str] = {}  # of links, by their key
             for member in members(self.file):
                 if isinstance(member, str):
                     continue
@@ -84,57 +82,52 @@ class TarImages(Container):
                 offsets.append(member.offset)
                 sizes.append(min(member.size, MAX_BYTES + 1))
                 if member.target is not None:
-                    targets[keys[-1]] = member.target
+                    self._targets[keys[-1]] = member.target
             order = np.argsort(np.array(keys, np.int64), kind="stable")
-            self._index = index = (
-                np.array(keys, np.int64)[order],
-                np.array(offsets, np.int64)[order],
-                np.array(sizes, np.uint32)[order],
+            # As memoryviews, because numpy takes longer for one number.
+            self._keys, self._offsets, self._sizes = (
+                memoryview(np.array(column)[order].data) for column in (keys, offsets, sizes)
             )
-            found = [(self._row(key), self._follow(to, targets)) for key, to in targets.items()]
-            for row, place in found:
-                if place >= 0 and index[1][row] < 0:  # else a file of that name follows
-                    index[1][row], index[2][row] = index[1][place], index[2][place]
+            self._indexed = True
 
     def _row(self, key: int) -> int:
         """The last row of a key, -1 if there is none."""
-        assert self._index is not None
-        row = int(np.searchsorted(self._index[0], key, side="right")) - 1
-        return row if row >= 0 and self._index[0][row] == key else -1
+        row = bisect_right(self._keys, key) - 1
+        return row if row >= 0 and self._keys[row] == key else -1
 
-    def _follow(self, target: str, targets: dict[int, str]) -> int:
-        """The row of the file that a link leads to, -1 if it leads to none."""
-        assert self._index is not None
+    def _find(self, member: str) -> tuple[int, int]:
+        """Where the bytes of a member begin, or of the file that a link leads to; and how many.
+
+        Of several members of one name it is the last, as tar itself has it.
+        """
+        self.open_index()
+        row = self._row(_key(member))
+        if row < 0:
+            raise UnreadableImage(f"the tar has no member {member!r}")
         for _ in range(_MOST_LINKS):
+            if self._offsets[row] >= 0:
+                return self._offsets[row], self._sizes[row]
+            target = self._targets[self._keys[row]]
             row = max(self._row(_key(name)) for name in (target, f"./{target}"))
-            if row < 0 or self._index[1][row] >= 0:
-                return row
-            target = targets[int(self._index[0][row])]
-        return -1
+            if row < 0:
+                break
+        raise UnreadableImage("is a link to nothing in the tar, or a file with holes")
 
     def _leads_nowhere(self, member: Member) -> bool:
-        """Whether a member is a link to nothing in the tar, or a file with holes."""
-        if member.target is None:
-            return False
-        self.open_index()
-        assert self._index is not None
-        return bool(self._index[1][self._row(_key(member.name))] < 0)
+        if member.target is not None:
+            try:
+                self._find(member.name)
+            except UnreadableImage:
+                return True
+        return False
 
     def read(self, member: str) -> bytes:
-        """The bytes of a member; of several of one name the last, as tar itself has it.
+        """The bytes of a member; of several of one name the last.
 
         Raises:
             UnreadableImage: no such member, or cut off.
         """
-        if self._index is None:
-            self.open_index()
-        assert self._index is not None
-        row = self._row(_key(member))
-        if row < 0:
-            raise UnreadableImage(f"the tar has no member {member!r}")
-        offset, size = int(self._index[1][row]), int(self._index[2][row])
-        if offset < 0:
-            raise UnreadableImage("is a link to nothing in the tar, or a file with holes")
+        offset, size = self._find(member)
         if size > MAX_BYTES:
             raise UnreadableImage("is too large for an image")
         content = self.file.read(offset, size)
@@ -144,9 +137,7 @@ class TarImages(Container):
 
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The members that are images, by their names."""
-        for member in self._shown(skipped):
-            if _kind(member.name) in IMAGE_KINDS or self._other_file(member, skipped):
-                yield member.name
+        return (member.name for member in self._wanted(IMAGE_KINDS, skipped))
 
     def _other_file(self, member: Member, skipped: Skipped) -> bool:
         """As `Skipped.other_file`, but text and the like is not counted."""
@@ -160,8 +151,8 @@ class TarImages(Container):
             return self.file.read(member.offset, min(member.size, most))
         return self.read(member.name)[:most]
 
-    def _shown(self, skipped: Skipped) -> Iterator[Member]:
-        """The members; what is damaged, hidden or leads nowhere goes to `skipped`."""
+    def _wanted(self, kinds: tuple[str, ...], skipped: Skipped) -> Iterator[Member]:
+        """Members of some kinds; what is damaged, hidden or leads nowhere goes to `skipped`."""
         for member in members(self.file):
             if isinstance(member, str):
                 skipped.problem("damaged places", f"{self.path}: {member}")
@@ -169,7 +160,7 @@ class TarImages(Container):
                 skipped.expected["hidden files"] += 1
             elif self._leads_nowhere(member):
                 skipped.problem(_NOWHERE, f"{self.path}#{member.name}")
-            else:
+            elif _kind(member.name) in kinds or self._other_file(member, skipped):
                 yield member
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
@@ -179,12 +170,7 @@ class TarImages(Container):
             match = _SAMPLE.fullmatch(member.name)
             return match[1] if match else ""
 
-        kinds = (*IMAGE_KINDS, "cls", "json")
-        wanted = (
-            member
-            for member in self._shown(skipped)
-            if _kind(member.name) in kinds or self._other_file(member, skipped)
-        )
+        wanted = self._wanted((*IMAGE_KINDS, "cls", "json"), skipped)
         for sample, group in groupby(wanted, shared):
             parts: dict[str, Member] = {}
             for member in group if sample else ():
