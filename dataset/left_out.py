@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from dataset.video import begins_as_video, first_bytes
 from sdd_fiqa.images import format_of
 
-BAD_NAMES = "names with a TAB, a line break or no UTF-8 (rename them)"
 VIDEO = "is a video: add --frames-per-second 2"
 UNKNOWN_PICTURE = "is a picture of a kind that is not read: save it as JPEG or PNG"
 _BAD_NAME = "its name holds a TAB, a line break or no UTF-8: rename it"
@@ -20,6 +19,7 @@ _KINDS = {  # in the plural, for a count
     VIDEO: "videos (eval.py scores them with --frames-per-second 2)",
     UNKNOWN_PICTURE: "pictures of a kind that is not read (save them as JPEG or PNG)",
     NO_SUFFIX: "images whose names do not say so (rename them)",
+    _BAD_NAME: "names with a TAB, a line break or no UTF-8 (rename them)",
 }
 _ESCAPED = re.compile("[\t\n\r\ud800-\udfff]")
 _SHOWN = 5  # names given of each problem
@@ -88,7 +88,7 @@ class Skipped:
             return
         shown = _ESCAPED.sub(lambda match: match[0].encode("unicode_escape").decode(), path)
         if self.unread is None or os.path.lexists(shown):
-            self.problem(BAD_NAMES, path)
+            self.problem(_KINDS[_BAD_NAME], path)
         else:
             self.unread[shown] = _BAD_NAME
             yield shown

@@ -93,7 +93,7 @@ def open_container(path: str) -> Container:
     """
     with _opening.setdefault(path, threading.Lock()):  # opened once; does not hold up the others
         if path not in _opened:
-            _opened[path] = _open(path)
+            _opened[path] = FORMATS[os.path.splitext(path)[1]](path)
         return _opened[path]
 
 
@@ -114,20 +114,9 @@ def close_container(path: str) -> None:
     _opened.pop(path, None)
 
 
-def _open(path: str) -> Container:
-    if not _is_file(path):
-        raise UnreadableImage(f"{path}: no such file")
-    if not is_container(path):
-        raise UnreadableImage(f"{path}: is none of the containers {', '.join(FORMATS)}")
-    return FORMATS[os.path.splitext(path)[1]](path)
-
-
 def _is_file(path: str) -> bool:
-    def is_file() -> bool:
-        try:
-            os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
-
-    return retried(is_file, path)
+    try:
+        retried(lambda: os.stat(path), path)
+    except UnreadableImage:
+        return False
+    return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.cli import is_count
 from dataset.containers import is_container, open_container, split_member
 from dataset.containers.base import Container
-from dataset.left_out import BAD_NAMES, Skipped, fits_a_line
+from dataset.left_out import Skipped
 from dataset.path_lists import read_paths
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import reading, replacing
@@ -34,16 +34,10 @@ def containers_of(data_root: str) -> list[str]:
     if data_root.endswith(_COMPRESSED) and not os.path.isdir(data_root):
         raise UserError(f"{data_root}: cannot be read at random; unpack it first")
     if os.path.isdir(data_root):
-        try:
-            found = [(entry.name, entry.is_dir()) for entry in os.scandir(data_root)]
-        except OSError:
-            return []  # reported when the folder is searched
-        # Folders inside are identity folders.
-        if any(is_dir for _, is_dir in found):
+        folder = glob.escape(data_root.rstrip("/"))
+        if glob.glob(f"{folder}/*/"):  # identity folders
             return []
-        return sorted(
-            f"{data_root.rstrip('/')}/{name}" for name, _ in found if name.endswith(_SHARD)
-        )
+        return sorted(glob.glob(f"{folder}/*{_SHARD}"))
     if os.path.exists(data_root):
         return [data_root] if is_container(data_root) else []
     shards: list[str] = []
@@ -88,11 +82,9 @@ def identified_members(
             else:
                 found = _listed(opened, image_list, skipped)
             for member, identity in found:
-                if fits_a_line(path := f"{container}#{member}"):
+                for path in skipped.fitting(f"{container}#{member}"):
                     empty = False
                     yield path, identity
-                else:
-                    skipped.problem(BAD_NAMES, path)
         if empty:
             why = "; ".join(skipped.lines()) or "it holds none"
             raise UserError(f"{container}: no image with an identity found ({why})")

@@ -370,8 +370,8 @@ def test_which_paths_name_members(tmp_path: Path) -> None:
     assert split_member("train.rec#1") == ("train.rec", "1")
     assert split_member("a/t.tar#x#y.jpg") == ("a/t.tar", "x#y.jpg")
     assert split_member("song #1.jpg") is None
-    for path, reason in (("none.rec#1", "none.rec: no such file"), ("none.bin#0", "no such file")):
-        with pytest.raises(UnreadableImage, match=re.escape(reason)):
+    for path in ("none.rec#1", "none.bin#0"):
+        with pytest.raises(UnreadableImage, match="No such file or directory"):
             read_image(tmp_path / path)
     (tmp_path / "bad.bin").write_bytes(b"x")
     with pytest.raises(UnreadableImage, match="is not a pickled set of pairs"):

@@ -191,5 +191,5 @@ def test_entries_without_bytes_are_no_images(tmp_path: Path) -> None:
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.bin: cannot be read \(.*no such file"):
+    with pytest.raises(UserError, match=r"none\.bin: cannot be read \(No such file or directory"):
         container_pairs(str(tmp_path / "none.bin"))

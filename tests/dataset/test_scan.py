@@ -38,6 +38,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+class Entries(list["os.DirEntry[str]"]):
+    """What os.scandir gives."""
+
+    def __enter__(self) -> "Entries":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
 def test_order_is_that_of_names_not_of_the_file_system(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +67,7 @@ def test_order_is_that_of_names_not_of_the_file_system(
     assert "7 images of 3 identities" in capsys.readouterr().out
     # Whatever order the file system gives, and whatever else was typed for the same root.
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: reversed(list(scandir(folder))))
+    monkeypatch.setattr(os, "scandir", lambda folder: Entries(reversed(list(scandir(folder)))))
     assert gen_datalist("faces//", out_dir=Path("again")) == EXIT_DONE
     assert (here / "again" / LABELPATH).read_bytes() == (
         here / "annotations" / LABELPATH
