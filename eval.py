@@ -29,8 +29,9 @@ from common.cli import (
     run_script,
     uninterrupted,
 )
-from dataset.find import find_images, names_one_image, table_of
+from dataset.find import find_images, names_one_image
 from dataset.left_out import Skipped
+from dataset.lists import table_of
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import calibrated_columns
 from evaluation.best_shot import best_shots, check_copies, copy_best, key_of, print_best

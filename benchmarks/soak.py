@@ -70,8 +70,9 @@ def run(script: str, *arguments: object) -> int:
 def score(faces: Path, minutes: float, random: np.random.Generator) -> float:
     """Scores a folder whose files come and go, in this process; MB a minute that it grows by."""
     from dataset.faces import Faces
-    from dataset.find import find_images, table_of
+    from dataset.find import find_images
     from dataset.left_out import Skipped
+    from dataset.lists import table_of
     from models import load_quality_model
 
     model = load_quality_model("small", device="cpu")

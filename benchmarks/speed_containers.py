@@ -28,9 +28,9 @@ from common.cli import EXIT_DONE, run_script
 from dataset import loader
 from dataset.containers import read_run
 from dataset.containers.pack import write_records
-from dataset.find import table_of, walk_images
+from dataset.find import walk_images
 from dataset.left_out import Skipped
-from dataset.lists import ImageList
+from dataset.lists import ImageList, table_of
 from dataset.loader import batches, default_workers
 from sdd_fiqa.errors import UserError
 from sdd_fiqa.images import Content

@@ -25,10 +25,10 @@ import numpy as np
 
 from common.cli import EXIT_DONE, note, run_script
 from dataset.faces import Faces
-from dataset.find import find_images, table_of
+from dataset.find import find_images
 from dataset.images import read_face
 from dataset.left_out import Skipped
-from dataset.lists import ImageList
+from dataset.lists import ImageList, table_of
 from evaluation.scoring import score
 from models import QualityModel, load_quality_model
 from sdd_fiqa.errors import UserError

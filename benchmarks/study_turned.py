@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import EXIT_DONE, run_script
-from dataset.find import find_images, table_of
+from dataset.find import find_images
 from dataset.images import read_image
 from dataset.left_out import Skipped
+from dataset.lists import table_of
 from dataset.photo_faces import PhotoFaces
 from dataset.scores import Scores
 from dataset.turned import turn_photos

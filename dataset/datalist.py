@@ -20,7 +20,7 @@ from dataset.lists import LABEL, LABELPATH
 from dataset.path_lists import read_paths
 from dataset.video import first_bytes
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.files import replacing
+from sdd_fiqa.files import make_parent, replacing, scratch_folder
 from sdd_fiqa.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, format_of
 from sdd_fiqa.number import count_of
 
@@ -55,9 +55,10 @@ def write_lists(
     numbers: dict[str, int] = {}
     per_identity: Counter[int] = Counter()  # in the order of the numbers
     bar = tqdm(images, desc="list images", unit=" images", unit_scale=True, mininterval=0.5)
-    draft = out_dir / f"{LABELPATH}.draft"
     unread = () if find_spec("pillow_heif") else HEIC_SUFFIXES
-    try:
+    make_parent(out_dir / LABELPATH)
+    with scratch_folder(out_dir) as folder:
+        draft = folder / LABELPATH
         with replacing(draft) as file, bar:
             for path, identity in bar:
                 if path.lower().endswith(unread) and _is_heic(path):
@@ -82,9 +83,6 @@ def write_lists(
             skipped.expected[f"identities with fewer than {min_images_per_id} images"] += small
         _finish(draft, root, out_dir, kept)
         return counts[kept]
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str]:
@@ -101,7 +99,7 @@ def listed_images(image_list: Path, root: str, skipped: Skipped) -> Iterator[str
         elif named or why_unread(path) in (None, NO_SUFFIX):
             yield path
         else:
-            skipped.other_file(path)
+            yield from skipped.other_file(path)
 
 
 def with_identities(
@@ -114,17 +112,19 @@ def with_identities(
     Raises:
         UserError: at the end, if all images lack that part; says which index to try.
     """
-    outside: list[str] | None = []  # some paths, as long as no image has an identity
+    outside: list[str] = []
+    found = False
     for path in images:
-        identity = identity_in(path[len(root) + 1 :], id_key_index)
+        below = path[len(root) + 1 :]
+        identity = identity_in(below, id_key_index)
         if identity is not None:
-            outside = None
+            found = True
             yield path, identity
-            continue
-        skipped.expected["images outside an identity folder"] += 1
-        if outside is not None and len(outside) < _OUTSIDE:
-            outside.append(path[len(root) + 1 :])
-    if outside:
+        else:
+            skipped.expected["images outside an identity folder"] += 1
+            if len(outside) < _OUTSIDE:
+                outside.append(below)
+    if outside and not found:
         raise UserError(
             f"{root}: none of its images has a part {id_key_index} to name its identity; "
             f"{other_index(outside)}"

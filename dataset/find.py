@@ -5,17 +5,14 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from dataset.containers import is_container, split_member
 from dataset.containers.listing import container_images
 from dataset.left_out import VIDEO, Skipped, why_unread
-from dataset.lists import ImageList, read_table
 from dataset.path_lists import listed_paths, refuse_missing
 from dataset.video import first_bytes
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import replacing
 from sdd_fiqa.images import IMAGE_SUFFIXES, format_of
 
 
@@ -48,14 +45,10 @@ def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
     and folders, other kinds of files, dead links, unreadable folders and names that a list cannot
     hold go to `skipped`.
     """
-    above: list[tuple[int, int]] = []  # folders being walked, to see a link that leads back
-    # An explicit stack: (folder, or None when a folder is done with).
-    stack: list[str | None] = [root]
+    # Each folder with the device and inode of those above it, to see a link that leads back.
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while stack:
-        folder = stack.pop()
-        if folder is None:
-            above.pop()
-            continue
+        folder, above = stack.pop()
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             status = os.stat(folder)
@@ -65,18 +58,16 @@ def walk_images(root: str, skipped: Skipped) -> Iterator[str]:
         if (status.st_dev, status.st_ino) in above:
             skipped.expected["links that lead back to a folder above them"] += 1
             continue
-        above.append((status.st_dev, status.st_ino))
-        stack.append(None)
+        above |= {(status.st_dev, status.st_ino)}
         folders = []
         for entry in entries:
             path = f"{folder}/{entry.name}"
             if entry.name.startswith("."):
                 skipped.expected["hidden folders" if _is(entry.is_dir) else "hidden files"] += 1
             elif _is(entry.is_dir):
-                folders.append(path)
+                folders.append((path, above))
             elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                if skipped.other_file(path):
-                    yield from skipped.fitting(path)
+                yield from skipped.other_file(path)
             elif not _is(entry.is_file):
                 skipped.problem("links to nothing, and other things that are no file", path)
             else:
@@ -89,14 +80,6 @@ def _is(kind: Callable[[], bool]) -> bool:
         return kind()
     except OSError:  # a link to itself, or to where we may not look
         return False
-
-
-def table_of(paths: Iterator[str], file: Path) -> ImageList:
-    """Writes paths to a list file and opens it as a table; None of them is kept in memory."""
-    with replacing(file) as lines:
-        for path in paths:
-            lines.write(f"{path}\n")
-    return read_table(file)
 
 
 def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
@@ -116,10 +99,8 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
                 if os.path.isdir(match):
                     walked.add(Path(match))
                     yield from walk_images(match.rstrip("/"), skipped)
-                elif is_container(match) or _looks_like_image(match):
-                    yield from _of_file(match, skipped)
-                elif skipped.other_file(match):
-                    yield from skipped.fitting(match)
+                else:
+                    yield from _of_file(match, skipped, may_be_list=False)
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
             yield name
         else:
@@ -149,33 +130,27 @@ def names_one_image(inputs: Sequence[str], videos: bool) -> bool:
     name = inputs[0]
     if not os.path.isfile(name):
         return not glob.has_magic(name) and split_member(name) is not None
-    if is_container(name) or _looks_like_image(name):
-        return not is_container(name)
-    return why_unread(name) not in ((None, VIDEO) if videos else (None,))
+    if is_container(name):
+        return False
+    return _looks_like_image(name) or why_unread(name) not in {None, VIDEO if videos else None}
 
 
-def _of_file(name: str, skipped: Skipped) -> Iterator[str]:
+def _of_file(name: str, skipped: Skipped, may_be_list: bool = True) -> Iterator[str]:
     if is_container(name):
         yield from container_images(name, skipped)
     elif _looks_like_image(name):
         yield from skipped.fitting(name)
-    elif why_unread(name) is not None:
-        if skipped.other_file(name):
-            yield from skipped.fitting(name)
-    else:
+    elif may_be_list and why_unread(name) is None:
         yield from _of_list(name)
+    else:
+        yield from skipped.other_file(name)
 
 
 def _of_list(name: str) -> Iterator[str]:
     """The paths of a list; UserError where no line is the path of an image."""
-    paths = listed_paths(name)
-    unlike: list[str] = []
-    for path in paths:
-        unlike.append(path)
-        if _may_be_image(path):
-            refuse_missing(Path(name), listed_paths(name), "the list as", Path(name))
-            yield from chain(unlike, paths)
-            return
+    if any(map(_may_be_image, listed_paths(name))):
+        refuse_missing(Path(name), listed_paths(name), "the list as", Path(name))
+        return listed_paths(name)
     raise UserError(
         f"{name}: is neither an image nor a list of images: no line of it names a file; a list "
         "holds one path a line, as seen from the current folder"

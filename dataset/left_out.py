@@ -56,20 +56,20 @@ class Skipped:
     unread: dict[str, str] | None = None
     videos: bool = False
 
-    def other_file(self, path: str) -> bool:
-        """Notes one file that is not taken as an image; returns whether to yield it all the same.
+    def other_file(self, path: str) -> Iterator[str]:
+        """Notes one file that is not taken as an image; yields it where it has a row all the same.
 
         Pictures and videos are told by their first bytes, or else by their suffix.
         """
         reason = why_unread(path)
-        if reason is not None:
-            return self.picture_or_video(path, reason)
-        suffix = os.path.splitext(path)[1].lower()
-        self.expected[f"{suffix} files" if suffix else "files without a suffix"] += 1
-        return False
+        if reason is None:
+            suffix = os.path.splitext(path)[1].lower()
+            self.expected[f"{suffix} files" if suffix else "files without a suffix"] += 1
+        elif self.picture_or_video(path, reason):
+            yield from self.fitting(path)
 
     def picture_or_video(self, path: str, reason: str) -> bool:
-        """As `other_file`, where the reason is known."""
+        """As `other_file`, where the reason is known; returns whether the path has a row."""
         if reason == VIDEO and self.videos:
             return True
         if self.unread is None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import OpenFile, reading
+from sdd_fiqa.files import OpenFile, reading, replacing
 from sdd_fiqa.number import plain_number
 
 LABELPATH = "DATA.labelpath"
@@ -137,6 +137,14 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
         raise UserError(f"{file_path}: is empty; it must hold one `<path>` a line")
     starts, sizes, values = map(np.concatenate, zip(*parts, strict=True))
     return ImageList(file_path, starts, sizes, values, digest.hexdigest(), source)
+
+
+def table_of(paths: Iterator[str], file: Path) -> ImageList:
+    """Writes paths to a list file and reads it; none of them is kept in memory."""
+    with replacing(file) as lines:
+        for path in paths:
+            lines.write(f"{path}\n")
+    return read_table(file)
 
 
 def whole_lines(
@@ -262,7 +270,7 @@ def join(left: ImageList, right: ImageList) -> Rows:
         refuse_repeats(right)
     rows = _find(_keys(left), order, others)
     if np.all(rows < 0):
-        short, (order, others) = _keys(left, _last_two), _sorted_keys(right, _last_two)
+        short, (order, others) = _keys(left, short=True), _sorted_keys(right, short=True)
         if len(np.unique(short)) == len(short) and not np.any(others[1:] == others[:-1]):
             rows = _find(short, order, others)
     return rows
@@ -288,21 +296,16 @@ def place_in_group(groups: npt.NDArray[np.integer]) -> Rows:
     return places
 
 
-def _last_two(raw: bytes) -> bytes:
-    return b"/".join(raw.rsplit(b"/", 2)[-2:])
-
-
-def _keys(table: ImageList, part: Callable[[bytes], bytes] | None = None) -> Rows:
-    """64-bit hashes of (parts of) paths; they hold within one process only."""
-    raw = table.raw_paths() if part is None else map(part, table.raw_paths())
-    plain = map(methodcaller("removeprefix", b"./"), raw)
+def _keys(table: ImageList, short: bool = False) -> Rows:
+    """64-bit hashes of paths, or of their last two parts; they hold within one process only."""
+    plain: Iterable[bytes | str] = map(methodcaller("removeprefix", b"./"), table.raw_paths())
+    if short:
+        plain = (last_parts(path).removeprefix("./") for path in table.paths())
     return np.fromiter(map(hash, plain), np.int64, len(table))
 
 
-def _sorted_keys(
-    table: ImageList, part: Callable[[bytes], bytes] | None = None
-) -> tuple[Rows, Rows]:
+def _sorted_keys(table: ImageList, short: bool = False) -> tuple[Rows, Rows]:
     """The rows of a table in the order of their keys, and the keys in this order."""
-    keys = _keys(table, part)
+    keys = _keys(table, short)
     order = np.argsort(keys, kind="stable")
     return order, keys[order]

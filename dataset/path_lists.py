@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dataset.containers import is_container, split_member
 from dataset.left_out import fits_a_line
-from dataset.lists import ImageList, read_table, refuse_repeats
+from dataset.lists import ImageList, refuse_repeats, table_of
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import reading
+from sdd_fiqa.files import reading, scratch_folder
 
 _SOUGHT = 100  # missing images that are looked for in other folders
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -53,11 +52,8 @@ def read_paths(file: Path) -> ImageList:
     Raises:
         UserError: as `listed_paths`; or a path is listed twice.
     """
-    with TemporaryDirectory() as folder:
-        plain = Path(folder) / "paths.txt"
-        with open(plain, "w", encoding="utf-8", newline="\n") as lines:
-            lines.writelines(f"{path}\n" for path in listed_paths(file))
-        listed = replace(read_table(plain), file=file)
+    with scratch_folder() as folder:
+        listed = replace(table_of(listed_paths(file), folder / "paths.txt"), file=file)
     refuse_repeats(listed)
     return listed
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from dataset import photo_faces as photos
 from dataset import video
-from dataset.find import find_images, table_of
+from dataset.find import find_images
 from dataset.journal import Journal
 from dataset.left_out import Skipped
+from dataset.lists import table_of
 from dataset.photo_faces import PhotoFaces
 from dataset.tracks import Tracks
 from dataset.turned import turn_photos

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from dataset.faces import Faces
-from dataset.find import find_images, table_of
+from dataset.find import find_images
 from dataset.images import read_image
 from dataset.left_out import Skipped
+from dataset.lists import table_of
 from evaluation.best_shot import (
     BestShots,
     best_shots,

@@ -21,8 +21,8 @@ from torch import nn
 
 import export_onnx
 from dataset.faces import Faces
-from dataset.find import table_of
 from dataset.images import read_image
+from dataset.lists import table_of
 from evaluation.scoring import score
 from models import load_quality_model
 from models.networks import FaceModel, build_network

@@ -23,9 +23,9 @@ from onnx import TensorProto, helper
 import eval as scoring
 from dataset import photo_faces as photos
 from dataset.faces import Faces
-from dataset.find import find_images, table_of
+from dataset.find import find_images
 from dataset.left_out import Skipped
-from dataset.lists import read_table
+from dataset.lists import read_table, table_of
 from dataset.photo_faces import COLUMNS, PhotoFaces
 from evaluation.scoring import score
 from models import QualityModel, load_quality_model

@@ -18,9 +18,10 @@ import torch
 import eval as script
 from common.cli import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SKIPPED, EXIT_USAGE
 from dataset.faces import Faces
-from dataset.find import find_images, table_of
+from dataset.find import find_images
 from dataset.images import read_face
 from dataset.left_out import Skipped
+from dataset.lists import table_of
 from evaluation.outputs import check_targets
 from evaluation.scoring import score as score_faces
 from models import QualityModel, load_quality_model

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import sdd_fiqa
-from dataset.find import table_of
+from dataset.lists import table_of
 from dataset.photo_faces import PhotoFaces
 from evaluation.scoring import score, score_turned
 from sdd_fiqa import alignment
