@@ -6,13 +6,12 @@ import threading
 import time
 
 import numpy as np
-import numpy.typing as npt
 
 from dataset.images import read_image
 from dataset.lists import ImageList
 from sdd_fiqa.alignment import TEMPLATE, FaceAligner
 from sdd_fiqa.assets import cached
-from sdd_fiqa.images import FACE_SIZE, cv2
+from sdd_fiqa.images import FACE_SIZE, Image, cv2
 from sdd_fiqa.number import count_of
 
 _SAMPLE = 50
@@ -23,11 +22,10 @@ _LAST_IMAGE = 10.0  # more seconds for the image that is being looked at then
 _FARTHEST = 7.0
 
 
-def like_photos(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """(B, 2) heights and widths -> (B,) whether it is too large or too oblong for a face crop."""
-    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
-    photos: npt.NDArray[np.bool_] = (longer > 2 * FACE_SIZE) | (longer > 1.1 * shorter)
-    return photos
+def like_photo(image: Image) -> bool:
+    """Whether (H, W, 3) pixels are too large or too oblong for a face crop."""
+    shorter, longer = sorted(image.shape[:2])
+    return bool(longer > 2 * FACE_SIZE or longer > 1.1 * shorter)
 
 
 def doubt_alignment(table: ImageList) -> str:
@@ -48,7 +46,7 @@ def doubt_alignment(table: ImageList) -> str:
         for path in paths:
             try:
                 image = read_image(path)
-                photo = bool(like_photos(np.array([image.shape[:2]], np.int32))[0])
+                photo = like_photo(image)
                 faces = [] if aligner is None or photo else aligner.search(image)
             except (ValueError, cv2.error):  # unreadable: told when it is needed
                 continue

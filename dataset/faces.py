@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset.alignment_check import like_photos
 from dataset.images import read_image
 from dataset.journal import BEGINNING, Block, Journal, Key
 from dataset.lists import ImageList
@@ -64,7 +63,7 @@ class Faces:
                 self.like_photos += block.like_photos
                 found = [self.restored(photos, block)]
             for batch in found:
-                self.like_photos += int(like_photos(batch.sizes).sum())
+                self.like_photos += len(batch.like_photos)
                 yield batch
 
     def batches(self, photos: Rows) -> Iterator[Batch]:
@@ -138,7 +137,7 @@ class Faces:
         block = Block(
             images=[(path, keys[i]) for path, i in zip(paths, firsts.tolist(), strict=True)],
             reasons={i: why for i, why in enumerate(failures) if why is not None},
-            like_photos=sum(int(like_photos(part.sizes).sum()) for part, _ in parts),
+            like_photos=sum(len(part.like_photos) for part, _ in parts),
             after=self.frame_before(int(rows[0]), int(photos[0])),
             rows=kept,
         )

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from dataset.alignment_check import like_photo
 from dataset.containers import open_ahead, read_run
 from dataset.images import read_image
 from dataset.lists import ImageList
@@ -40,7 +41,7 @@ class Batch:
         rows: (B,) int64, their rows in the list.
         faces: (B, 112, 112, 3) uint8, RGB; zero where a record could not be read.
         failures: {position in the batch: reason}.
-        sizes: (B, 2) int32, height and width before resizing, zero where not read; or (0, 2).
+        like_photos: positions of listed faces that are too large or too oblong for a crop.
         keys: of each record's image, before it was read; empty unless a `Journal` is kept.
         last: whether the next batch begins with another image.
         scores: of a journal; the faces are left out. None: the records are to be scored.
@@ -49,7 +50,7 @@ class Batch:
     rows: npt.NDArray[np.int64]
     faces: npt.NDArray[np.uint8]
     failures: dict[int, str] = field(default_factory=dict)
-    sizes: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    like_photos: list[int] = field(default_factory=list)
     keys: list[list[int] | None] = field(default_factory=list)
     last: bool = True
     scores: npt.NDArray[np.float32] | None = None
@@ -102,7 +103,8 @@ def batches(
                 if path in unread:
                     raise UnreadableImage(unread[path])
                 image = read_image(path) if content is None else decode_image(content)
-                batch.sizes[position] = image.shape[:2]
+                if like_photo(image):
+                    batch.like_photos.append(position)
                 batch.faces[position] = resize_face(image)
             except UnreadableImage as error:
                 batch.failures[position] = str(error)
@@ -111,8 +113,7 @@ def batches(
     def tasks() -> Iterator[tuple[str, Callable[[], Batch | None]]]:
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
-            faces = np.zeros((len(some), FACE_SIZE, FACE_SIZE, 3), np.uint8)
-            batch = Batch(some, faces, sizes=np.zeros((len(some), 2), np.int32))
+            batch = Batch(some, np.zeros((len(some), FACE_SIZE, FACE_SIZE, 3), np.uint8))
             if key is not None:
                 batch.keys = [None] * len(some)
             paths = list(table.paths_at(some))
