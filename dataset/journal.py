@@ -30,7 +30,6 @@ from dataset.containers import split_member
 from dataset.lists import ImageList
 from sdd_fiqa import __version__
 from sdd_fiqa.errors import UserError
-from sdd_fiqa.files import parse_json
 
 Key = list[int] | None  # size and time of change of one file or more; None: a file is missing
 
@@ -249,10 +248,7 @@ def _read(line: bytes) -> dict[str, Any]:
     match = re.fullmatch(rb"([0-9a-f]{8}) (\{.*\})\n?", line)
     if match is None or int(match[1], 16) != zlib.crc32(match[2]):
         return {}
-    try:
-        content: dict[str, Any] = parse_json(match[2].decode())
-    except (ValueError, RecursionError):
-        return {}
+    content: dict[str, Any] = json.loads(match[2])
     return content
 
 

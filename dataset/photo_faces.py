@@ -127,8 +127,7 @@ class PhotoFaces(Faces):
 
     def listed(self, rows: Rows) -> Rows:
         """The photos of some rows."""
-        photos: Rows = self.kept["photo"][rows]
-        return photos
+        return np.asarray(self.kept["photo"][rows], np.int64)
 
     def batches(self, photos: Rows) -> Iterator[Batch]:
         """Searches some photos, and yields the crops of their faces."""
@@ -222,8 +221,7 @@ class PhotoFaces(Faces):
 
     def stills(self) -> npt.NDArray[np.bool_]:
         """(rows,) whether each is of a photo."""
-        stills: npt.NDArray[np.bool_] = np.isnan(self.kept["time"])
-        return stills
+        return np.asarray(np.isnan(self.kept["time"]), np.bool_)
 
     def turned_photos(self) -> int:
         """How many photos the rows show turned."""

@@ -62,8 +62,7 @@ def _doubtful(faces: PhotoFaces, scores: Values, lowest: float) -> Rows:
     odd = doubtful(faces.kept["place"][:, 4:14].reshape(-1, 5, 2), scores, lowest)
     odd &= (faces.kept["number"] == 1) & ~np.isnan(scores)
     odd |= faces.kept["seen"] == 0
-    photos: Rows = faces.kept["photo"][odd & faces.stills()]  # not frames of videos
-    return photos
+    return faces.listed(np.flatnonzero(odd & faces.stills()))  # not frames of videos
 
 
 def _better(looks: PhotoFaces, scores: Values, faces: PhotoFaces, upright: Values) -> Rows:
