@@ -70,8 +70,8 @@ def read_groups(
     """
     if path is None:
         return {}
-    lines = read_fields(path, 2, "path group")
-    rows = rows_of_names({fields[0] for _, fields in lines}, images)
+    lines = read_fields(path, "path group")
+    rows = rows_of_names(path, {fields[0] for _, fields in lines}, images)
     group_of: dict[int, str] = {}
     for number, (name, group) in lines:
         row = rows.get(name)
@@ -82,11 +82,7 @@ def read_groups(
     names = np.array([group_of.get(int(row), "") for row in np.flatnonzero(chosen)])
     without = int(np.count_nonzero(names == ""))
     if without == len(names):
-        example = f"for example {lines[0][1][0]}" if lines else "it has a header line alone"
-        raise UserError(
-            f"{path}: names none of the images that are evaluated, {example}; a line is"
-            " `path group`"
-        )
+        raise UserError(f"{path}: names none of the images that are evaluated; add them")
     notes.leave_out(without, "image", f"without a group in {path}", len(names))
     return {str(group): names == group for group in np.unique(names) if group}
 

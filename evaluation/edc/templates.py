@@ -94,11 +94,8 @@ def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) ->
         UserError: another form, a template of two people, an image twice in a template, or fewer
             than two usable templates.
     """
-    lines = read_fields(path, 3, "path template person")
-    known = rows_of_names({fields[0] for _, fields in lines}, images)
-    if not known:
-        form = "a line is `path template person`"
-        raise UserError(f"{path}: none of its images is in {images.file}; {form}")
+    lines = read_fields(path, "path template person")
+    known = rows_of_names(path, {fields[0] for _, fields in lines}, images)
     people: dict[str, str] = {}
     found: dict[tuple[str, int], None] = {}
     missing = unusable = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from os.path import splitext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def read_names(path: Path, images: ImageList) -> Mask:
         UserError: missing, empty, or a name that is not in the list.
     """
     names = [(line, name.partition("\t")[0]) for line, name in read_lines(path)]
-    rows = rows_of_names({name for _, name in names}, images)
+    rows = rows_of_names(path, {name for _, name in names}, images)
     named = np.zeros(len(images), np.bool_)
     for line, name in names:
         if name not in rows:
@@ -66,15 +67,13 @@ def read_pairs(path: Path, images: ImageList) -> tuple[PairList, int]:
         raise UserError(f"{path}: is the list of identities, not of pairs; leave --pairs out")
     else:
         pairs = _text_pairs(path)
-    rows = rows_of_names({name for pair in pairs for name in pair[:2]}, images)
+    rows = rows_of_names(path, {name for pair in pairs for name in pair[:2]}, images)
     known = [
         (rows[first], rows[second], same)
         for first, second, same in pairs
         if first in rows and second in rows
     ]
-    if not known:
-        raise UserError(f"{path}: none of its images is in {images.file}")
-    first, second, same = np.array(known, np.int32).T
+    first, second, same = np.array(known, np.int32).reshape(-1, 3).T
     return PairList(first, second, same == 1), len(pairs) - len(known)
 
 
@@ -130,19 +129,20 @@ def _two_line_pairs(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str,
     return found
 
 
-def read_fields(path: Path, count: int, form: str) -> list[tuple[int, list[str]]]:
+def read_fields(path: Path, form: str) -> list[tuple[int, list[str]]]:
     """The lines of a text file, each as its number and its fields; names may hold spaces.
 
-    A first line that begins with a word of _HEADS is a header. A line has `count` fields; `form`
-    says what they are, for the message.
+    A first line that begins with a word of _HEADS is a header. `form` names the fields of a line.
 
     Raises:
-        UserError: as read_lines, or a line with another number of fields.
+        UserError: as read_lines, no line below the header, or another number of fields.
     """
-    lines = read_lines(path)
-    found = [(number, _split(line, count)) for number, line in lines]
+    count = len(form.split())
+    found = [(number, _split(line, count)) for number, line in read_lines(path)]
     if found[0][1][0].lower() in _HEADS:
-        found = found[1:]
+        del found[0]
+    if not found:
+        raise UserError(f"{path}: has a header line alone")
     for number, fields in found:
         if len(fields) != count or not all(fields):
             raise UserError(f"{path}:{number}: expected `{form}`, between TABs or commas")
@@ -165,34 +165,33 @@ def _split(line: str, count: int) -> list[str]:
     return line.split()
 
 
-def rows_of_names(names: Iterable[str], images: ImageList) -> dict[str, int]:
-    """The rows of images named in one of five ways; names that match no row are left out.
+def rows_of_names(file: Path, names: set[str], images: ImageList) -> dict[str, int]:
+    """The rows of images that a file names in one of five ways; names of no row are left out.
 
     A name is the path, its last two parts, these without suffix, the file's name, or that without
     suffix. The first way in which any name matches is used for all of them.
 
     Raises:
-        UserError: a name that matches two images.
+        UserError: a name that matches two images, or none that matches one.
     """
-    wanted = set(names)
     ways: tuple[Callable[[str], str], ...] = (
         lambda path: path,
         last_parts,
-        lambda path: _without_suffix(last_parts(path)),
+        lambda path: splitext(last_parts(path))[0],
         lambda path: last_parts(path, 1),
-        lambda path: _without_suffix(last_parts(path, 1)),
+        lambda path: splitext(last_parts(path, 1))[0],
     )
     for way in ways:
         rows: dict[str, int] = {}
         for row, path in enumerate(images.paths()):
             name = way(path)
-            if name in wanted:
+            if name in names:
                 if name in rows:
                     raise UserError(f"{images.file}: {name} matches two images, also {path}")
                 rows[name] = row
         if rows:
             return rows
-    return {}
+    raise UserError(f"{file}: none of its images is in {images.file}, for example {min(names)}")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -229,8 +228,3 @@ def _lfw_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, boo
         )
     images = (f"{name}/{name}_{int(i):04d}", f"{other}/{other}_{int(j):04d}")
     return (*images, len(fields) == 3)
-
-
-def _without_suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and "/" not in suffix else name

@@ -40,13 +40,13 @@ def written(tmp_path: Path, text: str, name: str = "scores.csv") -> Path:
     ],
 )
 def test_an_image_has_five_names(table: ImageList, name: str) -> None:
-    assert rows_of_names([name, "nobody"], table) == {name: 0}
+    assert rows_of_names(Path("x"), {name, "nobody"}, table) == {name: 0}
 
 
 def test_a_name_of_two_images_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "a/1.jpg\t0\nb/1.jpg\t1\n", "two.labelpath")
     with pytest.raises(UserError, match=r"1 matches two images, also b/1.jpg"):
-        rows_of_names(["1"], read_labelpath(path)[0])
+        rows_of_names(path, {"1"}, read_labelpath(path)[0])
 
 
 def test_excluded_names(tmp_path: Path, table: ImageList) -> None:

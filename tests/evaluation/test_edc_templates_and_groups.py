@@ -201,7 +201,13 @@ def test_an_image_of_two_groups_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"g\.txt:1: expected `path group`"):
         read_groups(folder / "g.txt", images, everyone, Notes())
     (folder / "g.txt").write_text("no.png a\n")
+    with pytest.raises(UserError, match=r"none of its images is in .*, for example no\.png"):
+        read_groups(folder / "g.txt", images, everyone, Notes())
+    (folder / "g.txt").write_text("000.png a\n")
     with pytest.raises(UserError, match="names none of the images that are evaluated"):
+        read_groups(folder / "g.txt", images, np.arange(IMAGES) > 0, Notes())
+    (folder / "g.txt").write_text("path group\n")
+    with pytest.raises(UserError, match=r"g\.txt: has a header line alone"):
         read_groups(folder / "g.txt", images, everyone, Notes())
 
 
