@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Advice:
         }
 
 
-def advise(curve: Curve, replicates: Values | None = None) -> Advice:
+def advise(curve: Curve, replicates: Values | None = None, sign: int = 1) -> Advice:
     """The thresholds of one curve, up to its first refused point.
 
     Discarding stops helping at the first point that no later point improves significantly. With a
@@ -63,7 +63,7 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
     trials is compatible with a rate of 3/n). The point is unknown if fewer than 30 errors remain
     there, which are too few to show an improvement, and if it is the last one.
 
-    `replicates`, (B, S), are from bootstrap.resampled.
+    `replicates`, (B, S), are from bootstrap.resampled; `sign`: see Advice.
 
     Raises:
         ValueError: every point of the curve is refused.
@@ -92,7 +92,7 @@ def advise(curve: Curve, replicates: Values | None = None) -> Advice:
         unknown = f"Discarding more helps up to the last share, {curve.shares[point]:.1%}."
     scores = curve.levels.score[curve.cuts[:count]]
     enough = None if unknown else point
-    return Advice(curve.shares[:count], scores, fnmr, curve.errors[:count], enough, unknown)
+    return Advice(curve.shares[:count], scores, fnmr, curve.errors[:count], enough, unknown, sign)
 
 
 def advise_scorers(
@@ -104,7 +104,7 @@ def advise_scorers(
     """
     wanted = results[0].recogniser, fmr, rules
     return {
-        result.scorer: (result, replace(advise(result.curve, result.replicates), sign=sign))
+        result.scorer: (result, advise(result.curve, result.replicates, sign))
         for result in results
         if (result.recogniser, result.curve.fmr, result.curve.rules) == wanted
         and result.scorer in scorers

@@ -64,18 +64,14 @@ def grid_areas(curve: Curve, fnmr: Values, limits: Sequence[float] = LIMITS) -> 
 
 def refusal(curve: Curve) -> str | None:
     """Why an area up to FULL_LIMIT is not computed, in words; None if it is."""
-    refused = np.flatnonzero(np.isnan(curve.fnmr))
-    if len(refused) == 0:
+    reach = curve.reach
+    if reach == 1:
         return None
-    at = int(refused[0])
-    remaining = int(curve.impostors[0 if at == 0 else -1])
-    remedy = use_fmr(remaining)
-    if at == 0:
-        return f"too few impostor pairs ({remaining:,}) for FMR {curve.fmr:g}; {remedy}"
-    return (
-        f"too few impostor pairs for FMR {curve.fmr:g} beyond {100 * curve.shares[at - 1]:.0f} %"
-        f" discarded; {remedy}"
-    )
+    remaining = int(curve.impostors[0 if np.isnan(reach) else -1])
+    few, beyond = "too few impostor pairs", f" beyond {100 * reach:.0f} % discarded"
+    if np.isnan(reach):
+        few, beyond = f"{few} ({remaining:,})", ""
+    return f"{few} for FMR {curve.fmr:g}{beyond}; {use_fmr(remaining)}"
 
 
 def use_fmr(impostors: int) -> str:

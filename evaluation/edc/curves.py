@@ -31,6 +31,7 @@ from evaluation.edc.pairs import (
     PairSource,
     Rows,
     Values,
+    pairs_by_level,
     worse_level_counts,
 )
 from evaluation.edc.thresholds import Subsets, allowed_false_matches, exact_thresholds
@@ -168,7 +169,7 @@ class _CurveBuilder:
             Rules("recomputed", "images"): _below(images),
             Rules("fixed", "images"): _below(images),
             Rules("fixed", "pairs"): self.genuine_below,
-            Rules("recomputed", "pairs"): _below(source.pairs_by_level(of_image, count)),
+            Rules("recomputed", "pairs"): _below(pairs_by_level(source, of_image, count)),
         }
         self.below = {rule: below[rule] for rule in rules}
         self.grid = {rule: grid_cuts(self.below[rule]) for rule in rules}
@@ -250,8 +251,8 @@ def _below(by_level: Ints) -> Ints:
 
 def _rates(errors: Ints, genuine: Ints, thresholds: Floats) -> Values:
     """FNMR of each point; a point without a genuine pair takes the value before it."""
-    fnmr = np.where(genuine > 0, errors / np.maximum(genuine, 1), np.nan)
-    fnmr[np.isnan(thresholds) & (genuine > 0)] = np.nan
+    known = (genuine > 0) & ~np.isnan(thresholds)
+    fnmr = np.where(known, errors / np.maximum(genuine, 1), np.nan)
     for point in range(1, len(fnmr)):
         if genuine[point] == 0 or np.isnan(fnmr[point - 1]):
             fnmr[point] = fnmr[point - 1]  # NaN too: all points after a refused one are refused

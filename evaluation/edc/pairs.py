@@ -94,13 +94,9 @@ class AllPairs:
             for found in some.impostors_above(-2.0)
         )
 
-    def pairs_by_level(self, level: Rows, levels: int) -> Ints:
-        """(levels,) how many pairs, of both kinds, have their worse image on each level."""
-        return _all_pairs_by_level(level, levels)
-
     def impostors_by_level(self, level: Rows, levels: int) -> Ints:
         """(levels,) how many impostor pairs have their worse image on each level."""
-        return self.pairs_by_level(level, levels) - worse_level_counts(self.genuine, level, levels)
+        return pairs_by_level(self, level, levels) - worse_level_counts(self.genuine, level, levels)
 
 
 @dataclass(frozen=True)
@@ -111,8 +107,7 @@ class HeldPairs:
         identities: (n,) int32, 0 to C - 1, of the images in the pairs.
         genuine: the genuine pairs.
         listed: the impostor pairs.
-        sampled: the impostor pairs are a random sample of those of the n images. A share of pairs
-            discarded is then a share of all pairs, not of those in memory.
+        sampled: the impostor pairs are a random sample of those of the n images.
     """
 
     identities: Rows
@@ -138,14 +133,6 @@ class HeldPairs:
             return self.listed
         drawn = np.sort(np.random.default_rng(seed).integers(self.impostors, size=count))
         return self.listed.some(drawn)
-
-    def pairs_by_level(self, level: Rows, levels: int) -> Ints:
-        """As AllPairs.pairs_by_level."""
-        if self.sampled:
-            return _all_pairs_by_level(level, levels)
-        return worse_level_counts(self.genuine, level, levels) + self.impostors_by_level(
-            level, levels
-        )
 
     def impostors_by_level(self, level: Rows, levels: int) -> Ints:
         """As AllPairs.impostors_by_level."""
@@ -194,20 +181,15 @@ def sampled_pairs(
     whole = all_pairs(features, identities)
     if whole.impostors == 0:
         raise ValueError("there is no impostor pair: at least two identities are needed")
-    images = len(whole.features)
-    firsts: list[Rows] = []
-    seconds: list[Rows] = []
     generator = np.random.default_rng((seed, 0x1A7E))
-    missing = count
-    while missing > 0:  # drawing again what is no impostor pair keeps the rest uniform
-        drawn = generator.integers(images, size=(2, max(missing, 1024)), dtype=np.int32)
-        differ = whole.identities[drawn[0]] != whole.identities[drawn[1]]
-        firsts.append(drawn[0][differ][:missing])
-        seconds.append(drawn[1][differ][:missing])
-        missing -= len(firsts[-1])
-    first, second = np.concatenate(firsts), np.concatenate(seconds)
-    order = np.argsort(first, kind="stable")  # reads memory in order; the sample is the same
-    listed = compared(whole.features, first[order], second[order])
+    drawn = np.empty((2, 0), np.int32)
+    while (missing := count - drawn.shape[1]) > 0:  # the rest stays uniform
+        more = generator.integers(len(whole.features), size=(2, max(missing, 1024)), dtype=np.int32)
+        differ = whole.identities[more[0]] != whole.identities[more[1]]
+        drawn = np.concatenate([drawn, more[:, differ][:, :missing]], axis=1)
+    # In order of the first image, memory is read in order; the sample is the same.
+    first, second = drawn[:, np.argsort(drawn[0], kind="stable")]
+    listed = compared(whole.features, first, second)
     return HeldPairs(whole.identities, whole.genuine, listed, sampled=True)
 
 
@@ -230,9 +212,9 @@ def listed_pairs(
 
 def within(source: PairSource, images: Mask) -> PairSource:
     """The pairs among some of the images, (n,); these are numbered anew, and so are identities."""
-    identities = np.unique(source.identities[images], return_inverse=True)[1].astype(np.int32)
     if isinstance(source, AllPairs):
-        return all_pairs(source.features[images], identities)
+        return all_pairs(source.features[images], source.identities[images])
+    identities = np.unique(source.identities[images], return_inverse=True)[1].astype(np.int32)
     place = (np.cumsum(images) - 1).astype(np.int32)
 
     def inside(pairs: Pairs) -> Pairs:
@@ -305,12 +287,18 @@ def worse_level_counts(pairs: Pairs, level: Rows, levels: int) -> Ints:
     return counts
 
 
-def _all_pairs_by_level(level: Rows, levels: int) -> Ints:
-    """An image on level l is the worse one in its pairs with all images above l."""
+def pairs_by_level(source: PairSource, level: Rows, levels: int) -> Ints:
+    """(levels,) how many pairs, of both kinds, have their worse image on each level.
+
+    Where impostor pairs are sampled, a share of pairs discarded is a share of all pairs: all count.
+    """
+    if isinstance(source, HeldPairs) and not source.sampled:
+        genuine = worse_level_counts(source.genuine, level, levels)
+        return genuine + source.impostors_by_level(level, levels)
     images = np.bincount(level, minlength=levels).astype(np.int64)
     above = len(level) - np.cumsum(images)
-    counts: Ints = images * (images - 1) // 2 + images * above
-    return counts
+    # An image is the worse one in its pairs with all images above its level.
+    return np.asarray(images * (images - 1) // 2 + images * above)
 
 
 def joined(blocks: Iterable[Pairs]) -> Pairs:

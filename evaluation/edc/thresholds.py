@@ -61,16 +61,11 @@ def exact_thresholds(source: PairSource, subsets: list[Subsets]) -> list[Floats]
     """
     for widening in (2.0, 8.0, np.inf):
         floor = _floor(source, subsets, widening)
-        counts = _histograms(source, subsets, floor)
-        places = [_locate(count, one.ranks) for count, one in zip(counts, subsets, strict=True)]
-        if all(
-            np.all(bins[one.ranks > 0] >= 0) for (bins, _), one in zip(places, subsets, strict=True)
-        ):
-            break
-    else:
-        raise AssertionError("a state has fewer impostor pairs than its source counted")
-    del counts
-    return _refine(source, subsets, floor, places)
+        places = _places(source, subsets, floor)
+        both = zip(subsets, places, strict=True)
+        if all(np.all(bins[one.ranks > 0] >= 0) for one, (bins, _) in both):
+            return _refine(source, subsets, floor, places)
+    raise AssertionError("a state has fewer impostor pairs than its source counted")
 
 
 def _floor(source: PairSource, subsets: list[Subsets], widening: float) -> float:
@@ -104,17 +99,17 @@ def _bins(similarity: Floats, floor: float) -> npt.NDArray[np.intp]:
     return np.clip(bins, 0, _BINS - 1, out=bins)
 
 
-def _histograms(source: PairSource, subsets: list[Subsets], floor: float) -> list[Counts]:
-    """For each `Subsets`, (states, bins): the pairs of each bin whose last state is this one."""
+def _places(source: PairSource, subsets: list[Subsets], floor: float) -> list[tuple[Ints, Ints]]:
+    """For each `Subsets`, where the wanted similarities are: see `_locate`."""
+    # (states * bins,) the pairs of each bin whose last state is this one
     counts = [np.zeros(len(one.ranks) * _BINS, np.uint32) for one in subsets]
     for pairs in _gathered(source, floor):
         bins = _bins(pairs.similarity, floor)
         for count, one in zip(counts, subsets, strict=True):
             last = np.minimum(one.survived[pairs.first], one.survived[pairs.second])
             np.add.at(count, (last.astype(np.intp) - 1) * _BINS + bins, np.uint32(1))
-    return [
-        count.reshape(len(one.ranks), _BINS) for count, one in zip(counts, subsets, strict=True)
-    ]
+    both = zip(counts, subsets, strict=True)
+    return [_locate(count.reshape(-1, _BINS), one.ranks) for count, one in both]
 
 
 def _locate(counts: Counts, ranks: Ints) -> tuple[Ints, Ints]:

@@ -158,12 +158,10 @@ class Groups:
         best = np.full(len(numbers), -np.inf)
         np.maximum.at(best, ids, self._scores)
         order = np.argsort(-best, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
         names = list(numbers)
         self.names = [names[i] for i in order]
         self.best = best[order]
-        self.place: Rows = place[ids]
+        self.place: Rows = np.argsort(order)[ids]
         finite = np.isfinite(self._scores)
         self.scored = np.bincount(self.place[finite], minlength=len(names))
         self.accepted = None
