@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -126,12 +127,8 @@ def choose_rules(settings: Settings) -> tuple[list[Rules], str]:
     """The curves to compute, and the area that orders the table."""
     protocol = settings.protocol
     if protocol is None:
-        rules = [
-            Rules(threshold, what)
-            for threshold in settings.threshold_at or ("recomputed",)
-            for what in settings.discard or ("images",)
-        ]
-        return list(dict.fromkeys(rules)), "aoc"
+        both = product(settings.threshold_at or ("recomputed",), settings.discard or ("images",))
+        return list(dict.fromkeys(Rules(*one) for one in both)), "aoc"
     if settings.threshold_at or settings.discard:
         raise UserError(f"--protocol {protocol} sets --threshold-at and --discard: leave them out")
     threshold, what, area = PROTOCOLS[protocol]
@@ -220,6 +217,7 @@ def compute(
 ) -> EdcReport:
     """All curves, areas and intervals, the advice, and the groups."""
     advised = Rules(rules[0].threshold, "images")
+    both, draws = list(dict.fromkeys([*rules, advised])), (settings.bootstrap, settings.seed)
     limits = list(dict.fromkeys(settings.limit))
     groups = read_groups(settings.group, inputs.images, inputs.chosen, notes)
     results: list[EdcResult] = []
@@ -231,20 +229,10 @@ def compute(
             try:
                 source = inputs.open_pairs(name, settings.impostor_pairs, settings.seed, bar.update)
                 if not results:
-                    first, required = source, (settings.advise_at,)
-                    fmrs = choose_fmrs(settings.fmr, source.impostors, notes, required)
+                    first = source
+                    fmrs = choose_fmrs(settings.fmr, source.impostors, notes, settings.advise_at)
                     gather.describe(inputs, source, settings.seed, settings.bootstrap, notes)
-                results += study(
-                    name,
-                    source,
-                    inputs.scores,
-                    fmrs,
-                    list(dict.fromkeys([*rules, advised])),
-                    area,
-                    limits,
-                    settings.bootstrap,
-                    settings.seed,
-                )
+                results += study(name, source, inputs.scores, fmrs, both, area, limits, *draws)
             except UserError:
                 raise
             except ValueError as error:
@@ -262,7 +250,6 @@ def compute(
     advice = advise_scorers(results, scorers, at, advised, sign)
     report = EdcReport(notes, shown, differences(shown, area, limits), advice, area)
     for scorer, (whole, _) in advice.items() if groups else ():
-        draws = settings.bootstrap, settings.seed
         found = compare_groups(first, inputs.scores[scorer], whole, groups, *draws)
         report.sections.append(group_section(whole, found, sign))
         report.more.setdefault("groups", []).extend(vars(one) for one in found)
@@ -280,7 +267,8 @@ def add_templates(
         try:
             pairs = template_pairs(features, templates, inputs.all_scores, notes)
             impostors = pairs[PLAIN].impostors
-            fmrs = choose_fmrs(settings.fmr, impostors, notes, (), "impostor pairs of templates")
+            kind = "impostor pairs of templates"
+            fmrs = choose_fmrs(settings.fmr, impostors, notes, kind=kind)
             found = compare_templates(name, pairs, fmrs, settings.bootstrap, settings.seed)
         except ValueError as error:
             raise UserError(f"{settings.templates}: {error}") from error
@@ -292,7 +280,7 @@ def choose_fmrs(
     typed: Sequence[float],
     impostors: int,
     notes: gather.Notes,
-    required: Sequence[float | None],
+    required: float | None = None,
     kind: str = "impostor pairs",
 ) -> list[float]:
     """The target FMRs, each once; a default that the impostor pairs cannot show is dropped.
@@ -305,7 +293,7 @@ def choose_fmrs(
         return fmrs  # refused with the pairs
     few = [fmr for fmr in fmrs if allowed_false_matches(fmr, np.array([impostors]))[0] == 0]
     for fmr in few:
-        if typed or fmr in required or few == fmrs:
+        if typed or fmr == required or few == fmrs:
             raise UserError(f"--fmr {fmr:g}: too few {kind} ({impostors:,}); {use_fmr(impostors)}")
     if few:
         dropped = ", ".join(f"{fmr:g}" for fmr in few)

@@ -90,9 +90,8 @@ def advise(curve: Curve, replicates: Values | None = None, sign: int = 1) -> Adv
         )
     elif point == count - 1 > 0:
         unknown = f"Discarding more helps up to the last share, {curve.shares[point]:.1%}."
-    scores = curve.levels.score[curve.cuts[:count]]
-    enough = None if unknown else point
-    return Advice(curve.shares[:count], scores, fnmr, curve.errors[:count], enough, unknown, sign)
+    points = curve.shares[:count], curve.scores[:count], fnmr, curve.errors[:count]
+    return Advice(*points, None if unknown else point, unknown, sign)
 
 
 def advise_scorers(

@@ -91,7 +91,7 @@ def interval(values: Values) -> tuple[float, float]:
 def _errors_by_identity(source: PairSource, curve: Curve, identities: int) -> Values:
     """(C, S) genuine pairs of each identity that fail at each point."""
     highest = float(np.nanmax(curve.thresholds, initial=-2.0))
-    similarity, worse, identity = failing(source, curve.levels, highest)
+    similarity, worse, identity = failing(source, curve.level, highest)
     counts = np.zeros((identities, len(curve.cuts)))
     for start in range(0, len(worse), _PAIRS):
         part = slice(start, start + _PAIRS)
@@ -104,7 +104,7 @@ def _genuine_by_identity(source: PairSource, curve: Curve, identities: int) -> V
     """(C, S) genuine pairs of each identity that each point keeps."""
     pairs, points = source.genuine, len(curve.cuts)
     counts = np.zeros(identities * (points + 1))
-    survived = np.searchsorted(curve.cuts, curve.levels.of_image, side="right")
+    survived = np.searchsorted(curve.cuts, curve.level, side="right")
     for start in range(0, len(pairs.first), _PAIRS):
         first, second = pairs.first[start : start + _PAIRS], pairs.second[start : start + _PAIRS]
         last = np.minimum(survived[first], survived[second])

@@ -49,29 +49,18 @@ class Rules(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Levels:
-    """The distinct scores of n images: images on one level are discarded together.
-
-    Attributes:
-        of_image: (n,) int32, 0 for the lowest score.
-        score: (levels,) float64, rising.
-    """
-
-    of_image: Rows
-    score: Values
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-
-@dataclass(frozen=True)
 class Curve:
-    """g(phi) at S points, phi rising from 0; equal scores are discarded together.
+    """g(phi) at S points, phi rising from 0.
+
+    A level is one of the distinct scores of n images, 0 for the lowest: images on one level are
+    discarded together.
 
     Attributes:
         rules: threshold and discard rule.
         fmr: the target.
+        level: (n,) int32, of each image.
         cuts: (S,) int, the lowest level kept.
+        scores: (S,) float64, the lowest score kept.
         shares: (S,) the actual share discarded.
         coarse: (S,) True on the points of phi = 0, .05, ..., .95.
         fnmr: (S,) NaN from the first point that has too few impostor pairs for the target FMR.
@@ -81,12 +70,13 @@ class Curve:
         thresholds: (S,) the decision threshold of each point; NaN where it has none.
         steps: shares and FNMR of the step function: at every level if the threshold is fixed,
             otherwise at the points above.
-        levels: the score levels that it was computed from.
     """
 
     rules: Rules
     fmr: float
+    level: Rows
     cuts: Ints
+    scores: Values
     shares: Values
     coarse: Mask
     fnmr: Values
@@ -95,7 +85,6 @@ class Curve:
     impostors: Ints
     thresholds: Floats
     steps: tuple[Values, Values]
-    levels: Levels
 
     @property
     def reach(self) -> float:
@@ -104,18 +93,6 @@ class Curve:
         if len(refused) == 0:
             return 1.0
         return float(self.shares[refused[0] - 1]) if refused[0] else np.nan
-
-
-def levels_of(scores: AnyFloats) -> Levels:
-    """The levels of (n,) scores.
-
-    Raises:
-        ValueError: a score that is not finite.
-    """
-    if not np.all(np.isfinite(scores)):
-        raise ValueError("a score is not a finite number")
-    score, of_image = np.unique(np.asarray(scores, np.float64), return_inverse=True)
-    return Levels(of_image.astype(np.int32), score)
 
 
 def evaluate(
@@ -144,7 +121,9 @@ def evaluate(
     for name, values in scores.items():
         if values.shape != (images,):
             raise ValueError(f"{name}: {values.shape} scores for {images} images")
-        builders.append(_CurveBuilder(source, levels_of(values), fmrs, rules))
+        if not np.isfinite(values).all():
+            raise ValueError("a score is not a finite number")
+        builders.append(_CurveBuilder(source, values, fmrs, rules))
     found = exact_thresholds(source, [builder.subsets() for builder in builders])
     return {
         (name, fmr, rule): builder.curve(rule, column, thresholds)
@@ -155,31 +134,36 @@ def evaluate(
 
 
 class _CurveBuilder:
-    """One scorer's levels, counts and cuts, from which its curves are computed."""
+    """One scorer's levels, counts and cuts, from which its curves are computed.
+
+    Counts are (levels + 1,): how many images or pairs a cut at each level keeps.
+    """
 
     def __init__(
-        self, source: PairSource, levels: Levels, fmrs: Sequence[float], rules: Sequence[Rules]
+        self, source: PairSource, scores: AnyFloats, fmrs: Sequence[float], rules: Sequence[Rules]
     ) -> None:
-        self.source, self.levels, self.fmrs = source, levels, fmrs
-        of_image, count = levels.of_image, len(levels)
-        images = np.bincount(of_image, minlength=count).astype(np.int64)
-        self.genuine_below = _below(worse_level_counts(source.genuine, of_image, count))
-        self.impostors_below = _below(source.impostors_by_level(of_image, count))
-        below = {
-            Rules("recomputed", "images"): _below(images),
-            Rules("fixed", "images"): _below(images),
-            Rules("fixed", "pairs"): self.genuine_below,
-            Rules("recomputed", "pairs"): _below(pairs_by_level(source, of_image, count)),
+        self.source, self.fmrs = source, fmrs
+        self.scores, level = np.unique(np.asarray(scores, np.float64), return_inverse=True)
+        self.level: Rows = level.astype(np.int32)
+        of_levels = self.level, len(self.scores)
+        images = _kept(np.bincount(self.level))
+        self.genuine = _kept(worse_level_counts(source.genuine, *of_levels))
+        self.impostors = _kept(source.impostors_by_level(*of_levels))
+        kept = {
+            Rules("recomputed", "images"): images,
+            Rules("fixed", "images"): images,
+            Rules("fixed", "pairs"): self.genuine,
+            Rules("recomputed", "pairs"): _kept(pairs_by_level(source, *of_levels)),
         }
-        self.below = {rule: below[rule] for rule in rules}
-        self.grid = {rule: grid_cuts(self.below[rule]) for rule in rules}
+        self.kept = {rule: kept[rule] for rule in rules}
+        self.grid = {rule: grid_cuts(self.kept[rule]) for rule in rules}
         moving = [self.grid[rule] for rule in rules if rule.threshold == "recomputed"]
         self.states: Ints = np.unique(np.concatenate([[0], *moving]))
 
     def subsets(self) -> Subsets:
         """The states that need a threshold, and the ranks of these thresholds."""
-        survived = np.searchsorted(self.states, self.levels.of_image, side="right")
-        left = self.impostors_below[-1] - self.impostors_below[self.states]
+        survived = np.searchsorted(self.states, self.level, side="right")
+        left = self.impostors[self.states]
         allowed = np.stack([allowed_false_matches(fmr, left) for fmr in self.fmrs], axis=1)
         return Subsets(survived.astype(np.uint8), np.where(allowed >= 1, allowed + 1, 0))
 
@@ -188,22 +172,20 @@ class _CurveBuilder:
         cuts, first = np.unique(self.grid[rule], return_index=True)
         last = np.append(first[1:], GRID)
         coarse = (first + 4) // 5 * 5 < last  # whether a multiple of 5 % leads to this cut
-        below = self.below[rule]
         fixed = rule.threshold == "fixed"
         states = np.zeros_like(cuts) if fixed else np.searchsorted(self.states, cuts)
         chosen = thresholds[states, column]
-        genuine = self.genuine_below[-1] - self.genuine_below[cuts]
-        errors = self._errors(cuts, chosen)
-        fnmr, shares = _rates(errors, genuine, chosen), below[cuts] / below[-1]
+        genuine, errors = self.genuine[cuts], self._errors(cuts, chosen)
+        fnmr, shares = _rates(errors, genuine, chosen), _discarded(self.kept[rule])[cuts]
         steps = self._every_level(rule, float(chosen[0])) if fixed else (shares, fnmr)
-        impostors = self.impostors_below[-1] - self.impostors_below[cuts]
-        points = (cuts, shares, coarse, fnmr, errors, genuine, impostors, chosen)
-        return Curve(rule, self.fmrs[column], *points, steps, self.levels)
+        points = (cuts, self.scores[cuts], shares, coarse, fnmr, errors, genuine)
+        bounds = self.impostors[cuts], chosen
+        return Curve(rule, self.fmrs[column], self.level, *points, *bounds, steps)
 
     def _errors(self, cuts: Ints, thresholds: Floats) -> Ints:
         """(S,) genuine pairs on or above each cut with a similarity below its threshold."""
         highest = float(np.nanmax(thresholds, initial=-2.0))
-        similarity, worse, _ = failing(self.source, self.levels, highest)
+        similarity, worse, _ = failing(self.source, self.level, highest)
         both = zip(cuts, thresholds, strict=True)
         fails = (np.count_nonzero((worse >= cut) & (similarity < bound)) for cut, bound in both)
         return np.fromiter(fails, np.int64, len(cuts))
@@ -212,41 +194,43 @@ class _CurveBuilder:
         """Shares and FNMR of every level that keeps a genuine pair, at one threshold."""
         if np.isnan(threshold):
             return np.zeros(1), np.full(1, np.nan)
-        worse = failing(self.source, self.levels, threshold)[1]
-        errors_below = _below(np.bincount(worse, minlength=len(self.levels)))
-        genuine = self.genuine_below[-1] - self.genuine_below[:-1]
-        kept = genuine > 0
-        below = self.below[rule]
-        errors = (errors_below[-1] - errors_below[:-1])[kept]
-        return below[:-1][kept] / below[-1], errors / genuine[kept]
+        worse = failing(self.source, self.level, threshold)[1]
+        errors = _kept(np.bincount(worse, minlength=len(self.scores)))
+        some = self.genuine > 0
+        return _discarded(self.kept[rule])[some], errors[some] / self.genuine[some]
 
 
-def failing(source: PairSource, levels: Levels, threshold: float) -> tuple[Floats, Rows, Rows]:
+def failing(source: PairSource, level: Rows, threshold: float) -> tuple[Floats, Rows, Rows]:
     """Genuine pairs below a threshold: similarities, levels of the worse images, identities."""
     pairs = source.genuine
     found = np.flatnonzero(pairs.similarity < np.float32(threshold))
     first, second = pairs.first[found], pairs.second[found]
-    worse = np.minimum(levels.of_image[first], levels.of_image[second])
+    worse = np.minimum(level[first], level[second])
     return pairs.similarity[found], worse, source.identities[first]
 
 
-def grid_cuts(below: Ints) -> Ints:
+def grid_cuts(kept: Ints) -> Ints:
     """(96,) for phi = 0, .01, ..., .95, the highest cut that discards no more than phi.
 
     At most floor(phi n) are discarded. A level that is only partly among them is kept whole.
 
     Args:
-        below: (levels + 1,) how many are below each level; the last entry is their number n.
+        kept: (levels + 1,) how many of n a cut at each level keeps.
     """
-    targets = np.arange(GRID) * below[-1]
-    cuts: Ints = np.searchsorted(below[:-1] * 100, targets, side="right") - 1
+    below = kept[0] - kept[:-1]
+    cuts: Ints = np.searchsorted(below * 100, np.arange(GRID) * kept[0], side="right") - 1
     cuts[below[cuts] == 0] = 0  # a level without any of what is counted is kept
     return cuts
 
 
-def _below(by_level: Ints) -> Ints:
-    """(levels + 1,) how many are below each level."""
-    return np.concatenate([[0], np.cumsum(by_level)]).astype(np.int64)
+def _kept(by_level: Ints) -> Ints:
+    """(levels + 1,) how many are on each level and above."""
+    return np.append(np.cumsum(by_level[::-1])[::-1], 0).astype(np.int64)
+
+
+def _discarded(kept: Ints) -> Values:
+    """(levels + 1,) the share that a cut at each level discards."""
+    return np.asarray((kept[0] - kept) / kept[0])
 
 
 def _rates(errors: Ints, genuine: Ints, thresholds: Floats) -> Values:

@@ -133,7 +133,7 @@ def common_threshold(whole: EdcResult) -> tuple[float, float]:
     """The score threshold nearest to DISCARDED of all images, and the share that it discards."""
     curve = whole.curve
     point = int(np.abs(curve.shares - DISCARDED).argmin())
-    return float(curve.levels.score[curve.cuts[point]]), float(curve.shares[point])
+    return float(curve.scores[point]), float(curve.shares[point])
 
 
 def group_section(whole: EdcResult, results: Sequence[GroupResult], sign: int) -> str:

@@ -6,7 +6,7 @@ Every number is printed with its three settings: threshold, what is discarded, a
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -111,19 +111,24 @@ def show(area: str, value: float) -> str:
 
 def _tables(report: EdcReport) -> Iterable[str]:
     """A table for each recogniser and pair of rules, with a row a scorer and FMR."""
-    groups: dict[str, list[EdcResult]] = {}
-    for one in report.results:
-        rules = f"threshold {one.curve.rules.threshold}, {one.curve.rules.discard} discarded"
-        groups.setdefault(f"## {one.recogniser}: {rules}", []).append(one)
-    for heading, results in groups.items():
-        head = ["FMR", "#", "scorer", "FNMR at 0", "errors", title(report.area)]
-        rows = [[*head, "like #"] if report.differences else head]
-        by_fmr = groupby(results, lambda one: one.curve.fmr)
-        numbers = {id(one): number for _, own in by_fmr for number, one in enumerate(own, 1)}
-        for one in results:
-            rows.append(_row(one, numbers[id(one)], report.area))
-            if report.differences:
-                rows[-1].append(_ranges(_alike(one, report.differences, numbers)))
+    alike = {
+        frozenset((id(one.better), id(one.other)))
+        for one in report.differences
+        if one.low <= 0 <= one.high
+    }
+    by_table = groupby(report.results, lambda one: (one.recogniser, one.curve.rules))
+    for (recogniser, rules), results in by_table:
+        rows = [["FMR", "#", "scorer", "FNMR at 0", "errors", title(report.area)]]
+        if report.differences:
+            rows[0].append("like #")
+        for _, group in groupby(results, lambda one: one.curve.fmr):
+            numbered = list(enumerate(group, 1))
+            for number, one in numbered:
+                rows.append(_row(one, number, report.area))
+                if report.differences:
+                    own = [n for n, other in numbered if frozenset((id(one), id(other))) in alike]
+                    rows[-1].append(_ranges(own))
+        heading = f"## {recogniser}: threshold {rules.threshold}, {rules.discard} discarded"
         yield f"{heading}\n\n{table(rows)}"
 
 
@@ -138,16 +143,6 @@ def _row(result: EdcResult, number: int, area: str) -> list[str]:
         text += between(result.intervals[area], partial(show, area))
     fnmr, errors = f"{float(curve.fnmr[0]):.3%}", counted(curve.errors[0])
     return [f"{curve.fmr:g}", f"{number}", short(result.scorer), fnmr, errors, text]
-
-
-def _alike(
-    result: EdcResult, differences: Sequence[Difference], numbers: Mapping[int, int]
-) -> list[int]:
-    """The numbers of the scorers whose difference to this one has an interval with 0 in it."""
-    pairs = [(one.better, one.other) for one in differences if one.low <= 0 <= one.high]
-    return sorted(
-        numbers[id(other)] for pair in pairs for one, other in (pair, pair[::-1]) if one is result
-    )
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -245,7 +240,7 @@ def _as_json(report: EdcReport) -> dict[str, Any]:
             "genuine": curve.genuine.tolist(),
             "impostors": curve.impostors.tolist(),
             "decision_thresholds": curve.thresholds.tolist(),
-            "score_thresholds": curve.levels.score[curve.cuts].tolist(),
+            "score_thresholds": curve.scores.tolist(),
             "errors": _error_counts(curve),
         }
         cells.append({**_flat(result), "curve": points})

@@ -97,7 +97,7 @@ def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) ->
     lines = read_fields(path, "path template person")
     known = rows_of_names(path, {fields[0] for _, fields in lines}, images)
     people: dict[str, str] = {}
-    found: dict[tuple[str, int], None] = {}
+    found: dict[str, dict[int, None]] = {}
     missing = unusable = 0
     for number, (name, template, person) in lines:
         if people.setdefault(template, person) != person:
@@ -109,23 +109,21 @@ def read_templates(path: Path, images: ImageList, usable: Mask, notes: Notes) ->
             missing += 1
         elif not usable[row]:
             unusable += 1
-        elif (template, row) in found:
+        elif row in found.setdefault(template, {}):
             raise UserError(f"{path}:{number}: {name} is in template {template} twice")
         else:
-            found[template, row] = None
+            found[template][row] = None
     notes.leave_out(missing, "image", f"of {path} not in {images.file}")
     notes.leave_out(unusable, "image", f"of {path} without a score or embedding")
-    names = list(dict.fromkeys(template for template, _ in found))
-    lost = len(people) - len(names)
+    lost = len(people) - len(found)
     notes.leave_out(lost, "template", f"of {path} without a usable image")
-    if len(names) < 2:
+    if len(found) < 2:
         raise UserError(
-            f"{path}: has {count_of(len(names), 'template')} with a usable image; 2 are needed"
+            f"{path}: has {count_of(len(found), 'template')} with a usable image; 2 are needed"
         )
-    place = {name: number for number, name in enumerate(names)}
-    number_of = np.unique([people[name] for name in names], return_inverse=True)[1]
-    rows = np.array([row for _, row in found], np.int32)
-    of_row = np.array([place[template] for template, _ in found], np.int32)
+    number_of = np.unique([people[name] for name in found], return_inverse=True)[1]
+    rows = np.array([row for own in found.values() for row in own], np.int32)
+    of_row = np.repeat(np.arange(len(found), dtype=np.int32), list(map(len, found.values())))
     own = images.values[rows]
     first = own[np.unique(of_row, return_index=True)[1]]
     if mixed := len(np.unique(of_row[own != first[of_row]])):

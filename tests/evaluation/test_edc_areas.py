@@ -14,7 +14,7 @@ from evaluation import leave_one_out as leave_one_out_module
 from evaluation.edc.advice import advise
 from evaluation.edc.areas import areas, quadrature, step_widths, theoretical_best
 from evaluation.edc.bootstrap import draws, interval, resampled
-from evaluation.edc.curves import Curve, Levels, Rules, evaluate
+from evaluation.edc.curves import Curve, Rules, evaluate
 from evaluation.edc.gather import choose_images
 from evaluation.edc.pairs import HeldPairs, Pairs, all_pairs
 from evaluation.edc.study import differences, study
@@ -54,7 +54,9 @@ def made_curve(shares: list[float], fnmr: list[float], genuine: int = 10_000) ->
     return Curve(
         Rules("recomputed", "images"),
         1e-3,
+        np.arange(points).astype(np.int32),
         np.arange(points),
+        np.linspace(0, 10 * (points - 1), points),
         np.array(shares),
         np.ones(points, np.bool_),
         np.array(fnmr),
@@ -63,7 +65,6 @@ def made_curve(shares: list[float], fnmr: list[float], genuine: int = 10_000) ->
         left,
         np.zeros(points, np.float32),
         (np.array(shares), np.array(fnmr)),
-        Levels(np.arange(points).astype(np.int32), np.linspace(0, 10 * (points - 1), points)),
     )
 
 
@@ -168,7 +169,7 @@ def test_bootstrap_is_the_weighted_count(rules: Rules) -> None:
     found = resampled(source, curve, 70, seed=3)
     weights = draws(int(source.identities.max()) + 1, 0, 70, seed=3)
     pairs = source.genuine
-    worse = np.minimum(curve.levels.of_image[pairs.first], curve.levels.of_image[pairs.second])
+    worse = np.minimum(curve.level[pairs.first], curve.level[pairs.second])
     for replicate in (0, 64, 69):  # the second block of replicates too
         of_pair = weights[replicate][source.identities[pairs.first]]
         for point in (0, len(curve.cuts) // 2):
