@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluation.edc.areas import refusal
 from evaluation.edc.curves import Curve, Rules, evaluate
-from evaluation.edc.pairs import AnyFloats, all_pairs
+from evaluation.edc.pairs import AnyFloats, AnyInts, all_pairs
 from sdd_fiqa.calibration import DECIMALS
 from sdd_fiqa.errors import UserError
 
@@ -35,7 +34,7 @@ def held_out_measures(scores: AnyFloats, labels: AnyFloats) -> dict[str, float]:
 def held_out_curve(
     scores: AnyFloats,
     features: AnyFloats,
-    identities: npt.NDArray[np.integer],
+    identities: AnyInts,
     fmr: float,
     flag: str = "--val-fmr",
     remedy: str = "hold out more identities",

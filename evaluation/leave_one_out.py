@@ -19,12 +19,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from common.cli import EXIT_DONE, run_script
 from dataset.embeddings import open_embeddings
 from dataset.lists import read_labelpath, refuse_repeats
-from evaluation.edc.pairs import unit_rows
+from evaluation.edc.pairs import AnyFloats, AnyInts, Floats, Values, unit_rows
 from evaluation.edc.references import own_labels
 from sdd_fiqa.errors import UserError
 
@@ -59,9 +58,7 @@ def main(*, feats: Path, image_list: Path) -> int:
     return EXIT_DONE
 
 
-def leave_one_out(
-    features: npt.NDArray[np.floating], identities: npt.NDArray[np.integer]
-) -> npt.NDArray[np.float64]:
+def leave_one_out(features: AnyFloats, identities: AnyInts) -> Values:
     """(n,) the fall in FNMR, averaged over FMR, when each image is left out.
 
     Args:
@@ -99,7 +96,7 @@ def leave_one_out(
     return np.asarray(whole - left / (genuine_left * impostors_left.astype(np.float64)))
 
 
-def _pairs_at_most(genuine: npt.NDArray[np.float32], impostors: npt.NDArray[np.float32]) -> int:
+def _pairs_at_most(genuine: Floats, impostors: Floats) -> int:
     """#{(g, v): g <= v} of two sorted arrays: the shorter is looked up in the longer."""
     if len(genuine) <= len(impostors):
         below = np.searchsorted(impostors, genuine, side="left")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from dataset.embeddings import EmbeddingsFile, embeddings_in, open_embeddings
 from dataset.lists import Identities, ImageList, place_in_group
 from dataset.score_files import ScoreForm, read_scores
 from evaluation.edc.pairs import (
+    AnyInts,
     Mask,
     PairSource,
     Values,
@@ -205,7 +205,7 @@ def select_images(
 
 
 def choose_images(
-    identities: npt.NDArray[np.integer],
+    identities: AnyInts,
     usable: Mask,
     max_per_id: int | None = None,
     min_per_id: int = 2,

@@ -20,6 +20,7 @@ Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int32]  # rows of images, identities, levels of scores
 Values = npt.NDArray[np.float64]  # scores, shares, rates
 AnyFloats = npt.NDArray[np.floating]
+AnyInts = npt.NDArray[np.integer]
 
 MAX_GENUINE = 50_000_000  # 12 bytes each; --max-images-per-id makes a larger set fit
 _ROWS, _COLUMNS = 1024, 8192  # a block of similarities: 32 MiB of float32
@@ -34,7 +35,7 @@ class Pairs(NamedTuple):
     first: Rows
     second: Rows
 
-    def some(self, chosen: slice | npt.NDArray[np.integer] | Mask) -> Pairs:
+    def some(self, chosen: slice | AnyInts | Mask) -> Pairs:
         """Some of the pairs: a slice, positions or a mask."""
         return Pairs(self.similarity[chosen], self.first[chosen], self.second[chosen])
 
@@ -143,9 +144,7 @@ PairSource: TypeAlias = AllPairs | HeldPairs
 
 
 def all_pairs(
-    features: AnyFloats,
-    identities: npt.NDArray[np.integer],
-    watch: Callable[[int], object] = lambda _: None,
+    features: AnyFloats, identities: AnyInts, watch: Callable[[int], object] = lambda _: None
 ) -> AllPairs:
     """All genuine and all impostor pairs of a set.
 
@@ -168,12 +167,7 @@ def all_pairs(
     return AllPairs(rows, dense, genuine, impostors, watch=watch)
 
 
-def sampled_pairs(
-    features: AnyFloats,
-    identities: npt.NDArray[np.integer],
-    count: int,
-    seed: int = 0,
-) -> HeldPairs:
+def sampled_pairs(features: AnyFloats, identities: AnyInts, count: int, seed: int = 0) -> HeldPairs:
     """All genuine pairs, and `count` impostor pairs drawn uniformly, with replacement.
 
     Arguments and errors as `all_pairs`; also ValueError if there is only one identity.
@@ -194,11 +188,7 @@ def sampled_pairs(
 
 
 def listed_pairs(
-    features: AnyFloats,
-    identities: npt.NDArray[np.integer],
-    first: Rows,
-    second: Rows,
-    same: Mask,
+    features: AnyFloats, identities: AnyInts, first: Rows, second: Rows, same: Mask
 ) -> HeldPairs:
     """The pairs of a verification list: (P,) rows, and whether the list says it is one person.
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluation.edc.areas import FEW_ERRORS, HIGHER_IS_BETTER, LIMITS, areas, grid_areas, refusal
 from evaluation.edc.bootstrap import interval, resampled
 from evaluation.edc.curves import Curve, DiscardRule, Rules, ThresholdRule, evaluate
-from evaluation.edc.pairs import AnyFloats, PairSource, Values, all_pairs
+from evaluation.edc.pairs import AnyFloats, AnyInts, PairSource, Values, all_pairs
 
 PROTOCOLS: dict[str, tuple[ThresholdRule, DiscardRule, str]] = {
     "sdd-fiqa": ("recomputed", "images", "aoc"),
@@ -78,7 +77,7 @@ class Difference:
 
 def error_versus_discard(
     embeddings: AnyFloats,
-    identities: npt.NDArray[np.integer],
+    identities: AnyInts,
     scores: AnyFloats,
     fmr: float = 1e-3,
     *,

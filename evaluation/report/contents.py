@@ -17,6 +17,7 @@ from sdd_fiqa.images import Image
 
 Rows = npt.NDArray[np.intp]
 Scores = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 # At about 3 kB a face, 2,000 make a page of about 8 MB, which opens in a second or two. An even
 # sample of more faces shows the same order.
@@ -84,7 +85,7 @@ class Report:
         return rows
 
     @cached_property
-    def accepted(self) -> npt.NDArray[np.bool_] | None:
+    def accepted(self) -> Mask | None:
         """(N,) whether each row reaches the threshold; None if none was asked for."""
         if self.threshold is None:
             return None
@@ -145,12 +146,7 @@ class Groups:
         best: (G,) the highest score; -inf where there is none.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[str],
-        scores: npt.NDArray[np.float64],
-        accepted: npt.NDArray[np.bool_] | None,
-    ) -> None:
+    def __init__(self, groups: Sequence[str], scores: Scores, accepted: Mask | None) -> None:
         numbers: dict[str, int] = {}
         ids = np.array([numbers.setdefault(name, len(numbers)) for name in groups], np.intp)
         # Scores compare as scores.csv shows them, so that its column `rank` agrees.

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dataset.images import thumbnail
 from evaluation.report import sections as section
-from evaluation.report.contents import Report
+from evaluation.report.contents import Report, Rows, Scores
 from evaluation.report.text import filled, number_text, path_bytes
 from sdd_fiqa.errors import UnreadableImage
 from sdd_fiqa.files import replacing
@@ -87,7 +87,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
         file.write(filled(template, values))
 
 
-def sample_ranks(scores: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.intp]:
+def sample_ranks(scores: Scores, most: int) -> Rows:
     """Positions of at most `most` >= 2 scores, highest first, evenly spaced over the ranks.
 
     Equal scores keep their order. The highest and the lowest score are always among them.
@@ -164,7 +164,7 @@ def photos_with_faces(report: Report, url_of: Callable[[int], str | None]) -> di
 
 
 def _drawing(
-    report: Report, photo: Image, rows: npt.NDArray[np.intp], boxes: npt.NDArray[np.float32]
+    report: Report, photo: Image, rows: Rows, boxes: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
     """A photo as a small JPEG, with a box and a score for each face."""
     height, width = photo.shape[:2]
