@@ -87,7 +87,7 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
         if os.path.isdir(name):
             yield from walk_images(name.rstrip("/") or "/", skipped)
         elif os.path.isfile(name):
-            yield from _of_file(name, skipped)
+            yield from _of_file(name, skipped, len(inputs) == 1, may_be_list=True)
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
@@ -100,7 +100,7 @@ def _each(inputs: Sequence[str], skipped: Skipped) -> Iterator[str]:
                     walked.add(Path(match))
                     yield from walk_images(match.rstrip("/"), skipped)
                 else:
-                    yield from _of_file(match, skipped, may_be_list=False)
+                    yield from _of_file(match, skipped)
         elif (parts := split_member(name)) is not None and os.path.isfile(parts[0]):
             yield name
         else:
@@ -135,26 +135,43 @@ def names_one_image(inputs: Sequence[str], videos: bool) -> bool:
     return _looks_like_image(name) or why_unread(name) not in {None, VIDEO if videos else None}
 
 
-def _of_file(name: str, skipped: Skipped, may_be_list: bool = True) -> Iterator[str]:
+def _of_file(
+    name: str, skipped: Skipped, alone: bool = False, may_be_list: bool = False
+) -> Iterator[str]:
     if is_container(name):
         yield from container_images(name, skipped)
     elif _looks_like_image(name):
         yield from skipped.fitting(name)
     elif may_be_list and why_unread(name) is None:
-        yield from _of_list(name)
+        if alone or _is_list(name):
+            yield from _of_list(name)
+        else:  # of a shell's `photos/*`
+            skipped.problem("files that are neither images nor lists of images", name)
     else:
         yield from skipped.other_file(name)
 
 
 def _of_list(name: str) -> Iterator[str]:
     """The paths of a list; UserError where no line is the path of an image."""
-    if any(map(_may_be_image, listed_paths(name))):
+    if _names_images(name):
         refuse_missing(Path(name), listed_paths(name), "the list as", Path(name))
         return listed_paths(name)
     raise UserError(
         f"{name}: is neither an image nor a list of images: no line of it names a file; a list "
         "holds one path a line, as seen from the current folder"
     )
+
+
+def _is_list(name: str) -> bool:
+    """Whether a file is text, and a line of it names an image."""
+    try:
+        return _names_images(name)
+    except UserError:
+        return False
+
+
+def _names_images(name: str) -> bool:
+    return any(map(_may_be_image, listed_paths(name)))
 
 
 def _may_be_image(path: str) -> bool:

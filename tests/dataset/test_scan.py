@@ -309,6 +309,23 @@ def test_inputs_that_are_none(here: Path, typed: Any, message: Any) -> None:
         list(find_images([typed], Skipped()))
 
 
+def test_other_files_that_a_shell_names_end_no_search(here: Path) -> None:
+    touch(here, "photos/a.jpg")
+    (here / "photos/empty.txt").touch()
+    (here / "photos/Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(99))
+    (here / "photos/notes.txt").write_text("a note\n")
+    (here / "photos/list.txt").write_text("photos/a.jpg\n")
+    skipped = Skipped()
+    named = sorted(f"photos/{entry.name}" for entry in (here / "photos").iterdir())
+    assert list(find_images(named, skipped)) == ["photos/a.jpg", "photos/a.jpg"]
+    (line,) = skipped.lines()
+    assert line.startswith("left out: files that are neither images nor lists of images: 3")
+    assert "'photos/Thumbs.db', 'photos/empty.txt', 'photos/notes.txt'" in line
+    (here / "photos/list.txt").write_text("gone.jpg\n")  # a list, though a wrong one
+    with pytest.raises(UserError, match="none of its images exists"):
+        list(find_images(named, skipped))
+
+
 def test_a_list_whose_paths_lead_nowhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(here, "faces/a.jpg", "sub/x.txt")
     (here / "sub/list.txt").write_text("faces/gone.jpg\nfaces/a.jpg\n")
