@@ -121,7 +121,7 @@ def published_way(
 
     def run() -> None:
         with torch.no_grad():
-            for path in table.paths(0, count):
+            for path in islice(table.paths(), count):
                 with Image.open(path) as image:
                     face = prepare(image.convert("RGB"))
                 network(face.unsqueeze(0).to(where))[0].cpu().numpy()

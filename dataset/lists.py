@@ -66,17 +66,17 @@ class ImageList:
         """The path of one record, read from disk."""
         return next(self.paths_at([row]))
 
-    def paths(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
-        """The paths of records `start` to `stop`, in order, read in blocks."""
-        for raw in self.raw_paths(start, stop):
+    def paths(self) -> Iterator[str]:
+        """The paths of all records, in order, read in blocks."""
+        for raw in self.raw_paths():
             yield raw.decode("utf-8")
 
-    def raw_paths(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def raw_paths(self) -> Iterator[bytes]:
         """As `paths`, undecoded."""
-        stop = len(self) if stop is None else min(stop, len(self))
-        while start < stop:
+        start = 0
+        while start < len(self):
             first = int(self.starts[start])
-            end = int(np.searchsorted(self.starts[start:stop], first + _BLOCK)) + start
+            end = int(np.searchsorted(self.starts, first + _BLOCK))
             last = int(self.starts[end - 1]) + int(self.path_sizes[end - 1])
             block = os.pread(self.source.number, last - first, first)
             begins = (self.starts[start:end] - first).tolist()

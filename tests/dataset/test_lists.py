@@ -63,9 +63,6 @@ def test_table_is_what_a_plain_parser_reads(
         expected = plain(content)
         assert list(table.paths()) == [line[0] for line in expected]
         assert table.values.tolist() == [float(line[1]) for line in expected]
-        middle = len(table) // 2
-        assert list(table.paths(middle)) == [line[0] for line in expected[middle:]]
-        assert list(table.paths(0, middle)) == [line[0] for line in expected[:middle]]
     rows = list(range(len(table)))[::-2]
     assert list(table.paths_at(rows)) == [expected[row][0] for row in rows]
     assert [table.path(row) for row in rows] == [expected[row][0] for row in rows]
