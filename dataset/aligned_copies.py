@@ -26,7 +26,7 @@ from dataset.images import encode_face, read_image
 from dataset.journal import state_of
 from dataset.left_out import VIDEO, Skipped
 from dataset.photo_faces import LANDMARK_COLUMNS, NO_FACE
-from sdd_fiqa.alignment import DetectedFace, FaceAligner, Points, align
+from sdd_fiqa.alignment import DetectedFace, FaceAligner, align
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import lock_folder, parse_json, reading, replacing, sha256_of
 from sdd_fiqa.images import Image
@@ -178,11 +178,13 @@ def _cut_out(
     path: str,
     name: str,
     pick: Pick,
-    own: dict[str, list[Points]],
+    own: dict[str, list[DetectedFace]],
     aligner: FaceAligner | None,
 ) -> tuple[Image | None, int]:
-    """The aligned face of a photo, and how many faces it shows; by an aligner, or `own`."""
-    faces = [] if aligner is not None else _own_faces(path, name, own)
+    """The aligned face of a photo, and how many faces it shows; by an aligner, else `own`."""
+    faces = own.get(os.path.normpath(path), own.get(os.path.normpath(name)))
+    if aligner is None and faces is None:
+        raise UnreadableImage(f"the landmarks have no line for {path} or {name}")
     image = read_image(path)
     if aligner is not None:
         faces = aligner.search(image)
@@ -204,31 +206,19 @@ def _cut_out(
         raise UnreadableImage(str(error)) from error
 
 
-def _own_faces(path: str, name: str, own: dict[str, list[Points]]) -> list[DetectedFace]:
-    """The faces that a person gave, the largest first; a box is that of the landmarks."""
-    found = own.get(os.path.normpath(path), own.get(os.path.normpath(name)))
-    if found is None:
-        raise UnreadableImage(f"the landmarks have no line for {path} or {name}")
-    faces = []
-    for points in found:
-        (x, y), (width, height) = points.min(axis=0).tolist(), np.ptp(points, axis=0).tolist()
-        faces.append(DetectedFace((x, y, width, height), points, 1.0))
-    return sorted(faces, key=lambda face: face.area, reverse=True)
-
-
-def read_landmarks(path: Path) -> dict[str, list[Points]]:
+def read_landmarks(path: Path) -> dict[str, list[DetectedFace]]:
     """Reads the landmarks of photos from a CSV with a header line (RFC 4180).
 
     The columns are path and LANDMARK_COLUMNS; others are ignored. A photo with several faces has
     several lines; `#k` after its path is ignored. A line without numbers: it shows no face.
 
     Returns:
-        {path: its faces, (5, 2) each, in pixels, in the order of `sdd_fiqa.alignment.TEMPLATE`}.
+        {path: its faces, the largest first; a box is that of the landmarks}.
 
     Raises:
         UserError: missing, not CSV, a column or a number is missing, or left is right.
     """
-    faces: dict[str, list[Points]] = {}
+    faces: dict[str, list[DetectedFace]] = {}
     swapped = []
     with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
@@ -247,7 +237,9 @@ def read_landmarks(path: Path) -> dict[str, list[Points]]:
             except ValueError as error:
                 where = f"{path}:{reader.line_num}"
                 raise UserError(f"{where}: expected a path and ten finite numbers") from error
-            of_photo.append(points)
+            (x, y), (width, height) = points.min(axis=0).tolist(), np.ptp(points, axis=0).tolist()
+            of_photo.append(DetectedFace((x, y, width, height), points, 1.0))
+            of_photo.sort(key=lambda face: face.area, reverse=True)
             across = points[1] - points[0]
             down = points[3:].sum(axis=0) - points[:2].sum(axis=0)
             swapped.append(across[0] * down[1] < across[1] * down[0])

@@ -241,7 +241,8 @@ def test_bad_landmarks(tmp_path: Path, text: str, message: str) -> None:
 
 def test_landmarks_of_a_face_upside_down_are_not_swapped(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text(f"{HEADER}\n{line('a.jpg', 112 - TEMPLATE)}\n")
-    assert np.allclose(read_landmarks(tmp_path / "points.csv")["a.jpg"], 112 - TEMPLATE)
+    (face,) = read_landmarks(tmp_path / "points.csv")["a.jpg"]
+    assert np.allclose(face.landmarks, 112 - TEMPLATE)
 
 
 def test_real_faces_are_cut_out_as_everywhere(
