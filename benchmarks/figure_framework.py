@@ -98,7 +98,7 @@ def score_step(figure: Any, scores: Path, label_of: dict[str, float]) -> None:
     """Faces that training did not see, sorted by the scores of the trained network."""
     title = "3  Train a network on the labels; score new faces"
     figure.suptitle(title, x=0.04, ha="left", color=INK)
-    table = open_scores(scores)
+    table, _ = open_scores(scores)
     pairs = zip(table.paths(), table.values.tolist(), strict=True)
     scored = sorted(
         ((path, score) for path, score in pairs if score == score and path in label_of),

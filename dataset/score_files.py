@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,10 @@ class ListScores:
     form: str
 
 
-def read_scores(path: Path, table: ImageList, form: ScoreForm | None = None) -> ListScores:
+_USUAL = ScoreForm()
+
+
+def read_scores(path: Path, table: ImageList, form: ScoreForm = _USUAL) -> ListScores:
     """Reads the scores of a list of images, joined by path as `dataset.lists.join` does.
 
     A path that is listed twice with the same score (to .001) is taken once.
@@ -67,7 +70,7 @@ def read_scores(path: Path, table: ImageList, form: ScoreForm | None = None) -> 
         UserError: as `open_scores`; a path listed twice with different scores; or no path of the
             list named.
     """
-    scored, words = _open(path, form or ScoreForm())
+    scored, words = open_scores(path, form)
     scored = _without_repeats(scored)
     rows = join(table, scored)
     found = rows >= 0
@@ -85,7 +88,7 @@ def read_scores(path: Path, table: ImageList, form: ScoreForm | None = None) -> 
     return ListScores(values, missing, empty, strangers, words)
 
 
-def open_scores(path: Path, form: ScoreForm | None = None) -> ImageList:
+def open_scores(path: Path, form: ScoreForm = _USUAL) -> tuple[ImageList, str]:
     """Reads a file of scores in any of these forms.
 
     - CSV with a header line that names the columns (RFC 4180; also between `;` or TABs);
@@ -95,57 +98,22 @@ def open_scores(path: Path, form: ScoreForm | None = None) -> ImageList:
     In a scores.csv of --all-faces, a photo with one face is that face; others are left out.
 
     Returns:
-        The paths, and the scores as `values`: NaN where a CSV has none.
+        The paths, and the scores as `values`: NaN where a CSV has none. Then how the file was read,
+        in words.
 
     Raises:
         UserError: missing, another form, or a score that is not a finite number.
     """
-    return _open(path, form or ScoreForm())[0]
-
-
-@dataclass
-class _Layout:
-    """Where paths and scores are: the separator (a space for any), columns from 0, and more.
-
-    `header`: its names, empty without one; `columns`: of a line between spaces, the first of which
-    may hold spaces; `numbers`: how many an embedding has, 0 for none; `several`: photos left out,
-    because they have several faces.
-    """
-
-    separator: str
-    path_at: int = 0
-    score_at: int = 1
-    header: tuple[str, ...] = ()
-    columns: int = 2
-    numbers: int = 0
-    several: set[str] = field(default_factory=set)
-
-    @property
-    def words(self) -> str:
-        kind = {"\t": "TAB-separated", ";": "`;`-separated", ",": "CSV"}.get(self.separator)
-        kind = kind or "space-separated"
-        several = len(self.several)
-        more = f"; left out: {count_of(several, 'photo')} with several faces" if several else ""
-        if self.numbers:
-            return f"{kind} embeddings of {self.numbers} numbers: the score is the norm{more}"
-        if self.header:
-            chosen = f"{self.header[self.path_at]} and {self.header[self.score_at]}"
-            return f"{kind} with the columns {chosen}{more}"
-        return (
-            f"{kind} without a header: path in column {self.path_at + 1}, score in column "
-            f"{self.score_at + 1}{more}"
-        )
-
-
-def _open(path: Path, form: ScoreForm) -> tuple[ImageList, str]:
     if path.is_fifo():
         raise UserError(f"{path}: is a pipe, and is read more than once; name a file")
+    several: set[str] = set()  # photos with several faces
     with (
         reading(path),
         open(path, encoding="utf-8-sig", newline="") as file,
         scratch_folder() as folder,
     ):
         layout = _layout(path, file.readline().strip("\r\n "), form)
+        words = layout.words
         if layout == _Layout("\t"):
             scored = read_table(path, "score")
             if len(bad := np.flatnonzero(~np.isfinite(scored.values))):
@@ -156,20 +124,47 @@ def _open(path: Path, form: ScoreForm) -> tuple[ImageList, str]:
             file.seek(0)
             records = _records(path, file, layout)
             if "box_x" in layout.header:
-                records = _single_faces(records, layout.several)
+                records = _single_faces(records, several)
             with open(folder / "scores.txt", "w", encoding="utf-8", newline="\n") as text:
                 text.writelines(f"{name}\t{score}\n" for name, score in records)
                 if not text.tell():
                     raise UserError(f"{path}: holds no score; it has a header line alone")
             scored = replace(read_table(folder / "scores.txt", "score"), file=path)
-            if layout.several:
-                kept = [name not in layout.several for name in scored.paths()]
-                scored = scored.subset(np.array(kept))
-            if not len(scored):
-                raise UserError(f"{path}: all its photos have several faces; score aligned faces")
+        if several:
+            scored = scored.subset(np.array([name not in several for name in scored.paths()]))
+            words += f"; left out: {count_of(len(several), 'photo')} with several faces"
+        if not len(scored):
+            raise UserError(f"{path}: all its photos have several faces; score aligned faces")
     if form.lower_is_better:
-        return replace(scored, values=-scored.values), layout.words + "; lower is better"
-    return scored, layout.words
+        return replace(scored, values=-scored.values), words + "; lower is better"
+    return scored, words
+
+
+class _Layout(NamedTuple):
+    """Where paths and scores are: the separator (a space for any), columns from 0, and more.
+
+    `header`: its names, empty without one; `columns`: of a line between spaces, the first of which
+    may hold spaces; `numbers`: how many an embedding has, 0 for none.
+    """
+
+    separator: str
+    path_at: int = 0
+    score_at: int = 1
+    header: tuple[str, ...] = ()
+    columns: int = 2
+    numbers: int = 0
+
+    @property
+    def words(self) -> str:
+        kinds = {"\t": "TAB-separated", ";": "`;`-separated", ",": "CSV", " ": "space-separated"}
+        if self.numbers:
+            what = f"embeddings of {self.numbers} numbers: the score is the norm"
+        elif self.header:
+            what = f"with the columns {self.header[self.path_at]} and {self.header[self.score_at]}"
+        else:
+            what = f"without a header: path in column {self.path_at + 1}, "
+            what += f"score in column {self.score_at + 1}"
+        return f"{kinds[self.separator]} {what}"
 
 
 def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
@@ -177,7 +172,7 @@ def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
     if not first:
         return _Layout("\t")  # the reader of tables says that it is empty
     wanted = form.path_column, form.score_column
-    for separator in (*"\t;,", " "):
+    for separator in "\t;, ":
         if separator in first:
             fields = _split(path, first, separator)
             layout = _columns(separator, fields, wanted)
@@ -185,9 +180,9 @@ def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
                 if form.score_column == "score" and not (layout.header or layout.numbers):
                     _refuse_several(path, fields, layout)
                 return layout
-    if not set(first) & set("\t;,") and form == ScoreForm():
-        raise UserError(f"{path}:1: expected `path TAB score`, a finite number")
     separator = next((one for one in "\t;," if one in first), " ")
+    if separator == " " and form == _USUAL:
+        raise UserError(f"{path}:1: expected `path TAB score`, a finite number")
     names = ", ".join(_split(path, first, separator)[:12])
     raise UserError(
         f"{path}:1: the header must name the columns {wanted[0]} and {wanted[1]}; it has: {names}"
@@ -212,68 +207,54 @@ def _refuse_several(path: Path, fields: list[str], layout: _Layout) -> None:
 def _columns(separator: str, fields: list[str], wanted: tuple[str, str]) -> _Layout | None:
     """The form of a first line that is split at a separator; None where it does not fit."""
     fields = [field.strip() for field in fields]
-    if all(name in fields for name in wanted):
+    if set(wanted) <= set(fields):
         path_at, score_at = map(fields.index, wanted)
         return _Layout(separator, path_at, score_at, tuple(fields), len(fields))
-    if any(not name.isdigit() and name not in ("path", "score") for name in wanted):
+    if wanted == ("path", "score"):
+        numbers = len(list(takewhile(_is_finite, reversed(fields))))
+        if numbers >= _LEAST_NUMBERS and (separator == " " or numbers == len(fields) - 1):
+            return _Layout(separator, columns=numbers + 1, numbers=numbers)
+        if separator == " ":
+            return _Layout(" ") if numbers > 0 and len(fields) > 1 else None
+    numbered = [{"path": "1", "score": "2"}.get(name, name) for name in wanted]
+    if not all(map(str.isdecimal, numbered)):
         return None
-    numbers, usual = list(takewhile(_is_finite, reversed(fields))), wanted == ("path", "score")
-    if (
-        usual
-        and len(numbers) >= _LEAST_NUMBERS
-        and (separator == " " or len(numbers) == len(fields) - 1)
-    ):
-        return _Layout(separator, columns=len(numbers) + 1, numbers=len(numbers))
-    if usual and separator == " ":
-        return _Layout(" ") if numbers and len(fields) > 1 else None
-    path_at, score_at = (int(name) - 1 if name.isdigit() else i for i, name in enumerate(wanted))
+    path_at, score_at = (int(number) - 1 for number in numbered)
     if not 0 <= min(path_at, score_at) <= max(path_at, score_at) < len(fields):
         return None
     score = fields[score_at]
-    known = _is_finite(score) or (not score and separator != "\t")
-    refused = _OTHER_NUMBER.fullmatch(score) or (separator == "\t" and score.lower() == "nan")
-    columns = len(fields) if separator == " " else 2
-    return _Layout(separator, path_at, score_at, (), columns) if known or refused else None
-
-
-def _split(path: Path, line: str, separator: str) -> list[str]:
-    if separator in "\t ":
-        return line.split("\t") if separator == "\t" else line.split()
-    try:
-        return next(csv.reader([line], delimiter=separator, strict=True), [])
-    except csv.Error as error:
-        raise UserError(f"{path}:1: is not CSV ({error})") from error
+    none = "nan" if separator == "\t" else ""  # is refused between TABs, with its line
+    if not (_is_finite(score) or _OTHER_NUMBER.fullmatch(score) or score.lower() == none):
+        return None
+    return _Layout(separator, path_at, score_at, (), len(fields) if separator == " " else 2)
 
 
 def _records(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[str, str]]:
     """Paths and scores; nan where a CSV has no score."""
-    least = max(layout.path_at, layout.score_at, layout.numbers) + 1
-    for number, fields in _rows(path, file, layout):
+    least = max(layout.path_at, layout.score_at) + 1
+    rows = _rows(path, file, layout.separator, layout.columns)
+    if layout.header:
+        next(rows)
+    for number, fields in rows:
         where = f"{path}:{number}"
-        if layout.header and len(fields) != len(layout.header):
-            raise UserError(
-                f"{where}: {count_of(len(fields), 'column')}, the header has {len(layout.header)}"
-            )
-        if len(fields) < least or (layout.numbers and len(fields) != least):
-            raise UserError(f"{where}: is not as line 1: {layout.words}")
-        name, score = fields[layout.path_at].strip(" "), fields[layout.score_at].strip()
-        if not name or "\t" in name or "\n" in name or "\r" in name:
+        exact = layout.header or layout.numbers
+        fits = len(fields) == layout.columns if exact else len(fields) >= least
+        if not fits or not all(map(_is_finite, fields[1 : 1 + layout.numbers])):
+            columns = count_of(len(fields), "column")
+            raise UserError(f"{where}: is not as line 1 (here {columns}): {layout.words}")
+        name = fields[layout.path_at].strip(" ")
+        if not name or set(name) & set("\t\n\r"):
             raise UserError(f"{where}: has no path that fits a line")
-        values = fields[1:] if layout.numbers else [score]
-        if layout.numbers and not all(map(_is_finite, values)):
-            raise UserError(
-                f"{where}: expected a path and {layout.numbers} finite numbers, as in line 1"
-            )
-        if not (score or layout.separator == " ") and not layout.numbers:
-            values, score = [], "nan"
-        if not all(map(_is_finite, values)):
+        if layout.numbers:
+            yield name, repr(math.hypot(*map(float, fields[1:])))
+            continue
+        score = fields[layout.score_at].strip()
+        if score and not _is_finite(score):
             remedy = "leave it empty where there is none"
             if _OTHER_NUMBER.fullmatch(score):
                 remedy = f"write {score.rstrip('% ').replace(',', '.')}"
             raise UserError(f"{where}: score {score} is not a finite number; {remedy}")
-        if layout.numbers:
-            score = repr(math.hypot(*map(float, values)))
-        yield name, score
+        yield name, score or "nan"
 
 
 def _single_faces(
@@ -290,19 +271,24 @@ def _single_faces(
             several.add(photo)
 
 
-def _rows(path: Path, file: IO[str], layout: _Layout) -> Iterator[tuple[int, list[str]]]:
-    """The numbers and the fields of the lines that are not blank, without the header."""
-    if layout.separator in "\t ":
-        for number, line in enumerate(file, 1):
+def _split(path: Path, line: str, separator: str) -> list[str]:
+    """The fields of a first line."""
+    return next(_rows(path, [line], separator), (1, []))[1]
+
+
+def _rows(
+    path: Path, lines: Iterable[str], separator: str, columns: int = 0
+) -> Iterator[tuple[int, list[str]]]:
+    """The numbers and the fields of lines that are not blank; `columns` of those between spaces."""
+    if separator in "\t ":
+        for number, line in enumerate(lines, 1):
             text = line.rstrip("\r\n")
-            if text.strip() and not (layout.header and number == 1):
-                tabs = layout.separator == "\t"
-                yield number, text.split("\t") if tabs else text.rsplit(None, layout.columns - 1)
+            if text.strip():
+                tabs = separator == "\t"
+                yield number, text.split("\t") if tabs else text.rsplit(None, columns - 1)
         return
-    records = csv.reader(file, delimiter=layout.separator, strict=True)
+    records = csv.reader(lines, delimiter=separator, strict=True)
     try:
-        if layout.header:
-            next(records)
         for record in filter(None, records):
             yield records.line_num, record
     except csv.Error as error:

@@ -61,7 +61,7 @@ def main(
         )
     if not model.is_file():
         raise UserError(f"{model}: no such file")
-    values = open_scores(scores).values
+    values = open_scores(scores)[0].values
     values = values[np.isfinite(values)]
     if len(values) < _MIN_FACES:
         raise UserError(

@@ -57,7 +57,10 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> Non
         ("name,score\na,1\n", ":1: the header must name the columns path and score"),
         (f"path,score\n{PATHS[0]},nan\n", ":2: score nan is not a finite number"),
         (f"path,score\n{PATHS[0]},good\n", ":2: score good is not a finite number"),
-        (f"path,score\n{PATHS[0]},1\n{PATHS[1]}\n", ":3: 1 column, the header has 2"),
+        (
+            f"path,score\n{PATHS[0]},1\n{PATHS[1]}\n",
+            ":3: is not as line 1 .here 1 column.: CSV with the columns path",
+        ),
         (f"path,score\n{PATHS[0]},1\n{PATHS[0]},2\n", r"twice, with the scores 1 and 2; keep one"),
         (f"path,score\n{PATHS[0]},1_000\n", ":2: score 1_000 is not a finite number"),
         (f"image;quality\n{PATHS[0]};1\n", "it has: image, quality"),
@@ -65,11 +68,11 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> Non
         (f"{PATHS[0]};-85 %\n", ":1: score -85 % is not a finite number; write -85$"),
         (
             "a.jpg" + 16 * " 1" + "\nb.jpg 1 2\n",
-            ":2: is not as line 1: space-separated embeddings of 16 numbers",
+            ":2: is not as line 1 .here 3 columns.: space-separated embeddings of 16 numbers",
         ),
         (
             "a b.jpg" + 16 * " 1" + "\nb c.jpg" + 15 * " 1" + "\n",
-            ":2: expected a path and 16 finite numbers, as in line 1",
+            ":2: is not as line 1 .here 17 columns.: space-separated embeddings of 16 numbers",
         ),
         (
             f'path,score,box_x\n"{PATHS[0]}#1",1,9\n"{PATHS[0]}#2",1,9\n',
@@ -116,7 +119,8 @@ def test_a_pipe_of_scores_is_refused(tmp_path: Path, table: ImageList) -> None:
 
 
 def test_scores_without_a_list(tmp_path: Path) -> None:
-    scored = open_scores(written(tmp_path, 'path,score,status\n"b,c/1.jpg",2.5,ok\na.jpg,,no\n'))
+    text = 'path,score,status\n"b,c/1.jpg",2.5,ok\na.jpg,,no\n'
+    scored, _ = open_scores(written(tmp_path, text))
     assert list(scored.paths()) == ["b,c/1.jpg", "a.jpg"]
     np.testing.assert_array_equal(scored.values, [2.5, np.nan])
 
@@ -149,7 +153,7 @@ def test_other_peoples_forms(
 ) -> None:
     path = written(tmp_path, text.format(PATHS[0], PATHS[1]))
     path_column, _, score_column = form.partition(" ")
-    named = ScoreForm(score_column, path_column) if form else None
+    named = ScoreForm(score_column, path_column) if form else ScoreForm()
     found = read_scores(path, table, named)
     np.testing.assert_array_equal(found.values, [1.5, -20, np.nan])
     assert words in found.form
