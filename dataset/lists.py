@@ -114,17 +114,15 @@ def read_table(path: str | os.PathLike[str], value: str | None = None) -> ImageL
     file_path = Path(path)
     parts: list[tuple[Rows, npt.NDArray[np.int32], Values]] = []
     digest = hashlib.sha256()
-    rows = offset = 0
+    rows = 0
     gap = b""
     maker = _MAKERS.get(file_path.name)
     missing = f"run {maker} first" if maker else "check its name"
     with reading(file_path, missing), open(file_path, "rb") as file:
         source = OpenFile(os.dup(file.fileno()))
-        if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK:
-            offset = len(_BYTE_ORDER_MARK)
-            digest.update(_BYTE_ORDER_MARK)
-        else:
-            file.seek(0)
+        if file.peek(len(_BYTE_ORDER_MARK)).startswith(_BYTE_ORDER_MARK):
+            digest.update(file.read(len(_BYTE_ORDER_MARK)))
+        offset = file.tell()
         for block in whole_lines(file, _BLOCK, digest.update):
             if records := block.rstrip(b"\r\n"):  # a list may end in blank lines
                 starts, sizes, values = _parse(file_path, gap + records + b"\n", rows, value)
@@ -179,12 +177,12 @@ def _parse(
     """Line starts, path sizes and second-column numbers of whole lines."""
     try:
         block.decode("utf-8")
+        place, why = block.find(b"\0"), "holds a zero byte; a list is text, one `<path>` a line"
     except UnicodeDecodeError as error:
-        line = rows_before + block.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: is not UTF-8 text; write the list again") from error
-    if (nul := block.find(b"\0")) >= 0:
-        line = rows_before + block.count(b"\n", 0, nul) + 1
-        raise UserError(f"{path}:{line}: holds a zero byte; a list is text, one `<path>` a line")
+        place, why = error.start, "is not UTF-8 text; write the list again"
+    if place >= 0:
+        line = rows_before + block.count(b"\n", 0, place) + 1
+        raise UserError(f"{path}:{line}: {why}")
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
     starts = np.concatenate([[0], ends[:-1] + 1])

@@ -67,7 +67,7 @@ def main(
         note(f"note: {doubt}")
     if doubt := doubt_alignment(table):
         note(f"note: {doubt}")
-    if containers == [data_root] and (pairs := write_pairs(root, out_dir / PAIRS)) is not None:
+    if containers == [data_root] and (pairs := write_pairs(root, out_dir / PAIRS)):
         print(f"{out_dir / PAIRS}: {count_of(pairs, 'pair')}")
     if to_rec is not None:
         packed = pack_images(out_dir / LABELPATH, to_rec, skipped)

@@ -52,9 +52,9 @@ class Container(ABC):
         """The identity of one image, where the format has `single_identities`."""
         raise NotImplementedError
 
-    def pairs(self) -> Iterator[tuple[str, str, bool]] | None:
-        """The pairs of a verification set: (member, member, same person); None: it is none."""
-        return None
+    def pairs(self) -> Iterator[tuple[str, str, bool]]:
+        """The pairs of a verification set: (member, member, same person); none in other formats."""
+        return iter(())
 
     def open_index(self) -> None:
         """Does now what the first `read` would have to wait for."""

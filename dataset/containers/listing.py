@@ -90,21 +90,21 @@ def identified_members(
             raise UserError(f"{container}: no image with an identity found ({why})")
 
 
-def container_pairs(container: str) -> list[tuple[str, str, bool]] | None:
+def container_pairs(container: str) -> list[tuple[str, str, bool]]:
     """The pairs of a verification set as `Container.pairs`; UserError if it cannot be opened."""
     with reading(container):
-        pairs = open_container(container).pairs()
-        return None if pairs is None else list(pairs)
+        return list(open_container(container).pairs())
 
 
-def write_pairs(container: str, path: Path) -> int | None:
-    """Writes the pairs of a container, `<path> TAB <path> TAB 0|1`; returns how many, if any."""
-    pairs = container_pairs(container)
-    if pairs is None:
-        return None
-    with replacing(path) as file:
-        for first, second, same in pairs:
-            file.write(f"{container}#{first}\t{container}#{second}\t{int(same)}\n")
+def write_pairs(container: str, path: Path) -> int:
+    """Writes the pairs of a container, `<path> TAB <path> TAB 0|1`; returns how many.
+
+    Nothing is written where it has none.
+    """
+    if pairs := container_pairs(container):
+        with replacing(path) as file:
+            for first, second, same in pairs:
+                file.write(f"{container}#{first}\t{container}#{second}\t{int(same)}\n")
     return len(pairs)
 
 

@@ -52,11 +52,10 @@ def pack_images(labelpath: Path, target: Path, skipped: Skipped) -> int:
     order = np.argsort(identities, kind="stable")
     firsts: list[int] = []  # the key of the first image of each identity
     before = -1
-    bar = tqdm(total=len(order), desc="pack", unit=" images")
-    with write_records(target) as records, bar:
+    listed = zip(order.tolist(), table.paths_at(order), strict=True)
+    with write_records(target) as records:
         records.add((0.0, 0.0))
-        for row, path in zip(order.tolist(), table.paths_at(order), strict=True):
-            bar.update()
+        for row, path in tqdm(listed, desc="pack", unit=" images", total=len(order)):
             try:
                 content = read_bytes(path)
                 if not content:

@@ -132,8 +132,14 @@ class RecordFile(Container):
         """
         return self._at(self._row(key), self.file.read)
 
-    def records(self) -> Iterator[tuple[int, Record | Damaged]]:
-        """Keys and records in order, without those that describe others, read in large blocks."""
+    def records(self, skipped: Skipped) -> Iterator[tuple[int, Record | Damaged]]:
+        """Keys and records in order, without those that describe others, read in large blocks.
+
+        What the scan for a missing index found damaged goes to `skipped`; the index does not name
+        it.
+        """
+        if self.damage:
+            skipped.problem("damaged places", f"{self.path}: {self.damage}")
         stream = self.file.stream()
 
         def read(offset: int, size: int) -> bytes:
@@ -149,21 +155,14 @@ class RecordFile(Container):
                 if record.image:
                     yield record.key, record
 
-    def _report_damage(self, skipped: Skipped) -> None:
-        """What the scan for a missing index found damaged; the index does not name it."""
-        if self.damage:
-            skipped.problem("damaged places", f"{self.path}: {self.damage}")
-
     def images(self, skipped: Skipped) -> Iterator[str]:
         """The keys of all images, damaged ones included."""
-        self._report_damage(skipped)
-        return (str(key) for key, _ in self.records())
+        return (str(key) for key, _ in self.records(skipped))
 
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images with their identities, which are their labels."""
-        self._report_damage(skipped)
         images = 0
-        for key, record in self.records():
+        for key, record in self.records(skipped):
             images += 1
             if isinstance(record, Damaged):
                 skipped.problem("damaged records", f"{self.path}: {record}")

@@ -234,6 +234,11 @@ def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str
             if entry.isreg() and end > file.size:
                 raise tarfile.ReadError(f"{entry.name!r} ends {end - file.size} bytes later")
             tar.members.clear()  # or it would keep one object a member
+        # tarfile takes garbage in place of a header for the end; a tar ends with zeros.
+        following = _first_byte(file, tar.offset)
+        if following == tar.offset:
+            raise tarfile.ReadError("no header there")
+        return following
     except (UnreadableImage, UserError):  # of the storage
         raise
     except Exception as error:  # a damaged header raises a dozen kinds
@@ -243,12 +248,6 @@ def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str
             ) from error
         yield f"is damaged at offset {seen} ({error or type(error).__name__})"
         return None
-    # tarfile takes garbage in place of a header for the end; a tar ends with zeros.
-    following = _first_byte(file, tar.offset)
-    if following is None or following > tar.offset:
-        return following
-    yield f"is damaged at offset {tar.offset} (no header there)"
-    return None
 
 
 class _Headers:

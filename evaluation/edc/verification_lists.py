@@ -59,7 +59,7 @@ def read_pairs(path: Path, images: ImageList) -> tuple[PairList, int]:
 
     if is_container(str(path)):
         held = container_pairs(str(path))
-        if held is None:
+        if not held:
             raise UserError(f"{path}: holds no pairs")
         name = path.name  # without its folder: the list may be made in another one
         pairs = [(f"{name}#{first}", f"{name}#{second}", same) for first, second, same in held]

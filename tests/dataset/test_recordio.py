@@ -78,7 +78,7 @@ def test_a_file_assembled_by_hand_is_read(tmp_path: Path, with_index: bool) -> N
     assert records.record(2).labels == (8.0, 0.5)
     assert [records.record(key).identity for key in (1, 2, 3)] == [7, 8, 9]
     assert records.record(0).labels == (4.0, 6.0)
-    assert [key for key, _ in records.records()] == [1, 2, 3]
+    assert [key for key, _ in records.records(Skipped())] == [1, 2, 3]
     lacks = "record 4 at offset .* holds no image" if with_index else "no record 4"
     with pytest.raises(UnreadableImage, match=lacks):
         records.read("4")
@@ -245,7 +245,7 @@ def test_round_trip_in_any_order(
     run = run_of(back, *order)
     assert all(found in (None, images[key]) for key, found in zip(order, run, strict=True))
     assert run_of(back, *sorted(order)) == images
-    in_order = [record for _, record in back.records()]
+    in_order = [record for _, record in back.records(Skipped())]
     assert [not isinstance(r, Damaged) and r.image for r in in_order] == images
     index = index_path(path).read_bytes()
     index_path(path).unlink()
@@ -279,7 +279,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, damag
         records.read("2")
     assert [records.read(str(key)) for key in (1, 3)] == [images[0], images[2]]
     assert run_of(records, 1, 2, 3) == [images[0], None, images[2]]
-    kinds = [isinstance(record, Damaged) for _, record in records.records()]
+    kinds = [isinstance(record, Damaged) for _, record in records.records(Skipped())]
     assert kinds == [False, True, False]
     # Without an index a scan finds the records before it, under the same keys.
     index_path(path).unlink()
@@ -399,7 +399,7 @@ def test_an_index_of_some_records(tmp_path: Path) -> None:
     lines = index_path(path).read_text().splitlines(keepends=True)
     index_path(path).write_text(lines[1] + lines[3])
     records = RecordFile(path)
-    assert [key for key, _ in records.records()] == [1, 3]
+    assert [key for key, _ in records.records(Skipped())] == [1, 3]
     assert records.read("1") == b"plain"
 
 
