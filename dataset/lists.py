@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import methodcaller
 from pathlib import Path
@@ -31,6 +32,7 @@ _MAKERS = {LABEL: "gen_datalist.py", LABELPATH: "gen_datalist.py"} | {
     PSEUDO_LABELS: "gen_pseudo_labels.py"
 }
 _BLOCK = 1 << 24
+_WIDEST = 40  # characters of a number
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows put it before the text
 _TAB, _NEWLINE, _RETURN, _UNDERSCORE = 9, 10, 13, 95
 
@@ -209,30 +211,25 @@ def _numbers(
     value: str,
 ) -> Values:
     widths = ends - begins
-    bad = (widths <= 0) | (widths > 40)
-    if not bad.any():
-        width = int(widths.max())
+    width = int(widths.max())
+    if widths.min() > 0 and width <= _WIDEST:
         columns = np.arange(width)
         picked = data[np.minimum(begins[:, None] + columns, len(data) - 1)]
         text = np.where(columns < widths[:, None], picked, 0).astype(np.uint8)
-        try:
-            bad = (text == _UNDERSCORE).any(axis=1)  # Python reads 1_000 as a number
-            if not bad.any():
+        if not (text == _UNDERSCORE).any():  # Python reads 1_000 as a number
+            with suppress(ValueError):
                 return text.view(f"S{width}").ravel().astype(np.float64)
-        except ValueError:
-            bad = np.array([not _is_number(bytes(row)) for row in text])
-    row = int(np.flatnonzero(bad)[0])
-    raise UserError(
-        f"{path}:{rows_before + row + 1}: expected `<path> TAB <{value}>`, a number after the TAB"
-    )
+    spans = enumerate(zip(begins.tolist(), ends.tolist(), strict=True), rows_before + 1)
+    line = next(line for line, (begin, end) in spans if not _is_number(data[begin:end].tobytes()))
+    raise UserError(f"{path}:{line}: expected `<path> TAB <{value}>`, a number after the TAB")
 
 
 def _is_number(text: bytes) -> bool:
     try:
-        plain_number(text.rstrip(b"\0").decode())
+        plain_number(text.decode())
     except ValueError:
         return False
-    return True
+    return len(text) <= _WIDEST
 
 
 def last_parts(path: str, count: int = 2) -> str:

@@ -144,24 +144,27 @@ class _DType:
 
 
 class _Array:
-    """The state of an array of bytes or booleans."""
+    """An array: `value` is one of numbers or byte strings, or a list of objects."""
 
-    code = ""
-    shape: Any = ()
-    content: Any = b""
+    value: Any = ()
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, _, content = state
-        if any(not 0 <= side < 1 << 48 for side in shape):
-            raise pickle.UnpicklingError("an array of an impossible shape")
-        self.code, self.shape = dtype.code, tuple(shape)
-        self.content = content if isinstance(content, list) else _bytes(content)
+        self.value = content
+        if not isinstance(content, list):
+            self.value = _plain(dtype, _bytes(content)).reshape(shape)
 
 
 def _array_from_buffer(content: Any, dtype: _DType, shape: Any, *_: Any) -> _Array:
     array = _Array()
     array.__setstate__((1, shape, dtype, False, content))
     return array
+
+
+def _plain(dtype: _DType, content: bytes) -> npt.NDArray[Any]:
+    if not _PLAIN.fullmatch(dtype.code):
+        raise pickle.UnpicklingError(f"values of the type {dtype.code}")
+    return np.frombuffer(content, dtype.code)
 
 
 def _text(value: Any) -> str:
@@ -185,9 +188,8 @@ def _encode(text: Any, encoding: Any) -> bytes:
 def _scalar(dtype: _DType, content: Any) -> Any:
     """A number or byte string of numpy, as Python's."""
     content = _encode(content, "latin1")
-    if not _PLAIN.fullmatch(dtype.code):
-        raise pickle.UnpicklingError(f"a value of the type {dtype.code}")
-    return content if dtype.code[0] == "S" else np.frombuffer(content, dtype.code)[0].item()
+    numbers = _plain(dtype, content)
+    return content if dtype.code[0] == "S" else numbers[0].item()
 
 
 _CORES = ("numpy.core", "numpy._core")
@@ -218,21 +220,15 @@ class _Inert(pickle.Unpickler):
 
 def _items(value: Any) -> Sequence[Any]:
     """The entries of a list, or of an array of numbers, byte strings or objects."""
-    if isinstance(value, _Array) and isinstance(value.content, bytes):
-        plain = _PLAIN.fullmatch(value.code)
-        size = int(value.code[1:]) if plain else 1
-        count, rest = divmod(len(value.content), size)
-        if not plain or rest or value.shape != (count,):
+    value = value.value if isinstance(value, _Array) else value
+    if isinstance(value, np.ndarray):
+        if value.ndim != 1:
             raise UnreadableImage(
-                f"holds an array of {value.code} of shape {value.shape}; expected the bytes of an "
+                f"holds an array of {value.dtype} of shape {value.shape}; expected the bytes of an "
                 "image file for each image (cv2.imencode makes them), or a boolean for each pair"
             )
-        if value.code[0] == "S":  # zeros fill each up to the longest
-            starts = range(0, len(value.content), size)
-            return [value.content[start : start + size].rstrip(b"\0") for start in starts]
-        items: list[Any] = np.frombuffer(value.content, value.code).tolist()
+        items: list[Any] = value.tolist()
         return items
-    value = value.content if isinstance(value, _Array) else value
     if not isinstance(value, list | tuple):
         raise UnreadableImage("holds something else than a list of images and one of booleans")
     return value
@@ -241,8 +237,9 @@ def _items(value: Any) -> Sequence[Any]:
 def _image_bytes(number: int, entry: Any) -> bytes:
     if entry is None:
         return b""
-    if isinstance(entry, _Array) and entry.code in ("u1", "i1"):
-        entry = entry.content if entry.shape == (len(entry.content),) else None
+    array = entry.value if isinstance(entry, _Array) else None
+    if isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.name in ("uint8", "int8"):
+        entry = array.tobytes()
     if not isinstance(entry, bytes | bytearray):
         raise UnreadableImage(
             f"entry {number} is no image file's bytes, which cv2.imencode makes of pixels"

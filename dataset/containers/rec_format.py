@@ -180,10 +180,9 @@ def read_index(path: Path) -> tuple[Keys, Keys]:
         for block in whole_lines(file, _BLOCK):
             parts.append(_index_rows(path, block, lines))
             lines += len(parts[-1])
-    rows = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
-    if not len(rows):
+    if not parts:
         raise UserError(f"{path}: is empty; delete it to have it rebuilt from the .rec")
-    keys, offsets = rows[:, 0].copy(), rows[:, 1].copy()
+    keys, offsets = np.concatenate(parts).T.copy()
     if np.any(keys[1:] <= keys[:-1]):
         order = np.argsort(keys, kind="stable")
         keys, offsets = keys[order], offsets[order]
