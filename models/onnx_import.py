@@ -95,7 +95,7 @@ class _Part:
 
 class _Reader:
     def __init__(self, graph: Any, where: str) -> None:
-        from onnx import helper, numpy_helper
+        from onnx import numpy_helper
 
         self.where = where
         self.constants: dict[str, Array] = {
@@ -110,10 +110,6 @@ class _Reader:
             else:
                 self.nodes.append(node)
         self.producers = {name: node for node in self.nodes for name in node.output}
-        self.attributes = {
-            node.output[0]: {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            for node in self.nodes
-        }
         inputs = [value for value in graph.input if value.name not in self.constants]
         if len(inputs) != 1 or not graph.output:
             raise UserError(f"{where}: has {len(inputs)} inputs; a recogniser has one")
@@ -181,7 +177,9 @@ class _Reader:
 
     def _translate(self, node: Any) -> tuple[dict[str, Any], dict[str, Array]]:
         """A node's settings and weights under torch's names."""
-        has = self.attributes[node.output[0]]
+        from onnx import helper
+
+        has = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         arrays = [self.constants[name] for name in node.input if name in self.constants]
         kind = node.op_type
         settings: dict[str, Any] = {"stride": list(has.get("strides", (1, 1)))}

@@ -42,12 +42,12 @@ def read_state(path: str | os.PathLike[str]) -> State:
     for key in _INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path}: holds no state_dict; save the network's state_dict")
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: holds more than tensors; save the network's bare state_dict")
-    if not all(map(_is_plain, content.values())):
-        raise UserError(f"{path}: holds tensors that are not plain numbers; save a bare state_dict")
+    plain = isinstance(content, Mapping) and all(map(_is_plain, content.values()))
+    if not plain or not content:
+        raise UserError(
+            f"{path}: holds no state_dict, or more than tensors of plain numbers; save the "
+            "network's bare state_dict"
+        )
     state = {str(key): value for key, value in content.items()}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -85,9 +85,10 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: is damaged or not a torch checkpoint; get it again") from error
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta
-    return tensor.layout == torch.strided and not odd
+def _is_plain(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return not (value.is_quantized or value.is_complex() or value.is_meta)
 
 
 class _Ignored:

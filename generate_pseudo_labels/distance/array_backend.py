@@ -15,17 +15,12 @@ import numpy.typing as npt
 
 from sdd_fiqa.cores import nvidia_driver, parse_device
 from sdd_fiqa.errors import UserError
+from sdd_fiqa.images import cv2
 
 Array = Any  # a numpy array or a torch tensor
 Float32 = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-
-# The bits of a float16's exponent and fraction, shifted to their place in a float32, are the number
-# times 2**-112. Its infinities and NaNs become 65536 and more.
-_HALF_BITS = np.int32(0x8FFFE000 - 2**32)
-_HALF_SCALE = np.float32(2.0**112)
-_HALF_LIMIT = np.float32(65536.0**2)
 
 
 class NumpyArrays:
@@ -46,12 +41,12 @@ class NumpyArrays:
     def rows(self, raw: npt.NDArray[Any]) -> tuple[Array, Array]:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
         with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses such rows
-            rows = _half_to_float(raw) if raw.dtype == np.float16 else raw.astype(np.float32)
-            squares = np.einsum("ij,ij->i", rows, rows)
-            if raw.dtype == np.float16 and not np.all(squares < _HALF_LIMIT):
-                rows = raw.astype(np.float32)  # far from unit rows: slower, but keeps inf and NaN
-                squares = np.einsum("ij,ij->i", rows, rows)
-        return rows, squares
+            if raw.dtype == np.float16 and raw.size:
+                # Twice as fast as astype, or more.
+                rows = cv2.add(raw, 0.0, dtype=cv2.CV_32F)  # type: ignore[call-overload]
+            else:
+                rows = raw.astype(np.float32)
+            return rows, np.einsum("ij,ij->i", rows, rows)
 
     def device(self, array: npt.NDArray[Any]) -> Array:
         """A numpy array on the device, with its type unchanged."""
@@ -131,12 +126,3 @@ def arrays_for(device: str) -> Arrays:
     if kind == "auto":
         return NumpyArrays()
     raise UserError(f"--device {device}: torch sees {count} CUDA devices here; use --device cpu")
-
-
-def _half_to_float(raw: npt.NDArray[np.float16]) -> Float32:
-    """float16 -> float32 by moving bits, five times as fast as numpy's own conversion."""
-    bits = raw.view(np.int16).astype(np.int32)
-    np.left_shift(bits, 13, out=bits)
-    np.bitwise_and(bits, _HALF_BITS, out=bits)
-    rows = bits.view(np.float32)
-    return np.multiply(rows, _HALF_SCALE, out=rows)

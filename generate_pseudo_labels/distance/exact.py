@@ -62,9 +62,6 @@ def draw_pools(embedded: EmbeddedSet, size: int, seed: int) -> tuple[Pool, Pool]
     chosen[rng.choice(second, size, replace=False)] = True
     half = rng.random(second) < 0.5
     rows = embedded.at(order)
-    if size == second:
-        pool = Pool(order, rows, half)
-        return pool, pool
     first = rows[embedded.arrays.device(np.flatnonzero(chosen))]
     return Pool(order[chosen], first, half[chosen]), Pool(order, rows, half)
 
@@ -88,9 +85,7 @@ def mean_embedding(
         sums.append(np.rint(exactly).astype(np.int64).sum(axis=0))
 
     runner.run(work, weight)
-    total = np.zeros(embedded.source.shape[1], np.int64)
-    for part in sums:
-        total += part
+    total = np.sum([np.zeros(embedded.source.shape[1], np.int64), *sums], axis=0)
     mean = processes.add_up(total).astype(np.float64) / (_FIXED_POINT * len(embedded.groups))
     return arrays.device(mean.astype(np.float32))
 

@@ -84,18 +84,7 @@ class Graph(nn.ModuleList):
     def __init__(self, layers: list[dict[str, Any]]) -> None:
         super().__init__(OPERATIONS[layer["op"]](**layer["settings"]) for layer in layers)
         self.inputs: list[list[int]] = [list(layer["inputs"]) for layer in layers]
-        if not layers or any(
-            not 0 <= source <= place
-            for place, sources in enumerate(self.inputs)
-            for source in sources
-        ):
-            raise ValueError("a layer takes an input that no earlier layer gives")
-        # Maps are dropped after their last use: a batch of 512 faces has gigabytes of them.
-        last_use = {source: place for place, of in enumerate(self.inputs) for source in of}
-        self._done_with = [
-            {source for source in of if last_use[source] == place}
-            for place, of in enumerate(self.inputs)
-        ]
+        self._last_use = {source: place for place, of in enumerate(self.inputs) for source in of}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 112, 112) -> (B, C, H, W), or (B, D) of a whole recogniser."""
@@ -103,8 +92,9 @@ class Graph(nn.ModuleList):
         out = x
         for place, layer in enumerate(self):
             out = layer(*(values[source] for source in self.inputs[place]))
-            for source in self._done_with[place]:
-                del values[source]
+            for source in set(self.inputs[place]):
+                if self._last_use[source] == place:  # a batch of 512 faces has gigabytes of maps
+                    del values[source]
             values[place + 1] = out
         return out
 

@@ -218,11 +218,11 @@ def test_what_is_no_checkpoint(
     for other in others:
         with pytest.raises(UserError, match="holds no state_dict"):
             read_state(save(other))
-    with pytest.raises(UserError, match="holds more than tensors"):
+    with pytest.raises(UserError, match="holds no state_dict, or more than tensors"):
         read_state(save({"a": torch.zeros(1), "b": 1}))
     odd = (torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex64))
     for tensor in (*odd, torch.zeros(2, device="meta")):
-        with pytest.raises(UserError, match="tensors that are not plain numbers"):
+        with pytest.raises(UserError, match="or more than tensors of plain numbers"):
             read_state(save({"a": tensor}))
     with pytest.raises(UserError, match="cannot be read"):
         read_state(tmp_path / "none.pth")
