@@ -88,11 +88,11 @@ def similarity_distances(
     runner = BlockRunner(plan, plan.share(processes.rank, processes.size), rows, at_once, progress)
     repeats, seed = settings.repeats, settings.seed
     if settings.estimator == "sampled":
-        sampled = SampledEstimator(embedded, plan, settings.fix_num, repeats, seed)
+        sampled = SampledEstimator(embedded, settings.fix_num, repeats, seed)
         return DistanceResult(runner.begin, runner.collect(sampled.distances, repeats), np.zeros(3))
     mean = mean_embedding(embedded, runner, processes, _FIRST_PASS)
     pools = draw_pools(embedded, settings.pool_size, seed)
-    exact = ExactEstimator(embedded, plan, *pools, mean)
+    exact = ExactEstimator(embedded, *pools, mean)
     distances = runner.collect(exact.distances, 1, 1 - _FIRST_PASS)
     crossing = np.array([(0.0, 0.0, 0.0), *exact.errors]).sum(axis=0)
     return DistanceResult(runner.begin, distances, crossing)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.array_backend import Array, Indices, Mask
-from generate_pseudo_labels.distance.blocks import Block, BlockBatch, BlockPlan
+from generate_pseudo_labels.distance.blocks import Block, BlockBatch
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, similarities_within
 from generate_pseudo_labels.distance.results import BlockRunner, Distances
 from generate_pseudo_labels.distance.wasserstein import may_cross, negative_excess_ragged
@@ -77,8 +77,7 @@ def mean_embedding(
     arrays = embedded.arrays
     sums: list[npt.NDArray[np.int64]] = []
 
-    def work(numbers: range) -> None:
-        batch = runner.plan.batch(numbers)
+    def work(batch: BlockBatch) -> None:
         faces, begin = embedded.span(batch.begin, batch.end), batch.begin
         parts = [faces[block.start - begin : block.stop - begin].sum(0) for block in batch.blocks]
         exactly = arrays.host(arrays.xp.stack(parts)).astype(np.float64) * _FIXED_POINT
@@ -184,7 +183,7 @@ class ExactEstimator:
     """Distances of whole blocks of images, against all others.
 
     Attributes:
-        embedded, plan: the set and its blocks.
+        embedded: the set.
         pool, second: random images that represent all; the second pool is larger.
         mean: (D,) of all unit rows.
         errors: for each batch: images that overlap, those whose error was measured, and the sum of
@@ -192,19 +191,18 @@ class ExactEstimator:
     """
 
     embedded: EmbeddedSet
-    plan: BlockPlan
     pool: Pool
     second: Pool
     mean: Array
     errors: list[tuple[int, int, float]] = field(default_factory=list)
 
-    def distances(self, numbers: range) -> Distances:
+    def distances(self, batch: BlockBatch) -> Distances:
         """Distances of the images of consecutive blocks; NaN for the only image of an identity."""
-        batch = self.plan.batch(numbers)
         arrays = self.embedded.arrays
         faces = self.embedded.span(batch.begin, batch.end)  # (R, D)
         mates = SameIdentitySimilarities(self.embedded, batch, faces)
-        images, sizes = len(self.plan.groups), arrays.device((mates.counts + 1).astype(np.float32))
+        images = len(self.embedded.groups)
+        sizes = arrays.device((mates.counts + 1).astype(np.float32))
         mean_p = (mates.total - mates.itself) / (sizes - 1).clip(1)
         # The mean over all images, without the part of the own identity. (einsum rounds the same
         # way in batches of any size.)
@@ -280,7 +278,7 @@ class ExactEstimator:
     def _check(self, mates: SameIdentitySimilarities, overlapping: Indices) -> None:
         """Notes the standard error of W1 of each block's first rows, by two halves of the pool."""
         checked = overlapping[:0]
-        if len(self.second.positions) < len(self.plan.groups):
+        if len(self.second.positions) < len(self.embedded.groups):
             ends = np.array([block.stop - mates.batch.begin for block in mates.batch.blocks])
             block = np.searchsorted(ends, overlapping, side="right")
             nth = np.arange(len(block)) - np.searchsorted(block, block)

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.array_backend import Float32, Mask
-from generate_pseudo_labels.distance.blocks import BlockPlan
+from generate_pseudo_labels.distance.blocks import BlockBatch, BlockPlan
 
 Progress = Callable[[float], object]
 
@@ -99,7 +99,7 @@ class BlockRunner:
         return int(self.plan.bounds[self.blocks.start])
 
     def collect(
-        self, distances: Callable[[range], Distances], repeats: int, weight: float = 1.0
+        self, distances: Callable[[BlockBatch], Distances], repeats: int, weight: float = 1.0
     ) -> Distances:
         """The distances of all blocks, in order; `distances` runs on any thread.
 
@@ -108,21 +108,21 @@ class BlockRunner:
         end = int(self.plan.bounds[self.blocks.stop])
         results = Distances.empty(end - self.begin, repeats)
 
-        def work(batch: range) -> None:
-            results.put(int(self.plan.bounds[batch.start]) - self.begin, distances(batch))
+        def work(batch: BlockBatch) -> None:
+            results.put(batch.begin - self.begin, distances(batch))
 
         self.run(work, weight)
         return results
 
-    def run(self, work: Callable[[range], None], weight: float = 1.0) -> None:
+    def run(self, work: Callable[[BlockBatch], None], weight: float = 1.0) -> None:
         """Calls `work` for every batch of blocks; the first exception ends it."""
-        batches = list(self.plan.batches(self.blocks, self.batch_rows))
+
+        def images_done(numbers: range) -> int:
+            batch = self.plan.batch(numbers)
+            work(batch)
+            return batch.end - batch.begin
+
         with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for batch, _ in zip(batches, pool.map(work, batches), strict=True):
-                    images = int(self.plan.bounds[batch.stop] - self.plan.bounds[batch.start])
-                    if self.progress is not None:
-                        self.progress(images * weight)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            for images in pool.map(images_done, self.plan.batches(self.blocks, self.batch_rows)):
+                if self.progress is not None:
+                    self.progress(images * weight)

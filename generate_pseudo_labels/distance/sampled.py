@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from generate_pseudo_labels.distance.array_backend import Array, Indices
-from generate_pseudo_labels.distance.blocks import Block, BlockBatch, BlockPlan
+from generate_pseudo_labels.distance.blocks import Block, BlockBatch
 from generate_pseudo_labels.distance.draws import NEGATIVE_GROUPS, draw_negatives, draw_positives
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, similarities_within
 from generate_pseudo_labels.distance.results import Distances
@@ -46,16 +46,14 @@ class SampledEstimator:
     """
 
     embedded: EmbeddedSet
-    plan: BlockPlan
     m: int
     repeats: int
     seed: int
 
-    def distances(self, numbers: range) -> Distances:
+    def distances(self, batch: BlockBatch) -> Distances:
         """Distances of the images of consecutive blocks; NaN for the only image of an identity."""
         arrays = self.embedded.arrays
         xp = arrays.xp
-        batch = self.plan.batch(numbers)
         faces = self.embedded.span(batch.begin, batch.end)  # (R, D)
         negatives = self._negatives(batch, faces)  # (K, m, R)
         mean_n = negatives.sum(1) / self.m  # (K, R)
@@ -90,7 +88,7 @@ class SampledEstimator:
     def _negatives(self, batch: BlockBatch, faces: Array) -> Array:
         """(K, m, R) similarities of all images to their negatives."""
         arrays = self.embedded.arrays
-        images = len(self.plan.groups)
+        images = len(self.embedded.groups)
         shared, replacements = draw_negatives(batch, images, self.m, self.repeats, self.seed)
         drawn = np.concatenate([shared.ravel(), replacements[:, 5]])
         others = self.embedded.at(drawn)
