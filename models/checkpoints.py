@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from common.cli import note
-from models.backbones.layer_graph import graph_network, is_graph
-from models.networks import build_network, restore_floor
+from models.backbones.layer_graph import graph_network
+from models.backbones.layers import add_floor
+from models.networks import build_network, quality_head
 from models.state_dicts import (
     differences,
     explain_mismatch,
@@ -47,7 +49,7 @@ def load_network(
     """
     state = read_state(path)
     wanted = "recognition" if recognition else "quality"
-    graph = is_graph(state)
+    graph = any(key.startswith("trunk.") for key in state)  # no other network has a `trunk`
     about = read_about(path) if graph or not recognition else {}
     found = (str(about.get("architecture")), "quality") if graph else identify(state)
     if found is None:
@@ -70,7 +72,14 @@ def load_network(
     else:
         network = build_network(found[0], recognition=recognition, dropout=dropout)
     network.load_state_dict(state, strict=True)
-    restore_floor(network, about, str(path))
+    if "floor" in about:
+        floor = about["floor"]
+        if not isinstance(floor, (int, float)) or not 0 < floor < math.inf:
+            raise UserError(
+                f"{path}: the .json next to it gives a floor of {floor!r}, not a number above 0; "
+                "get both files again"
+            )
+        add_floor(quality_head(network), floor)
     return found[0], network.eval(), about
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +14,7 @@ from models.backbones import RGB, Pixels
 from models.backbones.ir import R50, NormedIR
 from models.backbones.iresnet import IResNet
 from models.backbones.layer_graph import GraphNetwork
-from models.backbones.layers import add_floor, floor_of
+from models.backbones.layers import floor_of
 from models.backbones.mobilefacenet import MobileFaceNet
 from sdd_fiqa.errors import UserError
 
@@ -76,23 +75,6 @@ def quality_head(network: nn.Module) -> nn.Sequential:
     head = network.get_submodule(HEAD.rstrip("."))
     assert isinstance(head, nn.Sequential)
     return head
-
-
-def restore_floor(network: nn.Module, about: dict[str, Any], where: str) -> None:
-    """Gives a quality network the floor that the .json next to its weights records, if any.
-
-    Raises:
-        UserError: it is not a number above 0; the message begins with `where`.
-    """
-    if "floor" not in about:
-        return
-    floor = about["floor"]
-    if not isinstance(floor, (int, float)) or not 0 < floor < math.inf:
-        raise UserError(
-            f"{where}: the .json next to it gives a floor of {floor!r}, not a number above 0; get "
-            "both files again"
-        )
-    add_floor(quality_head(network), floor)
 
 
 class FaceModel(nn.Module):

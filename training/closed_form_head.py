@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.device import Compute
 from common.distributed import ProcessGroup
 from models.backbones.layers import FLOOR, floor_of
-from models.networks import FaceModel
+from models.networks import FaceModel, quality_head
 
 # Weight of the squared slopes, as a share of the sum of the features' variances. Of five values
 # from 1/10,000 to 1/1,000 this one ranked the faces of unseen people best, by a small margin
@@ -91,8 +91,7 @@ def fit_head(
         processes: all of them have a part.
     """
     assert isinstance(model, FaceModel)
-    head = model.network.quality
-    assert isinstance(head, nn.Sequential)
+    head = quality_head(model.network)
     floor = floor_of(head)
     assert floor is not None
     maps: list[Tensor] = []

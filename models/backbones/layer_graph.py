@@ -7,7 +7,7 @@ ONNX file nor the package `onnx` is needed again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -120,11 +120,6 @@ class GraphNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 112, 112) -> (B, 1)."""
         return in_float32(self.quality, self.trunk(x))
-
-
-def is_graph(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state_dict is of a `GraphNetwork`: no other network has a `trunk`."""
-    return any(key.startswith("trunk.") for key in state)
 
 
 def graph_network(about: dict[str, Any], where: str, dropout: float = 0.5) -> GraphNetwork:
