@@ -225,16 +225,14 @@ class _Reader:
 def _read_one(file: Path) -> npt.NDArray[np.float64] | str:
     """The numbers of one .npy, flat, or why there are none."""
     try:
-        content = BytesIO(file.read_bytes())
-        shape, _, dtype = read_header(content)  # first: memory is set aside for what it states
-        left = len(content.getbuffer()) - content.tell()
-        if dtype.kind not in "fiu" or not 0 < math.prod(shape) * dtype.itemsize <= left:
-            return DAMAGED
-        content.seek(0)
-        found = np.load(content, allow_pickle=False)
+        content = file.read_bytes()
+        stream = BytesIO(content)
+        shape, _, dtype = read_header(stream)
+        if dtype.kind in "fiu" and 0 not in shape:
+            values = np.frombuffer(content, dtype, math.prod(shape), stream.tell())
+            return values.astype(np.float64)
     except FileNotFoundError:
         return MISSING
     except Exception:  # a damaged header is parsed as Python: it raises many kinds
-        return DAMAGED
-    flat: npt.NDArray[np.float64] = found.astype(np.float64).ravel()
-    return flat
+        pass
+    return DAMAGED

@@ -128,7 +128,10 @@ def _in_torch(
     forward = Forward(network, compute, fold=compute.name == "fp32")
     if probe is not None and compute.name != "fp32" and len(probe):
         full = Forward(network, choose_compute(str(compute.device), "fp32"), fold=False)
-        if not _close(forward.begin(probe)(), full.begin(probe)()):
+        half, exact = forward.begin(probe)(), full.begin(probe)()
+        lengths = np.linalg.norm(half, axis=1) * np.linalg.norm(exact, axis=1)
+        # A last BatchNorm that removes what all embeddings have in common amplifies rounding.
+        if not np.all(np.sum(half * exact, axis=1) >= MIN_COSINE * lengths):
             note(
                 f"{about['weights']}: {compute.name} changes its embeddings too much; uses float32"
             )
@@ -136,16 +139,6 @@ def _in_torch(
     about["preprocessing"] = {**asdict(pixels), "dimension": dimension}
     about["precision"] = f"{compute.device.type} {forward.compute.name}"
     return Recogniser(about, dimension, forward.batch_size, forward.begin)
-
-
-def _close(half: Outputs, full: Outputs) -> bool:
-    """Whether bf16 leaves the embeddings of some faces close to float32's.
-
-    It does not if a last BatchNorm removes what all embeddings have in common: that amplifies their
-    rounding errors.
-    """
-    lengths = np.linalg.norm(half, axis=1) * np.linalg.norm(full, axis=1)
-    return bool(np.all(np.sum(half * full, axis=1) >= MIN_COSINE * lengths))
 
 
 def _in_onnxruntime(

@@ -60,18 +60,6 @@ def residuals(channels: int, count: int, groups: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(model=nn.Sequential(*run)))
 
 
-def recognition_head() -> nn.Sequential:
-    """Global depthwise convolution, Linear, BN: (B, 512, 7, 7) -> (B, 512)."""
-    return nn.Sequential(
-        OrderedDict(
-            conv_6_dw=ConvBlock(512, 512, 7, groups=512, linear=True),
-            flatten=nn.Flatten(),
-            linear=nn.Linear(512, EMBEDDING_DIM, bias=False),
-            bn=nn.BatchNorm1d(EMBEDDING_DIM),
-        )
-    )
-
-
 class MobileFaceNet(nn.Module):
     """MobileFaceNet with a quality head (`quality`) or a recognition head (`output_layer`).
 
@@ -90,7 +78,13 @@ class MobileFaceNet(nn.Module):
         self.conv_5 = residuals(128, 2, groups=256)
         self.conv_6_sep = ConvBlock(128, 512)
         if recognition:
-            self.output_layer = recognition_head()
+            parts = OrderedDict(
+                conv_6_dw=ConvBlock(512, 512, 7, groups=512, linear=True),  # of the whole map
+                flatten=nn.Flatten(),
+                linear=nn.Linear(512, EMBEDDING_DIM, bias=False),
+                bn=nn.BatchNorm1d(EMBEDDING_DIM),
+            )
+            self.output_layer = nn.Sequential(parts)
         else:
             self.quality = head(1, dropout)
         self.recognition = recognition
