@@ -58,8 +58,3 @@ class LabelSettings:
             raise UserError("--level-share is a part of --level-identities; give both")
         if not 0 < self.label_power < math.inf:
             raise UserError(f"--label-power {self.label_power:g}: must be a number above 0")
-
-    @property
-    def negatives(self) -> int:
-        """Images of others that each identity needs."""
-        return self.fix_num if self.estimator == "sampled" else 1

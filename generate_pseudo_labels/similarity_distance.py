@@ -101,10 +101,11 @@ def similarity_distances(
 def lacking_outsiders(sizes: Indices, settings: LabelSettings) -> str:
     """What identities of (C,) `sizes` lack of images of others, with what to do; else empty."""
     outsiders = int(sizes.sum()) - int(sizes.max(initial=0))
-    if outsiders >= settings.negatives:
+    needed = settings.fix_num if settings.estimator == "sampled" else 1
+    if outsiders >= needed:
         return ""
     return (
         f"the largest identity leaves {count_of(outsiders, 'image')} of others, fewer than the "
-        f"{count_of(settings.negatives, 'negative')} asked for; add identities"
+        f"{count_of(needed, 'negative')} asked for; add identities"
         + (f", or use --fix-num {outsiders} in gen_pseudo_labels.py" if outsiders else "")
     )

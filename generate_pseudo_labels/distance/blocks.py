@@ -176,7 +176,12 @@ def plan_blocks(groups: Groups) -> BlockPlan:
     begins[1:] = (key[1:] != key[:-1]) | alone[1:] | alone[:-1]
     firsts = np.flatnonzero(begins)
     pieces = np.where(alone[firsts], -(-sizes[firsts] // BLOCK), 1)
-    firsts = np.repeat(firsts, pieces)
-    piece = np.arange(len(firsts)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    bounds = np.append(groups.starts[firsts] + piece * BLOCK, len(groups))
-    return BlockPlan(groups, bounds, firsts)
+    which, piece = counted(0, pieces)
+    bounds = np.append(groups.starts[firsts[which]] + piece * BLOCK, len(groups))
+    return BlockPlan(groups, bounds, firsts[which])
+
+
+def counted(starts: Indices | int, counts: Indices) -> tuple[Indices, Indices]:
+    """The ranges starts[i] .. starts[i] + counts[i] one after the other: each i, and its number."""
+    which = np.repeat(np.arange(len(counts)), counts)
+    return which, np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts - starts, counts)

@@ -94,8 +94,8 @@ def _replacements(
     others = order[at, k]  # (p, slots)
     allowed = spare[at, k] & ((others < own_start[:, None]) | (others >= own_stop[:, None]))
     reached = np.cumsum(allowed, axis=1) > j[:, None]
-    short = np.unique(at[~reached[:, -1]]) if len(at) else at
-    position = others[np.arange(len(at)), np.argmax(reached, axis=1)] if len(at) else at
+    short = np.unique(at[~reached[:, -1]])
+    position = others[np.arange(len(at)), np.argmax(reached, axis=1)]
     # Image `group + NEGATIVE_GROUPS * i` of the block is image i of the group.
     shift = NEGATIVE_GROUPS - 1 - start[at] - groups[at] % NEGATIVE_GROUPS
     first, end = (own_start + shift) // NEGATIVE_GROUPS, (own_stop + shift) // NEGATIVE_GROUPS

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from common.distributed import ProcessGroup
 from generate_pseudo_labels.distance.array_backend import Array, Indices, Mask
-from generate_pseudo_labels.distance.blocks import Block, BlockBatch
+from generate_pseudo_labels.distance.blocks import Block, BlockBatch, counted
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, similarities_within
 from generate_pseudo_labels.distance.results import BlockRunner, Distances
 from generate_pseudo_labels.distance.wasserstein import may_cross, negative_excess_ragged
@@ -262,9 +262,7 @@ class ExactEstimator:
             p, counts = mates.sorted(some)
             n = mates.faces[arrays.device(some)] @ pool.rows.T  # (r, M); -inf to the own identity
             first, last = pool.own(batch.starts[owners[some]], batch.stops[owners[some]])
-            own = last - first
-            row = np.repeat(np.arange(len(some)), own)
-            column = np.arange(len(row)) - np.repeat(np.cumsum(own) - own - first, own)
+            row, column = counted(first, last - first)
             n[arrays.device(row), arrays.device(column)] = -np.inf
             integrals = []
             for part in parts:

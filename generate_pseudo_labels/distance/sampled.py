@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from generate_pseudo_labels.distance.array_backend import Array, Indices
-from generate_pseudo_labels.distance.blocks import Block, BlockBatch
+from generate_pseudo_labels.distance.blocks import Block, BlockBatch, counted
 from generate_pseudo_labels.distance.draws import NEGATIVE_GROUPS, draw_negatives, draw_positives
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, similarities_within
 from generate_pseudo_labels.distance.results import Distances
@@ -103,9 +103,7 @@ class SampledEstimator:
         # Similarities to the replacements, in place of those to the own identity.
         others = others[shared.size :]
         groups, k, slots, firsts, ends, _ = replacements.T
-        counts = ends - firsts  # images of each replacement
-        which = np.repeat(np.arange(len(counts)), counts)
-        image = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts - firsts, counts)
+        which, image = counted(firsts, ends - firsts)
         starts = np.array([block.start - batch.begin for block in batch.blocks])
         group = groups[which]
         rows = starts[group // NEGATIVE_GROUPS] + group % NEGATIVE_GROUPS + NEGATIVE_GROUPS * image

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from generate_pseudo_labels.distance.array_backend import Array, Arrays, Indices
+from generate_pseudo_labels.distance.blocks import counted
 
 _MARGIN = 4.0  # standard deviations of a rank
 
@@ -55,8 +56,8 @@ def may_cross(arrays: Arrays, p: Array, counts: Indices, n: Array, absent: Indic
     """
     xp = arrays.xp
     rows, width = n.shape
-    row_of = np.repeat(np.arange(rows), counts)
-    u = (np.arange(len(row_of)) - (np.cumsum(counts) - counts)[row_of] + 1) / counts[row_of]
+    row_of, place = counted(0, counts)
+    u = (place + 1) / counts[row_of]
     present = (width - absent)[row_of]
     ranks = u * present + _MARGIN * np.sqrt(u * (1 - u) * present)
     at = absent[row_of] + np.minimum(np.ceil(ranks).astype(np.int64), present) - 1
@@ -82,9 +83,7 @@ def negative_excess_ragged(
     """
     xp = arrays.xp
     rows, width = n.shape
-    first = np.cumsum(counts) - counts
-    row_of = np.repeat(np.arange(rows), counts)
-    place = np.arange(len(row_of)) - first[row_of]
+    row_of, place = counted(0, counts)
     size = counts[row_of]
     begins, ends = arrays.device(place / size), arrays.device((place + 1) / size)
     skipped, present = arrays.device(absent[row_of]), arrays.device((width - absent)[row_of])
