@@ -50,30 +50,30 @@ class FiniteCheck:
 
     def after_step(self, loss: Tensor, rows: Rows, position: Position) -> None:
         """Checks the loss of the previous step, so that the GPU is not stalled; keeps this one."""
-        self._check_loss()
+        self.check()
         self._last = self.compute.fetch(loss), rows, str(position)
 
-    def check(self, network: nn.Module) -> None:
-        """Checks the loss of the last step and the weights after it.
+    def check(self, network: nn.Module | None = None) -> None:
+        """Checks the loss of the last step and, of a network, the weights after it.
 
         All processes have the same weights, so all of them stop. Their losses differ, and a finite
         loss can have a gradient that is not finite.
         """
-        self._check_loss()
         if self._last is None:
             return
-        for name, value in network.state_dict().items():
+        fetched, rows, where = self._last
+        loss = float(fetched())
+        wrong = [] if math.isfinite(loss) else [f"the loss is {loss}"]
+        state = {} if network is None else network.state_dict()
+        for name, value in state.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise self._error(f"{name} is no longer finite", *self._last[1:])
-
-    def _check_loss(self) -> None:
-        if self._last is not None and not math.isfinite(loss := float(self._last[0]())):
-            raise self._error(f"the loss is {loss}", *self._last[1:])
-
-    def _error(self, what: str, rows: Rows, where: str) -> UserError:
-        batch = ", ".join(self.data.table.paths_at(rows[:5]))
-        saved = f"the last good save is in {self.folder}; " * (self.folder / RESUME).exists()
-        return UserError(f"{what} after {where} (its batch: {batch}, ...); {saved}{_RESTART}")
+                wrong.append(f"{name} is no longer finite")
+        if wrong:
+            batch = ", ".join(self.data.table.paths_at(rows[:5]))
+            saved = f"the last good save is in {self.folder}; " * (self.folder / RESUME).exists()
+            raise UserError(
+                f"{wrong[0]} after {where} (its batch: {batch}, ...); {saved}{_RESTART}"
+            )
 
 
 def check_held_out(config: TrainConfig, data: TrainingList) -> None:
