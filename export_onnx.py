@@ -27,14 +27,15 @@ from models.onnx_export import onnx_bytes, quantised, with_half_weights
 from models.pretrained import find_model
 from models.quality import load_quality_model
 from sdd_fiqa.errors import UnreadableImage, UserError
-from sdd_fiqa.files import replacing, scratch_folder, sha256_of
+from sdd_fiqa.files import replacing, sha256_of
 from sdd_fiqa.number import count_of
-from sdd_fiqa.onnx_runner import is_onnx
+from sdd_fiqa.onnx_runner import OnnxRunner, is_onnx
 
 MAX_DIFFERENCE = 0.01  # points of 0..100, against torch in float32
 MAX_HALF_DIFFERENCE = 0.05  # of float16 weights
 MIN_SPEARMAN = 0.999  # of int8, against float32
 FEWEST_FACES, MOST_FACES = 100, 1000  # for int8
+_SCORED = 8  # faces a run
 
 
 def main(
@@ -144,10 +145,8 @@ def read_faces(inputs: str) -> npt.NDArray[np.uint8]:
 
 def scores_of(content: bytes, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """The scores that an ONNX file of these bytes gives."""
-    with scratch_folder() as folder:
-        exported = folder / "exported.onnx"
-        exported.write_bytes(content)
-        return load_quality_model(exported, device="cpu")(faces)
+    runner = OnnxRunner("the export", "cpu", content=content)
+    return runner.begin(faces, _SCORED, runner.run)()
 
 
 if __name__ == "__main__":

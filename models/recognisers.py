@@ -147,13 +147,14 @@ def _in_onnxruntime(
     """Makes a recogniser that runs in onnxruntime; a `dimension` of 0 allows any."""
     runner = OnnxRunner(path, device, content=without_prelu(path))
     kind, shape = runner.input.type, runner.input.shape
-    if len(shape) != 4 or any(
-        isinstance(side, int) and side != wanted
+    fits = len(shape) == 4 and all(
+        side == wanted or not isinstance(side, int)
         for side, wanted in zip(shape[1:], (3, 112, 112), strict=True)
-    ):
-        raise UserError(f"{path}: takes input {shape}; a recogniser takes [N, 3, 112, 112]")
-    if kind not in _FLOATS:
-        raise UserError(f"{path}: takes {kind}; a recogniser takes tensor(float)")
+    )
+    if not fits or kind not in _FLOATS:
+        raise UserError(
+            f"{path}: takes {kind} {shape}; a recogniser takes tensor(float) [N, 3, 112, 112]"
+        )
     # Some files fix the batch size (sface: 1).
     fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
 

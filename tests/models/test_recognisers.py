@@ -137,10 +137,13 @@ def test_half_precision_inputs(tmp_path: Path, batch: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": ("N", 3, 96, 96)}, r"takes input \['N', 3, 96, 96\]; a recogniser takes"),
-        ({"shape": ("N", 112, 112, 3)}, r"takes input .*; a recogniser takes \[N, 3, 112, 112\]"),
-        ({"shape": ("N", 1, 112, 112)}, "takes input"),
-        ({"kind": "DOUBLE"}, r"takes tensor\(double\); a recogniser takes tensor\(float\)"),
+        (
+            {"shape": ("N", 3, 96, 96)},
+            r"takes tensor\(float\) \['N', 3, 96, 96\]; a recogniser takes",
+        ),
+        ({"shape": ("N", 112, 112, 3)}, r"a recogniser takes tensor\(float\) \[N, 3, 112, 112\]"),
+        ({"shape": ("N", 1, 112, 112)}, r"takes tensor\(float\) \['N', 1, 112, 112\]"),
+        ({"kind": "DOUBLE"}, r"takes tensor\(double\) .*; a recogniser takes tensor\(float\)"),
         ({"flat": False}, r"gives an output of shape \(1, 3, 2, 2\), not \(N, D\)"),
         ({"inputs": 2}, r"does not run on input \[1, 3, 112, 112\]"),
     ],
@@ -291,7 +294,7 @@ def test_what_is_wrong_with_it_is_said_in_either_way(tmp_path: Path, precision: 
     with pytest.raises(UserError, match=r"output of shape \(1, 16\), not \(N, 512\)"):
         load_recogniser(str(file), device="cpu", precision=precision)
     small = embedder(tmp_path / "small.onnx", 96)
-    with pytest.raises(UserError, match=r"small\.onnx: takes input \['N', 3, 96, 96\]; a recogn"):
+    with pytest.raises(UserError, match=r"takes tensor\(float\) \['N', 3, 96, 96\]; a recogn"):
         load_recogniser(str(small), device="cpu", precision=precision)
 
 
