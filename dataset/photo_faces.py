@@ -99,7 +99,7 @@ class PhotoFaces(Faces):
         """
         super().__init__(table, batch_size, num_workers)
         self.all_faces, self._rate = all_faces, frames_per_second
-        self.fields = ("number", "seen", "place", "time")[: 3 if self._rate is None else 4]
+        self.fields = ("number", "seen", "place", *(() if self._rate is None else ("time",)))
         self.aligner = FaceAligner()
         self._looks: Looks = lambda _, image: [self.aligner.search(image, self.all_faces)]
         self._read_again = lru_cache(2)(_picture)  # a photo of many faces is decoded once
