@@ -68,12 +68,9 @@ def _ratios(part: Ints | Values, whole: Ints | Values, replicates: int, seed: in
 
 def draws(identities: int, start: int, stop: int, seed: int) -> Values:
     """(stop - start, identities) how often each identity is drawn, in replicates start to stop."""
-    weights = np.empty((stop - start, identities))
-    for row, replicate in enumerate(range(start, stop)):
-        generator = np.random.default_rng((seed, replicate))
-        drawn = generator.integers(identities, size=identities)
-        weights[row] = np.bincount(drawn, minlength=identities)
-    return weights
+    seeds = ((seed, replicate) for replicate in range(start, stop))
+    drawn = (np.random.default_rng(one).integers(identities, size=identities) for one in seeds)
+    return np.array([np.bincount(one, minlength=identities) for one in drawn], np.float64)
 
 
 def interval(values: Values) -> tuple[float, float]:

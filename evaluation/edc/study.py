@@ -166,7 +166,6 @@ def differences(
 
 def _rank(result: EdcResult, area: str) -> tuple[float, ...]:
     """Sort key, lower is better: the area; if it is refused or equal, the others in order."""
-    return tuple(
-        np.inf if np.isnan(value) else -value if name in HIGHER_IS_BETTER else value
-        for name, value in ((name, result.areas[name]) for name in (area, *result.areas))
-    )
+    ordered = {area: result.areas[area]} | result.areas
+    signed = (-value if name in HIGHER_IS_BETTER else value for name, value in ordered.items())
+    return tuple(np.inf if np.isnan(value) else value for value in signed)

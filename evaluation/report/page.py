@@ -73,16 +73,13 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
         "policy": _policy(template),
         **section.lead(report, len(shown)),
         "answer": section.answer(report),
-        "calibration": [],
+        **section.scores(report),
+        "calibration": section.calibration(report),
         **photos_with_faces(report, url_of),
         "faces": faces(),
         "lists": [section.lacking(report), section.unscored(report)],
         "data": section.script_data(report, sampled=len(shown) < len(report.known)),
     }
-    if values["several"]:
-        values |= section.scores(report) | section.filter_tools(report)
-    if report.calibration is not None:
-        values["calibration"] = [section.calibration(report, report.calibration)]
     with replacing(path) as file:
         file.write(filled(template, values))
 

@@ -22,7 +22,8 @@ MAX_UNSCORED = 200  # images without a score that are listed by name; all are co
 
 
 def lead(report: Report, shown: int) -> dict[str, Any]:
-    """Model and date, what a row is, and of what the page is a sample, if it is one."""
+    """What the page is about: model, date, counts, and of what it is a sample, if it is one."""
+    accepted = 0 if report.accepted is None else int(report.accepted.sum())
     sample = "an even sample from the highest to the lowest score"
     if report.groups is not None:
         sample = f"the best of each {report.group_word}"
@@ -36,7 +37,12 @@ def lead(report: Report, shown: int) -> dict[str, Any]:
         "sample": sample if shown < len(report.known) else "",
         "shown": f"{shown:,}",
         "scored": f"{len(report.known):,}",
+        "threshold": report.threshold is not None,
+        "accepted": f"{accepted:,}",
+        "not_accepted": f"{len(report.known) - accepted:,}",
         "kind": report.kind,
+        "grouped": report.groups is not None,
+        "group_word": report.group_word,
     }
 
 
@@ -91,10 +97,13 @@ def _wanted(report: Report) -> str:
 
 
 def scores(report: Report) -> dict[str, Any]:
-    """All scores as a histogram with the thresholds drawn on it, and as numbers.
+    """All scores as a histogram and as numbers, and their range for the filter.
 
-    Of few scores, the numbers are the ends, the median and the mean.
+    Of few scores, the numbers are the ends, the median and the mean. Of one or none there is
+    nothing to show.
     """
+    if len(report.known) < 2:
+        return {}
     marks = [
         Mark(float(entry["score"]), share_text(entry["discard"]))
         for entry in (report.calibration or {}).get("thresholds", ())
@@ -116,11 +125,17 @@ def scores(report: Report) -> dict[str, Any]:
             {"name": name, "value": number_text(float(value), report.decimals)}
             for name, value in numbers.items()
         ],
+        "step": f"{10.0**-report.decimals:.{report.decimals}f}",
+        "lowest": number_text(float(low), report.decimals),
+        "highest": number_text(float(high), report.decimals),
     }
 
 
-def calibration(report: Report, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The thresholds of the calibration, and how many scores are below each."""
+def calibration(report: Report) -> list[dict[str, Any]]:
+    """The thresholds of the calibration, if there is one, and how many scores are below each."""
+    table = report.calibration
+    if table is None:
+        return []
     thresholds = []
     for entry in table["thresholds"]:
         threshold = f"{entry['score']:.{report.decimals + FINER}f}"
@@ -133,27 +148,13 @@ def calibration(report: Report, table: Mapping[str, Any]) -> dict[str, Any]:
             "share": share_text(here / len(report.known)) if len(report.known) else "",
         }
         thresholds.append(row)
-    return {
+    about = {
         "thresholds": thresholds,
         "measured": any(row["fnmr"] for row in thresholds),
         "at_fmr": "" if table.get("fmr") is None else f" at FMR {table['fmr']:g}",
         "whose": "faces" if table.get("faces") is None else count_of(int(table["faces"]), "face"),
     }
-
-
-def filter_tools(report: Report) -> dict[str, Any]:
-    """What the controls show: the range of the scores, and how many faces are accepted."""
-    good = 0 if report.accepted is None else int(report.accepted.sum())
-    return {
-        "step": f"{10.0**-report.decimals:.{report.decimals}f}",
-        "lowest": number_text(float(report.known.min()), report.decimals),
-        "highest": number_text(float(report.known.max()), report.decimals),
-        "threshold": report.threshold is not None,
-        "accepted": f"{good:,}",
-        "not_accepted": f"{len(report.known) - good:,}",
-        "grouped": report.groups is not None,
-        "group_word": report.group_word,
-    }
+    return [about]
 
 
 def group_heading(report: Report, groups: Groups, group: int) -> dict[str, Any]:
