@@ -142,7 +142,7 @@ def read_fields(path: Path, form: str) -> list[tuple[int, list[str]]]:
     if found[0][1][0].lower() in _HEADS:
         del found[0]
     if not found:
-        raise UserError(f"{path}: has a header line alone")
+        raise UserError(f"{path}: has a header line alone; add lines `{form}`")
     for number, fields in found:
         if len(fields) != count or not all(fields):
             raise UserError(f"{path}:{number}: expected `{form}`, between TABs or commas")

@@ -47,7 +47,7 @@ def lead(report: Report, shown: int) -> dict[str, Any]:
 
 
 def answer(report: Report) -> list[dict[str, str]]:
-    """How many are accepted, scored and not scored, and why; `list` is the place of a list."""
+    """How many are accepted, scored and not scored, and why; `list`: a list to link to."""
     cells: list[dict[str, str]] = []
 
     def say(look: str, name: str, value: str, why: str, place: str = "") -> None:
