@@ -70,6 +70,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
 
     template = _template()
     values: dict[str, Any] = {
+        **vars(report),
         "policy": _policy(template),
         **section.lead(report, len(shown)),
         "answer": section.answer(report),

@@ -22,16 +22,13 @@ MAX_UNSCORED = 200  # images without a score that are listed by name; all are co
 
 
 def lead(report: Report, shown: int) -> dict[str, Any]:
-    """What the page is about: model, date, counts, and of what it is a sample, if it is one."""
+    """What the page is about: its date, counts, and of what it is a sample, if it is one."""
     accepted = 0 if report.accepted is None else int(report.accepted.sum())
     sample = "an even sample from the highest to the lowest score"
     if report.groups is not None:
         sample = f"the best of each {report.group_word}"
     return {
-        "model": report.model_name,
-        "about": report.model_about,
         "made": f"{report.made.day} {report.made:%B %Y} at {report.made:%H:%M}",
-        "command": report.command,
         "known": len(report.known) > 0,
         "several": len(report.known) > 1,
         "sample": sample if shown < len(report.known) else "",
@@ -40,9 +37,7 @@ def lead(report: Report, shown: int) -> dict[str, Any]:
         "threshold": report.threshold is not None,
         "accepted": f"{accepted:,}",
         "not_accepted": f"{len(report.known) - accepted:,}",
-        "kind": report.kind,
         "grouped": report.groups is not None,
-        "group_word": report.group_word,
     }
 
 
