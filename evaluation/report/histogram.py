@@ -1,13 +1,12 @@
-"""A histogram of scores as inline SVG, which needs no script."""
+"""A histogram of scores, drawn as inline SVG, which needs no script."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,14 +59,14 @@ def coarser(ticks: Ticks, decimals: int) -> Ticks:
     return (ticks + step // 2) // step
 
 
-def histogram_svg(
+def histogram(
     ticks: Ticks,
     decimals: int,
     marks: Sequence[Mark] = (),
     kind: str = "image",
     cut: Mark | None = None,
-) -> str:
-    """Draws the histogram of all scores.
+) -> dict[str, Any]:
+    """The histogram of all scores, as the values that draw it in template.html.
 
     Bars start at round numbers. Scores far from all others are counted in the first and the last
     bar: those that are outside the 0.1 % to 99.9 % quantiles by more than that range.
@@ -81,8 +80,8 @@ def histogram_svg(
         cut: the lowest accepted score: bars below it have another colour.
 
     Returns:
-        An `<svg>` element. After every bar comes a `.hit` area with the lowest and the highest
-        tick that it counts, for the page's script.
+        Among others `bars`, each with the lowest and the highest tick that it counts, `low` and
+        `high`, for the page's script, and `marks`, those on the axis.
     """
     marks = [*marks, *([] if cut is None else [cut])]
     marked = coarser(ticks_of(np.array([mark.score for mark in marks]), decimals + 1), 1)
@@ -99,18 +98,36 @@ def histogram_svg(
     floor = top + _PLOT
     width, most = edges[1] - edges[0], len(edges) - 1
     heights = np.bincount(np.clip((ticks - edges[0]) // width, 0, most - 1), minlength=most)
-    grid, counts = _grid(int(heights.max()), floor)
-    parts = [
-        f'<svg class="histogram" height="{floor + 22}" role="group" '
-        f'aria-label="Histogram of {len(ticks):,} scores from {axis.text(ticks.min())} '
-        f'to {axis.text(ticks.max())}">',
-        *grid,
-        *_bars(axis, ticks, edges, heights, top, kind, cut),
-        *counts,  # drawn above the bars
-        f'<line class="axis" x1="0" x2="100%" y1="{floor}" y2="{floor}"/>',
-        *_axis_labels(axis, floor),
-    ]
-    return "\n".join([*parts, *_mark_lines(axis, shown, spans, rows, top, cut), "</svg>"])
+    tallest = int(heights.max())
+    rung = _round_up(tallest / 5)
+    levels = range(rung, tallest + 1, rung)
+    grid = [(level, round(floor - _PLOT * level / tallest, 1)) for level in levels]
+    return {
+        "top": top,
+        "floor": floor,
+        "tick_y": floor + 16,
+        "svg_height": floor + 22,
+        "plot": _PLOT,
+        "first": axis.text(ticks.min()),
+        "last": axis.text(ticks.max()),
+        "grid": [
+            {"y": f"{y:.1f}", "text_y": f"{y - 3:.1f}", "level": f"{level:,}"} for level, y in grid
+        ],
+        "bar_width": f"{100 / most:.3f}%",
+        "bars": list(_bars(axis, ticks, edges, heights, floor, kind, cut)),
+        "ticks": list(_axis_labels(axis)),
+        "marks": [
+            {
+                "look": "cut" if mark is cut else "mark",
+                "x": axis.at(tick),
+                "line_y": 13 + _ROW * row,
+                "label_y": 10 + _ROW * row,
+                "anchor": "end" if left < axis.share(tick) else "start",
+                "label": mark.label,
+            }
+            for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True)
+        ],
+    }
 
 
 class _Axis(NamedTuple):
@@ -130,45 +147,34 @@ class _Axis(NamedTuple):
         return f"{tick / 10**self.decimals:.{self.decimals}f}"
 
 
-def _grid(tallest: int, floor: int) -> tuple[list[str], list[str]]:
-    """Lines at round counts, and these counts."""
-    lines, counts = [], []
-    rung = _round_up(tallest / 5)
-    for level in range(rung, tallest + 1, rung):
-        y = f"{floor - _PLOT * level / tallest:.1f}"
-        lines.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
-        counts.append(f'<text class="count" x="0" y="{float(y) - 3:.1f}">{level:,}</text>')
-    return lines, counts
-
-
 def _bars(
-    axis: _Axis, ticks: Ticks, edges: Ticks, heights: Ticks, top: int, kind: str, cut: Mark | None
-) -> Iterator[str]:
+    axis: _Axis, ticks: Ticks, edges: Ticks, heights: Ticks, floor: int, kind: str, cut: Mark | None
+) -> Iterator[dict[str, Any]]:
     lows, highs = edges[:-1].copy(), edges[1:] - 1
     lows[0], highs[-1] = min(lows[0], ticks.min()), max(highs[-1], ticks.max())
     for left, low, high, number in zip(edges[:-1], lows, highs, heights, strict=True):
         height = _PLOT * number / heights.max()
         if number:
             height = max(height, 1.5)  # one image among many must be visible
-        span = f'x="{axis.at(left)}" width="{100 / len(heights):.3f}%"'
-        counted = count_of(number, kind)
-        share = f"{100 * number / len(ticks):.1f} %"
-        title = f"{axis.text(low)} to {axis.text(high)}: {counted} ({share})"
-        look = "bar" if cut is None or (high + 1) / 10**axis.decimals > cut.score else "bar below"
-        yield (
-            f'<rect class="{look}" {span} y="{top + _PLOT - height:.1f}" height="{height:.1f}"/>'
-            f'<rect class="hit" {span} y="{top}" height="{_PLOT}" '
-            f'data-low="{low}" data-high="{high}"><title>{title}</title></rect>'
-        )
+        counted, share = count_of(number, kind), f"{100 * number / len(ticks):.1f} %"
+        yield {
+            "below": cut is not None and (high + 1) / 10**axis.decimals <= cut.score,
+            "x": axis.at(left),
+            "y": f"{floor - height:.1f}",
+            "height": f"{height:.1f}",
+            "low": low,
+            "high": high,
+            "title": f"{axis.text(low)} to {axis.text(high)}: {counted} ({share})",
+        }
 
 
-def _axis_labels(axis: _Axis, floor: int) -> Iterator[str]:
+def _axis_labels(axis: _Axis) -> Iterator[dict[str, Any]]:
     step = _round_up((axis.last - axis.first) / 8)  # few enough labels to fit a narrow screen
     for tick in range(-(-axis.first // step) * step, axis.last + 1, step):
         anchor = {0.0: "start", 1.0: "end"}.get(axis.share(tick), "middle")
         text = axis.text(tick)
         label = text.rstrip("0").rstrip(".") if axis.decimals else text
-        yield f'<text x="{axis.at(tick)}" y="{floor + 16}" text-anchor="{anchor}">{label}</text>'
+        yield {"x": axis.at(tick), "anchor": anchor, "label": label}
 
 
 def histogram_edges(ticks: Ticks, marks: Ticks) -> Ticks:
@@ -191,30 +197,6 @@ def _round_up(value: float) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `value`."""
     steps = (step * 10**power for power in count() for step in (1, 2, 5))
     return int(next(step for step in steps if step >= value))
-
-
-def _mark_lines(
-    axis: _Axis,
-    shown: Sequence[tuple[Mark, int]],
-    spans: Sequence[tuple[float, float]],
-    rows: Sequence[int],
-    top: int,
-    cut: Mark | None,
-) -> list[str]:
-    lines, texts = [], []
-    for (mark, tick), row, (left, _) in zip(shown, rows, spans, strict=True):
-        x, label_y = axis.at(tick), 10 + _ROW * row
-        look = "cut" if mark is cut else "mark"
-        lines.append(
-            f'<line class="halo" x1="{x}" x2="{x}" y1="{top}" y2="{top + _PLOT}"/>'
-            f'<line class="{look}" x1="{x}" x2="{x}" y1="{label_y + 3}" y2="{top + _PLOT}"/>'
-        )
-        anchor = "end" if left < axis.share(tick) else "start"
-        texts.append(
-            f'<text class="{look}-text" x="{x}" y="{label_y}" text-anchor="{anchor}">'
-            f"{escape(mark.label)}</text>"
-        )
-    return lines + texts  # the texts are above all lines
 
 
 def _label_span(line: float, label: str) -> tuple[float, float]:

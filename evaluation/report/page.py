@@ -178,8 +178,8 @@ def _drawing(
         box["score"] = number_text(report.scores[row], report.decimals)
         drawn.append(box)
     return {
-        "width": str(max(1, round(width * scale))),
-        "height": str(max(1, round(height * scale))),
+        "width": max(1, round(width * scale)),
+        "height": max(1, round(height * scale)),
         "picture": base64.b64encode(thumbnail(photo, _SIDE)).decode("ascii"),
         "boxes": drawn,
     }

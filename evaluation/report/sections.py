@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.report.contents import Groups, Report
-from evaluation.report.histogram import Mark, coarser, histogram_svg, ticks_of
+from evaluation.report.histogram import Mark, coarser, histogram, ticks_of
 from evaluation.report.text import FINER, number_text, share_text
 from sdd_fiqa.number import count_of
 
@@ -107,15 +107,15 @@ def scores(report: Report) -> dict[str, Any]:
     if report.threshold is not None:
         cut = Mark(report.threshold, f"accepted from {number_text(report.threshold, 1)}")
     ticks = coarser(ticks_of(report.known, report.decimals + FINER), FINER)
-    drawing = histogram_svg(ticks, report.decimals, marks, report.kind, cut)
+    drawing = histogram(ticks, report.decimals, marks, report.kind, cut)
     low, five, middle, most, high = np.quantile(report.known, [0, 0.05, 0.5, 0.95, 1])
     numbers = {"Lowest": low, "5 % are below": five, "Median": middle}
     numbers |= {"Mean": report.known.mean(), "5 % are above": most, "Highest": high}
     if len(report.known) < _FEW:
         del numbers["5 % are below"], numbers["5 % are above"]
     return {
-        "drawing": drawing,
-        "dashed": 'class="mark"' in drawing,  # a mark outside the axis is not drawn
+        **drawing,
+        "dashed": any(mark["look"] == "mark" for mark in drawing["marks"]),
         "numbers": [
             {"name": name, "value": number_text(float(value), report.decimals)}
             for name, value in numbers.items()
@@ -172,7 +172,7 @@ def face(report: Report, row: int, url: str | None) -> dict[str, Any]:
     parts = [f"score {exact:.{finest}f}", report.percentile(row), "not accepted" if below else ""]
     name, picture = os.path.basename(path) or path, report.thumbnail(row)
     return {
-        "tick": str(tick),
+        "tick": tick,
         "group": None if report.groups is None else str(report.groups.place[row]),
         "below": below,
         "url": url,

@@ -29,7 +29,7 @@ def filled(template: str, values: Mapping[str, Any]) -> str:
         sign, section, inside, html, name = hole.groups()
         value = values[section or name]
         if name:
-            return str(value) if html else html_text(value)
+            return str(value) if html else html_text(str(value))
         if isinstance(value, list | Iterator):
             return "".join(filled(inside, {**values, **own}) for own in value)
         return filled(inside, values) if bool(value) == (sign == "#") else ""

@@ -48,7 +48,7 @@ def test_in_a_browser_the_filter_keeps_the_range_and_the_console_is_silent(tmp_p
     assert kept == sorted(shown[(shown >= 40) & (shown <= 60)].tolist())
     assert f"{len(kept)} of 404 faces" in seen.words
     dark = [values for _, values in seen.tags if values.get("class") == "bar off"]
-    assert 0 < len(dark) < len(bar_counts(seen))
+    assert 0 < len(dark) < len(bar_counts(seen.words))
 
     seen, console = browse(page, "#min=39.961")  # finer than what is shown: taken exactly
     assert console == []

@@ -3,15 +3,21 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.report.histogram import Mark, decimals_for, histogram_svg, ticks_of
+from evaluation.report.histogram import Mark, decimals_for, histogram, ticks_of
 from evaluation.report.page import sample_ranks
-from report_pages import Page, bar_counts, jpeg, read, write
+from report_pages import bar_counts, jpeg, read, write
+
+
+def counted(drawn: dict[str, Any]) -> list[int]:
+    """How many images each bar of a histogram counts, as its title says."""
+    return bar_counts(" ".join(bar["title"] for bar in drawn["bars"]))
 
 
 @given(scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), most=st.integers(2, 50))
@@ -56,7 +62,7 @@ def test_above_the_limit_the_page_shows_a_sample_and_counts_all(tmp_path: Path) 
     assert "Shown: 100 of 100,000 scored faces, an even sample from the highest" in page.words
     data = json.loads(page.blocks["script"][1])
     assert data["sampled"] and sum(data["counts"]) == 100_000
-    assert sum(bar_counts(page)) == 100_000
+    assert sum(bar_counts(page.words)) == 100_000
     assert page.blocks["dd"][-6:] == [
         f"{value:.1f}"
         for value in (
@@ -78,26 +84,22 @@ def test_above_the_limit_the_page_shows_a_sample_and_counts_all(tmp_path: Path) 
 def test_every_score_is_in_one_bar(scores: list[float], mark: float) -> None:
     decimals = decimals_for(np.array(scores))
     ticks = ticks_of(np.array(scores), decimals)
-    page = Page(histogram_svg(ticks, decimals, [Mark(mark, "<5 %>")]))
-    ranges = [
-        (int(values["data-low"]), int(values["data-high"]))
-        for _, values in page.tags
-        if "data-low" in values
-    ]
+    drawn = histogram(ticks, decimals, [Mark(mark, "<5 %>")])
+    ranges = [(bar["low"], bar["high"]) for bar in drawn["bars"]]
+    counts = counted(drawn)
     assert 1 <= len(ranges) <= 60
-    assert bar_counts(page) == [int(np.sum((ticks >= a) & (ticks <= b))) for a, b in ranges]
-    assert sum(bar_counts(page)) == len(scores)
+    assert counts == [int(np.sum((ticks >= a) & (ticks <= b))) for a, b in ranges]
+    assert sum(counts) == len(scores)
     assert all(before[1] + 1 == after[0] for before, after in pairwise(ranges))
-    for _, values in page.tags:
-        for name in ("x", "x1", "width"):
-            if values.get(name, "").endswith("%"):
-                assert -1e-9 <= float(values[name][:-1]) <= 100
+    places = [one["x"] for one in (*drawn["bars"], *drawn["ticks"], *drawn["marks"])]
+    for place in (*places, drawn["bar_width"]):
+        assert place.endswith("%") and -1e-9 <= float(place[:-1]) <= 100
 
 
 def test_one_score_far_off_does_not_flatten_the_rest() -> None:
     scores = np.append(np.random.default_rng(0).normal(50, 10, 5000), 1e7)
     decimals = decimals_for(scores)
-    counts = bar_counts(Page(histogram_svg(ticks_of(scores, decimals), decimals)))
+    counts = counted(histogram(ticks_of(scores, decimals), decimals))
     assert decimals == 1 and sum(count > 0 for count in counts) > 20
 
 
@@ -112,13 +114,12 @@ def test_scores_are_shown_as_finely_as_they_differ(low: float, high: float, deci
 @given(shares=st.lists(st.floats(0, 100), min_size=1, max_size=8))
 def test_on_a_narrow_screen_no_label_lies_on_another(shares: list[float]) -> None:
     marks = [Mark(share, f"{share:.3g} %") for share in shares]
-    drawing = Page(histogram_svg(np.arange(100, dtype=np.int64), 0, marks))
-    labels = [values for _, values in drawing.tags if values.get("class") == "mark-text"]
+    labels = histogram(np.arange(100, dtype=np.int64), 0, marks)["marks"]
     assert len(labels) == len(marks)
     spans = []
     for mark, label in zip(marks, labels, strict=True):
         letters = len(mark.label) * 7 / 280  # at 12 pixels a letter takes 7 at most, of 280
-        left = float(label["x"].rstrip("%")) / 100 - letters * (label["text-anchor"] == "end")
-        spans.append((label["y"], left, left + letters))
+        left = float(label["x"].rstrip("%")) / 100 - letters * (label["anchor"] == "end")
+        spans.append((label["label_y"], left, left + letters))
     for row, left, _ in spans:
         assert sum(other == row and start <= left < end for other, start, end in spans) == 1

@@ -124,6 +124,6 @@ def read(page: Path) -> Page:
     return Page(page.read_text(encoding="utf-8"))
 
 
-def bar_counts(page: Page) -> list[int]:
-    counts = re.findall(r": ([\d,]+) images? \(", page.words)
+def bar_counts(words: str) -> list[int]:
+    counts = re.findall(r": ([\d,]+) images? \(", words)
     return [int(count.replace(",", "")) for count in counts]
