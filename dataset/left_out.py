@@ -21,7 +21,7 @@ _KINDS = {  # in the plural, for a count
     NO_SUFFIX: "images whose names do not say so (rename them)",
     _BAD_NAME: "names with a TAB, a line break or no UTF-8 (rename them)",
 }
-_ESCAPED = re.compile("[\t\n\r\ud800-\udfff]")
+_UNFIT = re.compile("[\t\n\r\ud800-\udfff]")
 _SHOWN = 5  # names given of each problem
 
 # How files begin that no decoder here reads. Photoshop, JPEG XL, OpenEXR, Radiance, GIMP, QOI,
@@ -86,7 +86,7 @@ class Skipped:
         if fits_a_line(path):
             yield path
             return
-        shown = _ESCAPED.sub(lambda match: match[0].encode("unicode_escape").decode(), path)
+        shown = _UNFIT.sub(lambda match: match[0].encode("unicode_escape").decode(), path)
         if self.unread is None or os.path.lexists(shown):
             self.problem(_KINDS[_BAD_NAME], path)
         else:
@@ -129,6 +129,4 @@ def why_left_out(start: bytes, name: str) -> str | None:
 
 def fits_a_line(path: str) -> bool:
     """Whether a list can hold a path: no TAB, no line break, and UTF-8."""
-    if "\t" in path or "\n" in path or "\r" in path:
-        return False
-    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)
+    return _UNFIT.search(path) is None

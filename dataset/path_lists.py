@@ -20,7 +20,7 @@ from sdd_fiqa.files import reading, scratch_folder
 
 _SOUGHT = 100  # missing images that are looked for in other folders
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_FACE = re.compile(r"(.*?)(?:#t=[0-9.]+)?(?:#[0-9]+)?", re.DOTALL)
+_FACE = re.compile(r"(?:#t=[0-9.]+)?(?:#[0-9]+)?\Z")
 
 
 def listed_paths(file: str | os.PathLike[str]) -> Iterator[str]:
@@ -146,8 +146,7 @@ def _photos(name: str, lines: Iterable[str]) -> Iterator[str]:
 
 def _without_face(path: str) -> str:
     """`a.jpg#2` -> `a.jpg`, unless a file has that name or it is the member of a container."""
-    match = _FACE.fullmatch(path)
-    photo = match[1] if match else path
+    photo = _FACE.sub("", path)
     if photo == path or os.path.isfile(path) or is_container(photo):
         return path
     return photo if os.path.isfile(photo) or split_member(photo) else path

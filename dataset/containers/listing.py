@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -122,18 +123,16 @@ def _listed(container: Container, image_list: Path, skipped: Skipped) -> Iterato
 
 def _braces(pattern: str) -> Iterator[str]:
     """shards/{00..02}.tar -> shards/00.tar, shards/01.tar, shards/02.tar; {a,b} likewise."""
-    before, brace, rest = pattern.partition("{")
-    inside, closing, after = rest.partition("}")
-    if not (brace and closing):
+    match = re.fullmatch(r"([^{]*)\{([^}]*)\}(.*)", pattern, re.DOTALL)
+    if match is None:
         yield pattern
         return
-    first, dots, last = inside.partition("..")
-    choices: Iterable[str]
-    if dots and is_count(first) and is_count(last):
+    before, inside, after = match.groups()
+    first, _, last = inside.partition("..")
+    choices: Iterable[str] = inside.split(",")
+    if is_count(first) and is_count(last):
         if int(last) - int(first) >= _MOST_SHARDS:
             raise UserError(f"{pattern}: names more than {_MOST_SHARDS:,} files")
         choices = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
-    else:
-        choices = inside.split(",")
     for choice in choices:
         yield from _braces(f"{before}{choice}{after}")

@@ -197,10 +197,8 @@ def read_index(path: Path) -> tuple[Keys, Keys]:
 def write_index(path: Path, keys: Keys, offsets: Keys) -> None:
     """Writes a .idx: (N,) keys and offsets."""
     with replacing(path) as file:
-        for start in range(0, len(keys), 1 << 16):
-            some = slice(start, start + (1 << 16))
-            rows = zip(keys[some].tolist(), offsets[some].tolist(), strict=True)
-            file.write("".join([f"{key}\t{offset}\n" for key, offset in rows]))
+        rows = zip(keys.data, offsets.data, strict=True)  # a Python number at a time
+        file.writelines(f"{key}\t{offset}\n" for key, offset in rows)
 
 
 def _index_rows(path: Path, block: bytes, lines: int) -> Keys:

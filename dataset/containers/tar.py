@@ -90,36 +90,27 @@ class TarImages(Container):
             )
             self._indexed = True
 
-    def _row(self, key: int) -> int:
-        """The last row of a key, -1 if there is none."""
+    def _row(self, name: str) -> int:
+        """The last row of a name, -1 if there is none."""
+        key = _key(name)
         row = bisect_right(self._keys, key) - 1
         return row if row >= 0 and self._keys[row] == key else -1
 
-    def _find(self, member: str) -> tuple[int, int]:
+    def _find(self, member: str) -> tuple[int, int] | None:
         """Where the bytes of a member begin, or of the file that a link leads to; and how many.
 
-        Of several members of one name it is the last, as tar itself has it.
+        Of several members of one name it is the last, as tar itself has it. None: there are none.
         """
         self.open_index()
-        row = self._row(_key(member))
-        if row < 0:
-            raise UnreadableImage(f"the tar has no member {member!r}")
+        row = self._row(member)
         for _ in range(_MOST_LINKS):
-            if self._offsets[row] >= 0:
-                return self._offsets[row], self._sizes[row]
-            target = self._targets[self._keys[row]]
-            row = max(self._row(_key(name)) for name in (target, f"./{target}"))
-            if row < 0:
+            if row < 0 or self._offsets[row] >= 0:
                 break
-        raise UnreadableImage("is a link to nothing in the tar, or a file with holes")
-
-    def _leads_nowhere(self, member: Member) -> bool:
-        if member.target is not None:
-            try:
-                self._find(member.name)
-            except UnreadableImage:
-                return True
-        return False
+            target = self._targets[self._keys[row]]
+            row = max(self._row(target), self._row(f"./{target}"))
+        if row < 0 or self._offsets[row] < 0:
+            return None
+        return self._offsets[row], self._sizes[row]
 
     def read(self, member: str) -> bytes:
         """The bytes of a member; of several of one name the last.
@@ -127,7 +118,12 @@ class TarImages(Container):
         Raises:
             UnreadableImage: no such member, or cut off.
         """
-        offset, size = self._find(member)
+        place = self._find(member)
+        if place is None:
+            raise UnreadableImage(
+                f"the tar has no member {member!r}, or it is a link to nothing in the tar"
+            )
+        offset, size = place
         if size > MAX_BYTES:
             raise UnreadableImage("is too large for an image")
         content = self.file.read(offset, size)
@@ -158,7 +154,7 @@ class TarImages(Container):
                 skipped.problem("damaged places", f"{self.path}: {member}")
             elif member.hidden:
                 skipped.expected["hidden files"] += 1
-            elif self._leads_nowhere(member):
+            elif member.target is not None and self._find(member.name) is None:
                 skipped.problem(_NOWHERE, f"{self.path}#{member.name}")
             elif _kind(member.name) in kinds or self._other_file(member, skipped):
                 yield member
