@@ -181,12 +181,11 @@ def _layout(path: Path, first: str, form: ScoreForm) -> _Layout:
                     _refuse_several(path, fields, layout)
                 return layout
     separator = next((one for one in "\t;," if one in first), " ")
-    if separator == " " and form == _USUAL:
-        raise UserError(f"{path}:1: expected `path TAB score`, a finite number")
     names = ", ".join(_split(path, first, separator)[:12])
     raise UserError(
-        f"{path}:1: the header must name the columns {wanted[0]} and {wanted[1]}; it has: {names}"
-        " (--path-column and --score-column name others; without a header, by their numbers)"
+        f"{path}:1: expected `path TAB score`, or a header that names the columns {wanted[0]} and "
+        f"{wanted[1]}; it has: {names} (--path-column and --score-column name others; without a "
+        "header, by their numbers)"
     )
 
 
@@ -303,8 +302,6 @@ def _without_repeats(scored: ImageList) -> ImageList:
             by more than a thousandth of that).
     """
     first, again = repeated_rows(scored)
-    if not len(again):
-        return scored
     values = scored.values
     known = values[np.isfinite(values)]
     margin = 0.001 * min(1.0, float(np.ptp(known)) if len(known) else 0.0)

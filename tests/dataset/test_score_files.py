@@ -54,7 +54,10 @@ def test_scores_count_what_does_not_fit(tmp_path: Path, table: ImageList) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,score\na,1\n", ":1: the header must name the columns path and score"),
+        (
+            "name,score\na,1\n",
+            ":1: expected `path TAB score`, or a header that names",
+        ),
         (f"path,score\n{PATHS[0]},nan\n", ":2: score nan is not a finite number"),
         (f"path,score\n{PATHS[0]},good\n", ":2: score good is not a finite number"),
         (
