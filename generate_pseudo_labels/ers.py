@@ -215,8 +215,7 @@ def _embed(source: UnrecognisableSource, out_dir: Path, faces: Iterator[Image]) 
     about = (out_dir / EMBEDDINGS).with_suffix(".json")
     made_by = read_json(about).get("weights") if about.exists() else {}  # checked with the rows
     made_by = made_by if isinstance(made_by, dict) else {}
-    theirs, ours = made_by.get("sha256"), recogniser.about.get("sha256")
-    if theirs and ours and theirs != ours:
+    if made_by.get("sha256") not in (None, recogniser.about["sha256"]):
         raise UserError(
             f"--weights {source.weights}: is not the recogniser that made {out_dir / EMBEDDINGS} "
             f"({made_by.get('weights', 'another file')}); their embeddings cannot be compared"

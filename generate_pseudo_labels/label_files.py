@@ -20,7 +20,7 @@ from dataset.lists import (
     read_labelpath,
     refuse_repeats,
 )
-from generate_pseudo_labels.distance.array_backend import Float32, Mask
+from generate_pseudo_labels.distance.array_backend import Float32
 from generate_pseudo_labels.distance.embedded_set import TOO_LARGE, Embeddings, UnusableRow
 from generate_pseudo_labels.distance.results import EXCESS_BOUND, Distances
 from sdd_fiqa.errors import UserError
@@ -106,25 +106,24 @@ class Labelling:
     Attributes:
         labels: (N,) 0..100, NaN without a label.
         distances: of all N images, one column of W1 (the mean of the repeats).
-        mislabelled: (N,) looks mislabelled.
         summary: counts and settings, for the summary and `distribution_info.json`.
     """
 
     labels: Float32
     distances: Distances
-    mislabelled: Mask
     summary: dict[str, Any]
 
 
 def write_labels(out_dir: Path, inputs: LabelInput, result: Labelling) -> None:
     """Writes all text files of the step. The labels come last: with them, the rest is there."""
     distances, images = result.distances, inputs.images
-    columns = (distances.w1[:, 0], distances.pos, distances.neg, distances.excess)
+    columns = distances.columns()
     texts, without = list(inputs.texts), np.flatnonzero(inputs.reasons)
     with replacing(out_dir / UNLABELLED) as file:
         for row, path in zip(without, images.subset(without).paths(), strict=True):
             file.write(f"{path}\t{texts[inputs.reasons[row]]}\n")
-    rows, flagged = np.flatnonzero(~np.isnan(result.labels)), np.flatnonzero(result.mislabelled)
+    rows = np.flatnonzero(~np.isnan(result.labels))
+    flagged = np.flatnonzero(distances.mislabelled())
     chosen = [(column[flagged], 6) for column in columns[1:]]
     write_columns(out_dir / MISLABELLED, images, flagged, chosen)
     write_columns(out_dir / W_DISTANCES, images, rows, [(column[rows], 6) for column in columns])

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from common.distributed import ProcessGroup
@@ -81,18 +80,18 @@ def label(
     for reason, which in left_out.items():
         inputs.leave_out(groups.rows_of(np.flatnonzero(which)), reason)
 
-    def in_list_order(values: npt.NDArray[Any], absent: Any = np.nan) -> npt.NDArray[Any]:
+    def in_list_order(values: Float32) -> Float32:
         if groups.rows is None:
             return values
-        placed = np.full(len(inputs.images), absent, values.dtype)
+        placed = np.full(len(inputs.images), np.nan, np.float32)
         placed[groups.rows] = values
         return placed
 
     found = result.distances
     w1 = in_list_order(found.w1.mean(axis=1, dtype=np.float64).astype(np.float32))
     pos, neg, excess = map(in_list_order, (found.pos, found.neg, found.excess))
-    labels, mislabelled = in_list_order(labels), in_list_order(found.mislabelled(), False)
-    rows = np.flatnonzero(~np.isnan(labels))
+    distances, labels = Distances(w1[:, None], pos, neg, excess), in_list_order(labels)
+    mislabelled, rows = distances.mislabelled(), np.flatnonzero(~np.isnan(labels))
     if np.count_nonzero(mislabelled[rows]) > _DOUBTED * len(rows):
         inputs.notes.append(
             "most images are hardly more similar to their identity than to others: do the rows of "
@@ -118,7 +117,7 @@ def label(
         if checked:
             deviation = np.sqrt(squares / checked)
             summary["overlapping_w1_standard_error"] = float(f"{deviation:.3g}")
-    return Labelling(labels, Distances(w1[:, None], pos, neg, excess), mislabelled, summary)
+    return Labelling(labels, distances, summary)
 
 
 def _percentiles(values: Float32) -> dict[str, float]:
