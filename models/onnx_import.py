@@ -36,7 +36,7 @@ def read_trunk(
     Raises:
         UserError: not an ONNX recogniser, a layer that is not known, or `onnx` is not installed.
     """
-    reader = _open(path)
+    reader = _Reader(path)
     value = reader.flattened()
     shapes = reader.shapes(reader.layers_to(value))
     while shapes[value][-2:] == (1, 1):  # pooled by a convolution: the map is what it pooled
@@ -55,7 +55,7 @@ def read_embedder(path: str | os.PathLike[str]) -> tuple[Graph, int]:
     Raises:
         UserError: as `read_trunk`, or its output is not (B, D).
     """
-    reader = _open(path)
+    reader = _Reader(path)
     if any(side not in (0, wanted) for side, wanted in zip(reader.sides, _FACE, strict=False)):
         raise UserError(f"{path}: takes {reader.sides}; a recogniser takes {list(_FACE)}")
     part = reader.layers_to(reader.output)
@@ -65,22 +65,6 @@ def read_embedder(path: str | os.PathLike[str]) -> tuple[Graph, int]:
     graph = Graph(part.layers)
     graph.load_state_dict(part.state, strict=False)  # an ONNX file has no num_batches_tracked
     return graph.eval(), shape[1]
-
-
-def _open(path: str | os.PathLike[str]) -> _Reader:
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError(
-            f"{path}: starting from an ONNX file needs the package onnx: pip install onnx"
-        ) from error
-    try:
-        model = onnx.load(os.fspath(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # protobuf's errors have no common base class
-        raise UserError(f"{path}: is damaged or not an ONNX file; get it again") from error
-    return _Reader(model.graph, str(path))
 
 
 @dataclass
@@ -94,10 +78,21 @@ class _Part:
 
 
 class _Reader:
-    def __init__(self, graph: Any, where: str) -> None:
-        from onnx import numpy_helper
-
-        self.where = where
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.where = path
+        try:
+            import onnx
+            from onnx import numpy_helper
+        except ImportError as error:
+            raise UserError(
+                f"{path}: starting from an ONNX file needs the package onnx: pip install onnx"
+            ) from error
+        try:
+            graph = onnx.load(os.fspath(path)).graph
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except Exception as error:  # protobuf's errors have no common base class
+            raise UserError(f"{path}: is damaged or not an ONNX file; get it again") from error
         self.constants: dict[str, Array] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer
         }
@@ -112,7 +107,7 @@ class _Reader:
         self.producers = {name: node for node in self.nodes for name in node.output}
         inputs = [value for value in graph.input if value.name not in self.constants]
         if len(inputs) != 1 or not graph.output:
-            raise UserError(f"{where}: has {len(inputs)} inputs; a recogniser has one")
+            raise UserError(f"{path}: has {len(inputs)} inputs; a recogniser has one")
         self.input, self.output = inputs[0].name, graph.output[0].name
         # The sizes after the batch; 0 is any.
         self.sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim[1:]]
