@@ -54,8 +54,7 @@ class NumpyArrays:
 
     def host(self, array: Array) -> npt.NDArray[Any]:
         """The array as a numpy array."""
-        result: npt.NDArray[Any] = array
-        return result
+        return np.asarray(array)
 
     def sort(self, array: Array) -> Array:
         """Sorted along the last axis."""
@@ -95,8 +94,7 @@ class TorchArrays:
         return self.xp.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def host(self, array: Array) -> npt.NDArray[Any]:  # noqa: D102
-        result: npt.NDArray[Any] = array.cpu().numpy()
-        return result
+        return np.asarray(array.cpu())
 
     def sort(self, array: Array) -> Array:  # noqa: D102
         return array.sort(-1).values
