@@ -150,11 +150,11 @@ class SameIdentitySimilarities:
         for start in np.unique(starts):
             mine = pieces[starts == start]
             bounds = start + np.array([0, counts[mine[0]] + 1])
-            read = arrays.empty((len(mine), int(bounds[1] - start)))
+            parts = []
             for begin, similarities in self._read(some[mine], bounds):
                 self._blank(similarities, some[mine], begin)
-                read[:, begin - start : begin - start + similarities.shape[1]] = similarities
-            self._put(p, first[mine], read)
+                parts.append(similarities)
+            self._put(p, first[mine], arrays.xp.concatenate(parts, 1))
         return p, counts
 
     def _put(self, p: Array, first: Indices, similarities: Array) -> None:
