@@ -72,7 +72,7 @@ def invert_floor(labels: Tensor, floor: float = FLOOR) -> Tensor:
 
 @torch.inference_mode()
 def fit_head(
-    model: nn.Module,
+    model: FaceModel,
     examples: Iterable[tuple[Tensor, Tensor, Tensor]],
     compute: Compute,
     processes: ProcessGroup,
@@ -84,13 +84,12 @@ def fit_head(
     the positions. For a map that is used in full the slopes are 1.
 
     Args:
-        model: a FaceModel whose head has a floor (`layers.add_floor`); its trunk does not change,
-            nor do its BatchNorm statistics.
+        model: its head has a floor (`layers.add_floor`); its trunk does not change, nor do its
+            BatchNorm statistics.
         examples: this process's part: (B, 112, 112, 3) uint8 faces, (B,) labels, (B,) weights.
         compute: the precision of the trunk.
         processes: all of them have a part.
     """
-    assert isinstance(model, FaceModel)
     head = quality_head(model.network)
     floor = floor_of(head)
     assert floor is not None
