@@ -258,7 +258,7 @@ class RecordFile(Container):
         return keys, places
 
     def _check_index(self, index: Path) -> None:
-        """Refuses a .idx of another file, and notes one that seems to be an older one.
+        """Refuses a .idx of another file, and notes one that does not seem to fit.
 
         One damaged record is no reason to refuse it.
         """
@@ -273,47 +273,39 @@ class RecordFile(Container):
                 "to have it rebuilt"
             )
         if beyond := int(np.count_nonzero(self.offsets >= self._end)):
-            note(
-                f"{index}: names {count_of(beyond, 'record')} beyond the end of {self.path}, which "
-                "is cut short, or has another index; get both again"
-            )
-        if wrong:
-            what, places = "no record begins", [at for at in wrong if at < self._end]
+            doubt = f"it names {count_of(beyond, 'record')} beyond the end of the file"
+        elif wrong:
+            doubt = f"no record begins at {wrong[0]}"
         else:
-            self._check_ids(index, self.keys[some].tolist(), heads)
-            what, places = "another record begins", self._image_after(int(self.offsets.max()))
-        if places:
+            doubt = _other_id(self.keys[some].tolist(), heads) or self._image_after_the_last()
+        if doubt:
             note(
-                f"{index}: seems to be older than {self.path}, where {what} at {places[0]}; if it "
-                "is, delete it to have it rebuilt"
+                f"{index}: seems to be older than {self.path}, or of another file: {doubt}; if it "
+                "is, get both again, or delete it to have it rebuilt"
             )
 
-    def _image_after(self, place: int) -> list[int]:
-        """The place of the record that follows another one, if it holds an image."""
-        stream = self.file.stream()
+    def _image_after_the_last(self) -> str:
+        """Says where an image begins after the last record that the index names."""
+        stream, place = self.file.stream(), int(self.offsets.max())
         stream.seek(place)
         with suppress(Damaged):
             _, end = content_at(stream, place, self.file.size)
             stream.seek(end)
             if parse(None, end, content_at(stream, end, self.file.size)[0]).image:
-                return [end]
-        return []
+                return f"another record begins at {end}"
+        return ""
 
-    def _check_ids(self, index: Path, keys: list[int], heads: list[bytes]) -> None:
-        """Notes keys that are not the own ids of some records, if these are all different."""
-        ids = [
-            (key, own)
-            for key, head in zip(keys, heads, strict=True)
-            if len(head) == IMAGE_AT and (own := HEADER.unpack_from(head, WORDS.size)[2])
-        ]  # without 0, which records that describe others may have
-        others = [(key, own) for key, own in ids if key != own]
-        unique = len({own for _, own in ids}) == len(ids)
-        if unique and len(others) * 2 > len(ids) and keys[0] < _FIRST_PLACE:
-            key, own = others[0]
-            note(
-                f"{index}: seems to be of another file than {self.path}: record {key} has the id "
-                f"{own}, and so on; if it is, delete it to have it rebuilt"
-            )
+
+def _other_id(keys: list[int], heads: list[bytes]) -> str:
+    """Says which key is not its record's own id, if most are not and the ids are all different."""
+    ids = [
+        (key, own)
+        for key, head in zip(keys, heads, strict=True)
+        if len(head) == IMAGE_AT and (own := HEADER.unpack_from(head, WORDS.size)[2])
+    ]  # without 0, which records that describe others may have
+    others = [f"record {key} has the id {own}" for key, own in ids if key != own]
+    unique = len({own for _, own in ids}) == len(ids)
+    return others[0] if unique and len(others) * 2 > len(ids) and keys[0] < _FIRST_PLACE else ""
 
 
 def _key_of(member: str) -> int:
