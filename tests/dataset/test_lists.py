@@ -1,6 +1,7 @@
 """List files: against a plain parser, and the rules of joining."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,18 @@ def test_a_list_that_takes_its_place_is_never_read_for_it(tmp_path: Path) -> Non
     assert table.subset(np.array([1])).path(0) == "b/2.jpg"
     write_columns(tmp_path / "out", table, np.array([0, 1]), [(table.values, 1)])
     assert (tmp_path / "out").read_text() == "a/1.jpg\t0.0\nb/2.jpg\t1.0\n"
+
+
+@given(
+    values=st.lists(st.floats(-999999999, 999999999) | st.floats(-2, 2), min_size=1, max_size=8),
+    decimals=st.integers(1, 9),
+)
+def test_columns_are_numbers_in_fixed_point(
+    folder: Path, values: list[float], decimals: int
+) -> None:
+    table = read_table(write(folder, "".join(f"{row}.jpg\n" for row in range(len(values))), "a"))
+    write_columns(folder / "b", table, np.arange(len(values)), [(np.array(values), decimals)])
+    for line, value in zip((folder / "b").read_text().splitlines(), values, strict=True):
+        number = line.split("\t")[1]
+        assert re.fullmatch(rf"-?(0|[1-9][0-9]*)\.[0-9]{{{decimals}}}", number)
+        assert abs(float(number) - value) <= 0.500001 * 10**-decimals + 1e-15 * abs(value)
