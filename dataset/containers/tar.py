@@ -17,7 +17,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from itertools import groupby
-from typing import NamedTuple
+from tarfile import TarInfo
 
 import numpy as np
 
@@ -39,27 +39,6 @@ _NOWHERE = "links to nothing in the tar, and files with holes"
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.[^/]*", re.DOTALL)  # the name up to the first dot
 
 
-class Member(NamedTuple):
-    """A file in a tar: its name, and where its bytes are.
-
-    Attributes:
-        name: of the file.
-        offset: where its bytes begin; of a link -1.
-        size: in bytes.
-        target: of a link, the member that it stands for; empty for a file with holes.
-    """
-
-    name: str
-    offset: int
-    size: int
-    target: str | None = None
-
-    @property
-    def hidden(self) -> bool:
-        """Whether a folder would hide it: a name in its path begins with a dot."""
-        return any(part.startswith(".") and part.strip(".") for part in self.name.split("/"))
-
-
 class TarImages(Container):
     """A tar read at random, by any number of threads: 20 bytes of memory a member."""
 
@@ -78,11 +57,12 @@ class TarImages(Container):
             for member in members(self.file):
                 if isinstance(member, str):
                     continue
+                target = _target(member)
                 keys.append(_key(member.name))
-                offsets.append(member.offset)
+                offsets.append(member.offset_data if target is None else -1)
                 sizes.append(min(member.size, MAX_BYTES + 1))
-                if member.target is not None:
-                    self._targets[keys[-1]] = member.target
+                if target is not None:
+                    self._targets[keys[-1]] = target
             order = np.argsort(np.array(keys, np.int64), kind="stable")
             # As memoryviews, because numpy takes longer for one number.
             self._keys, self._offsets, self._sizes = (
@@ -135,26 +115,26 @@ class TarImages(Container):
         """The members that are images, by their names."""
         return (member.name for member in self._wanted(IMAGE_KINDS, skipped))
 
-    def _other_file(self, member: Member, skipped: Skipped) -> bool:
+    def _other_file(self, member: TarInfo, skipped: Skipped) -> bool:
         """As `Skipped.other_file`, but text and the like is not counted."""
         reason = why_left_out(self._start(member, START), member.name)
         path = f"{self.path}#{member.name}"
         return reason is not None and skipped.picture_or_video(path, reason)
 
-    def _start(self, member: Member, most: int) -> bytes:
+    def _start(self, member: TarInfo, most: int) -> bytes:
         """The first bytes of a file, or of the file that a link leads to."""
-        if member.target is None:
-            return self.file.read(member.offset, min(member.size, most))
+        if _target(member) is None:
+            return self.file.read(member.offset_data, min(member.size, most))
         return self.read(member.name)[:most]
 
-    def _wanted(self, kinds: tuple[str, ...], skipped: Skipped) -> Iterator[Member]:
+    def _wanted(self, kinds: tuple[str, ...], skipped: Skipped) -> Iterator[TarInfo]:
         """Members of some kinds; what is damaged, hidden or leads nowhere goes to `skipped`."""
         for member in members(self.file):
             if isinstance(member, str):
                 skipped.problem("damaged places", f"{self.path}: {member}")
-            elif member.hidden:
-                skipped.expected["hidden files"] += 1
-            elif member.target is not None and self._find(member.name) is None:
+            elif any(part.startswith(".") and part.strip(".") for part in member.name.split("/")):
+                skipped.expected["hidden files"] += 1  # as in a folder
+            elif _target(member) is not None and self._find(member.name) is None:
                 skipped.problem(_NOWHERE, f"{self.path}#{member.name}")
             elif _kind(member.name) in kinds or self._other_file(member, skipped):
                 yield member
@@ -162,13 +142,13 @@ class TarImages(Container):
     def identified(self, skipped: Skipped) -> Iterator[tuple[str, str]]:
         """The images of the samples with their identities."""
 
-        def shared(member: Member) -> str:
+        def shared(member: TarInfo) -> str:
             match = _SAMPLE.fullmatch(member.name)
             return match[1] if match else ""
 
         wanted = self._wanted((*IMAGE_KINDS, "cls", "json"), skipped)
         for sample, group in groupby(wanted, shared):
-            parts: dict[str, Member] = {}
+            parts: dict[str, TarInfo] = {}
             for member in group if sample else ():
                 kind = member.name[len(sample) + 1 :].lower()
                 if kind in parts:
@@ -193,8 +173,8 @@ class TarImages(Container):
                 yield image, identity
 
 
-def members(file: File) -> Iterator[Member | str]:
-    """The files of a tar in its order; where it is damaged, what is wrong, and no more.
+def members(file: File) -> Iterator[TarInfo | str]:
+    """The files and links of a tar in its order; where it is damaged, what is wrong, and no more.
 
     An archive that was appended to another, as `cat` does, is read too.
 
@@ -207,7 +187,9 @@ def members(file: File) -> Iterator[Member | str]:
             start = yield from _archive(file, _Headers(stream), start)
 
 
-def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str, None, int | None]:
+def _archive(
+    file: File, stream: _Headers, start: int
+) -> Generator[TarInfo | str, None, int | None]:
     """One archive of a file; returns where the next one begins, None if there is none."""
     seen = start
     try:
@@ -218,15 +200,8 @@ def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str
             if entry.size < 0 or tar.offset <= seen:
                 raise tarfile.ReadError(f"{entry.name!r} has a size of {entry.size} bytes")
             seen = tar.offset
-            if entry.issparse():
-                yield Member(entry.name, -1, 0, "")
-            elif entry.isreg():
-                yield Member(entry.name, entry.offset_data, entry.size)
-            elif entry.islnk():
-                yield Member(entry.name, -1, 0, entry.linkname)
-            elif entry.issym():
-                target = posixpath.join(posixpath.dirname(entry.name), entry.linkname)
-                yield Member(entry.name, -1, 0, posixpath.normpath(target))
+            if entry.isreg() or entry.islnk() or entry.issym():
+                yield entry
             if entry.isreg() and end > file.size:
                 raise tarfile.ReadError(f"{entry.name!r} ends {end - file.size} bytes later")
             tar.members.clear()  # or it would keep one object a member
@@ -244,6 +219,16 @@ def _archive(file: File, stream: _Headers, start: int) -> Generator[Member | str
             ) from error
         yield f"is damaged at offset {seen} ({error or type(error).__name__})"
         return None
+
+
+def _target(member: TarInfo) -> str | None:
+    """Of a link, the member that it leads to; of a file with holes none, ""; of others None."""
+    if member.issparse():
+        return ""
+    if member.issym():
+        beside = posixpath.join(posixpath.dirname(member.name), member.linkname)
+        return posixpath.normpath(beside)
+    return member.linkname if member.islnk() else None
 
 
 class _Headers:
