@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataset.images import read_face
 from generate_pseudo_labels.distance.array_backend import Float32, Indices, NumpyArrays
 from generate_pseudo_labels.distance.blocks import Groups
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet
@@ -116,8 +117,6 @@ def _two_histograms(axes: Any, pair: Pair, edges: npt.NDArray[np.float64]) -> No
 
 def _show_face(axes: Any, path: str) -> None:
     """Shows an image above the bars, where it can be read."""
-    from dataset.images import read_face
-
     with suppress(UnreadableImage, UserError):  # the images may be elsewhere
         face = read_face(path)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.8)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.columns import write_columns
+from dataset.degradations import TRAINING_KINDS, degrade
 from dataset.embeddings import EMBEDDINGS, EmbeddingsFile
 from dataset.find import find_images
 from dataset.images import read_face
@@ -25,6 +26,7 @@ from generate_pseudo_labels.distance.array_backend import Float32, NumpyArrays
 from generate_pseudo_labels.distance.blocks import group_by_identity
 from generate_pseudo_labels.distance.embedded_set import EmbeddedSet, UnusableRow
 from generate_pseudo_labels.label_files import LabelInput
+from models.recognisers import load_recogniser
 from sdd_fiqa.errors import UnreadableImage, UserError
 from sdd_fiqa.files import read_json
 from sdd_fiqa.images import Image
@@ -209,8 +211,6 @@ def _embed(source: UnrecognisableSource, out_dir: Path, faces: Iterator[Image]) 
     """(n, D) embeddings of faces, by the recogniser that made the list's."""
     if source.weights is None:
         raise UserError("--weights: needed to embed images; name the recogniser of the list")
-    from models.recognisers import load_recogniser
-
     recogniser = load_recogniser(source.weights, source.backbone, source.device)
     about = (out_dir / EMBEDDINGS).with_suffix(".json")
     made_by = read_json(about).get("weights") if about.exists() else {}  # checked with the rows
@@ -239,8 +239,6 @@ def _images_of(folder: Path) -> Iterator[Image]:
 
 def _degraded(source: UnrecognisableSource, inputs: LabelInput) -> Iterator[Image]:
     """Faces of the list, degraded at full strength by every kind in turn."""
-    from dataset.degradations import TRAINING_KINDS, degrade
-
     count = source.ui_from_degraded or 0
     if count < 1:
         raise UserError(f"--ui-from-degraded {count}: must be 1 or more")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from common.distributed import ProcessGroup
 from dataset.embedding_writer import FeatureWriter, to_unit_length
@@ -196,8 +197,6 @@ class _Reader:
 
         Embeddings are as they are in the files, and zero where there is a reason.
         """
-        from tqdm import tqdm
-
         paths = self.images.paths()
         bar = tqdm(total=len(self.images), unit=" files", desc="gathering")
         with ThreadPoolExecutor(threads) as pool, bar:

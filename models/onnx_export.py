@@ -15,6 +15,7 @@ import logging
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -101,7 +102,6 @@ def with_half_weights(content: bytes) -> bytes:
     Raises:
         UserError: a weight does not fit float16.
     """
-    import numpy as np
     import onnx
     from onnx import numpy_helper
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.cli import note
-from common.device import Precision
+from common.device import Compute, Precision, choose_compute
 from models.backbones import RGB, Pixels
 from sdd_fiqa.assets import ASSETS, fetch
 from sdd_fiqa.errors import UserError
@@ -19,8 +19,6 @@ from sdd_fiqa.onnx_runner import GPU_FACES, Faces, OnnxRunner, Outputs, is_onnx
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from common.device import Compute
 
 # The recognisers known by name. Another ONNX file is described by a .json next to it. Without that
 # file, RGB is assumed, InsightFace's convention.
@@ -74,8 +72,6 @@ def load_recogniser(
     Raises:
         UserError: unknown name, missing or damaged file, or weights that do not fit.
     """
-    from common.device import choose_compute
-
     known = weights in ONNX_RECOGNISERS
     path = fetch(weights) if known else Path(weights)
     if not path.is_file():
@@ -120,7 +116,6 @@ def _in_torch(
     probe: Faces | None,
 ) -> Recogniser:
     """Makes a recogniser that runs in torch; without `probe`, in the precision of `compute`."""
-    from common.device import choose_compute
     from models.inference import Forward
 
     # Folded BatchNorms round differently in bf16: the cosine of unrecognisable faces, whose

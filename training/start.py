@@ -10,6 +10,7 @@ from torch import nn
 from models.backbones.layer_graph import GraphNetwork
 from models.checkpoints import load_network
 from models.networks import HEAD, build_network
+from models.onnx_import import read_trunk
 from models.pretrained import PRETRAINED
 from models.recognisers import ONNX_RECOGNISERS, describe_onnx
 from models.state_dicts import LoadReport, copy_fitting, find_trunk, read_state
@@ -80,8 +81,6 @@ def _from_checkpoint(path: str, backbone: str | None, dropout: float) -> Startin
 
 
 def _from_onnx(weights: str, dropout: float) -> StartingNetwork:
-    from models.onnx_import import read_trunk
-
     known = weights in ONNX_RECOGNISERS
     path = fetch(weights) if known else Path(weights)
     pixels, _ = describe_onnx(path)

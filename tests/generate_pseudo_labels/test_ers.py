@@ -112,7 +112,7 @@ def with_faces(people: People, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in read_table(folder / "annotations" / "DATA.labelpath").paths():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / path), rng.integers(0, 255, (112, 112, 3)).astype(np.uint8))
-    monkeypatch.setattr("models.recognisers.load_recogniser", lambda *_: MeanColour())
+    monkeypatch.setattr("generate_pseudo_labels.ers.load_recogniser", lambda *_: MeanColour())
     return folder
 
 
