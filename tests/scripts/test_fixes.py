@@ -433,7 +433,7 @@ def test_an_index_that_is_lost_or_of_another_file(album: Path, run_script: Run) 
     (album / "album.idx").write_text("".join(lines[:-5]))
     done = run_script(LIST, "--data-root", "album.rec", cwd=album)
     assert "album.idx: seems to be older than album.rec" in done.stderr
-    assert "if it is, delete it to have it rebuilt\n" in done.stderr and "17 im" in done.stdout
+    assert "or delete it to have it rebuilt\n" in done.stderr and "17 im" in done.stdout
     (album / "album.idx").unlink()
     assert "22 images" in run_script(LIST, "--data-root", "album.rec", cwd=album).stdout
 
