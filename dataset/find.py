@@ -143,35 +143,29 @@ def _of_file(
     elif _looks_like_image(name):
         yield from skipped.fitting(name)
     elif may_be_list and why_unread(name) is None:
-        if alone or _is_list(name):
-            yield from _of_list(name)
-        else:  # of a shell's `photos/*`
-            skipped.problem("files that are neither images nor lists of images", name)
+        yield from _of_list(name, skipped, alone)
     else:
         yield from skipped.other_file(name)
 
 
-def _of_list(name: str) -> Iterator[str]:
-    """The paths of a list; UserError where no line is the path of an image."""
-    if _names_images(name):
-        refuse_missing(Path(name), listed_paths(name), "the list as", Path(name))
-        return listed_paths(name)
-    raise UserError(
-        f"{name}: is neither an image nor a list of images: no line of it names a file; a list "
-        "holds one path a line, as seen from the current folder"
-    )
-
-
-def _is_list(name: str) -> bool:
-    """Whether a file is text, and a line of it names an image."""
+def _of_list(name: str, skipped: Skipped, alone: bool) -> Iterator[str]:
+    """The paths of a list; without a path of an image, a file goes to `skipped` or is refused."""
     try:
-        return _names_images(name)
+        is_list = any(map(_may_be_image, listed_paths(name)))
     except UserError:
-        return False
-
-
-def _names_images(name: str) -> bool:
-    return any(map(_may_be_image, listed_paths(name)))
+        if alone:
+            raise
+        is_list = False
+    if is_list:
+        refuse_missing(Path(name), listed_paths(name), "the list as", Path(name))
+        yield from listed_paths(name)
+    elif alone:
+        raise UserError(
+            f"{name}: is neither an image nor a list of images: no line of it names a file; a list "
+            "holds one path a line, as seen from the current folder"
+        )
+    else:  # of a shell's `photos/*`
+        skipped.problem("files that are neither images nor lists of images", name)
 
 
 def _may_be_image(path: str) -> bool:
