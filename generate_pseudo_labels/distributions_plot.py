@@ -63,9 +63,8 @@ def draw_picture(
     pairs = [of(int(position)) for position in some]
     positives = np.concatenate([own for own, _ in pairs])
     negatives = np.concatenate([outside[:: 1 + len(outside) // 200] for _, outside in pairs])
-    low = float(min(positives.min(initial=0.0), negatives.min(initial=0.0)))
-    high = float(max(positives.max(initial=0.01), negatives.max(initial=0.01)))
-    edges = np.linspace(low, high, _BINS + 1)
+    ends = np.concatenate([positives, negatives, [0.0, 0.01]])
+    edges = np.linspace(ends.min(), ends.max(), _BINS + 1)
 
     figure = Figure(figsize=(12, 7.2), layout="constrained")  # no pyplot: no display is needed
     FigureCanvasAgg(figure)

@@ -141,12 +141,12 @@ def quantised(content: bytes, faces: Faces) -> bytes:
     from onnx import version_converter
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        starts = iter(range(0, len(faces), _INT8_BATCH))
+    starts = range(0, len(faces), _INT8_BATCH)
+    batches = ({INPUT: faces[start : start + _INT8_BATCH]} for start in starts)
 
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Any] | None:
-            start = next(self.starts, None)
-            return None if start is None else {INPUT: faces[start : start + _INT8_BATCH]}
+            return next(batches, None)
 
     model = onnx.load_from_string(content)
     properties = {entry.key: entry.value for entry in model.metadata_props}
