@@ -103,10 +103,9 @@ def fold_norms(network: nn.Module) -> None:
             fused = fuse_conv_bn_eval(conv, norm)
             conv.weight, conv.bias = fused.weight, fused.bias
             folded.add(norm)
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if child in folded:
-                setattr(parent, name, nn.Identity())
+    for name, module in list(network.named_modules()):
+        if module in folded:
+            network.set_submodule(name, nn.Identity())
 
 
 def _uses(output: Tensor) -> Counter[Any]:

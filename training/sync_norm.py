@@ -47,13 +47,11 @@ def with_shared_statistics(network: nn.Module, device: torch.device) -> nn.Modul
     if device.type == "cuda":
         own: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return own
-    for name, child in network.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
-            shared.load_state_dict(child.state_dict())
-            setattr(network, name, shared)
-        else:
-            with_shared_statistics(child, device)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            shared = SharedBatchNorm2d(module.num_features, module.eps, module.momentum or 0.1)
+            shared.load_state_dict(module.state_dict())
+            network.set_submodule(name, shared)
     return network
 
 
