@@ -39,6 +39,7 @@ def plot_curves(path: Path, results: Sequence[EdcResult], area: str) -> None:
     A scorer has the same colour and dashes in every panel. Bands are the bootstrap's middle 95 %.
     Each legend is ordered by `area`, best first, and shows its value.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = list(dict.fromkeys((result.recogniser, result.curve.rules) for result in results))
@@ -46,7 +47,8 @@ def plot_curves(path: Path, results: Sequence[EdcResult], area: str) -> None:
     scorers = sorted({result.scorer for result in results})
     legend_lines = len(scorers) + 1
     height = 2.6 + 0.17 * legend_lines
-    figure = Figure(figsize=(3.6 * len(fmrs) + 0.4, height * len(rows)), layout="constrained")
+    size = 3.6 * len(fmrs) + 0.4, height * len(rows)
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
     panels = figure.subplots(len(rows), len(fmrs), squeeze=False)
     groups: dict[tuple[str, Rules, float], list[EdcResult]] = {}
     for one in results:
@@ -55,7 +57,8 @@ def plot_curves(path: Path, results: Sequence[EdcResult], area: str) -> None:
         row, column = rows.index((recogniser, rules)), fmrs.index(fmr)
         _panel(panels[row, column], group, area, scorers, first=column == 0)
     with replacing(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=160)
+        # Figure.savefig would draw it twice.
+        FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
 
 
 def line_style(number: int) -> tuple[str, Any]:
