@@ -200,8 +200,8 @@ class _Reader:
         paths = self.images.paths()
         bar = tqdm(total=len(self.images), unit=" files", desc="gathering")
         with ThreadPoolExecutor(threads) as pool, bar:
-            start = 0
-            while some := list(islice(paths, _BATCH)):
+            for start in range(0, len(self.images), _BATCH):
+                some = list(islice(paths, _BATCH))
                 names = [self.file_of(start + i, path) for i, path in enumerate(some)]
                 rows = np.zeros((len(some), dimension), np.float32)
                 failures: dict[int, str] = {}
@@ -217,7 +217,6 @@ class _Reader:
                     with np.errstate(over="ignore", under="ignore"):
                         rows[place] = embedding  # as float32, which may be inf or 0
                 yield start, rows, failures
-                start += len(some)
                 bar.update(len(some))
 
 
