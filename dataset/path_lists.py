@@ -37,9 +37,9 @@ def listed_paths(file: str | os.PathLike[str]) -> Iterator[str]:
     with reading(name, "check its name"), open(name, "rb") as source:
         lines = _text(name, source)
         first = next(lines, "")
-        lines = chain([first], lines)
+        paths = _photos if _is_scores(first) else _plain
         found = False
-        for path in _photos(name, lines) if _is_scores(first) else _plain(name, lines):
+        for path in paths(name, chain([first], lines)):
             found = True
             yield path
     if not found:

@@ -82,10 +82,9 @@ def read_scores(path: Path, table: ImageList, form: ScoreForm = _USUAL) -> ListS
     values = np.where(found, scored.values[rows], np.nan)
     if len(table.values) and np.mean(values[found] == np.round(table.values[found])) > _IDENTITIES:
         raise UserError(f"{path}: holds the identities of {table.file}, not scores")
-    missing = int(np.count_nonzero(~found))
-    empty = int(np.count_nonzero(np.isnan(values))) - missing
-    strangers = len(scored) - int(np.count_nonzero(found))
-    return ListScores(values, missing, empty, strangers, words)
+    named = int(found.sum())
+    empty = int(np.isnan(values[found]).sum())
+    return ListScores(values, len(table) - named, empty, len(scored) - named, words)
 
 
 def open_scores(path: Path, form: ScoreForm = _USUAL) -> tuple[ImageList, str]:

@@ -160,17 +160,17 @@ class TarImages(Container):
                 continue
             image = parts[min(images, key=lambda kind: IMAGE_KINDS.index(_kind(kind)))].name
             if "cls" in parts:
-                text = self._start(parts["cls"], _MOST_META).decode("utf-8", "replace").strip()
-                identity, problem = text or None, "samples whose .cls is empty"
+                identity = self._start(parts["cls"], _MOST_META).decode("utf-8", "replace").strip()
+                problem = "samples whose .cls is empty"
             elif "json" in parts:
                 identity = _json_identity(self._start(parts["json"], _MOST_META))
                 problem = f"samples whose .json has no identity (one of {', '.join(IDENTITY_KEYS)})"
             else:
-                identity, problem = None, _NO_IDENTITY
-            if identity is None:
-                skipped.problem(problem, f"{self.path}#{image}")
-            else:
+                identity, problem = "", _NO_IDENTITY
+            if identity:
                 yield image, identity
+            else:
+                skipped.problem(problem, f"{self.path}#{image}")
 
 
 def members(file: File) -> Iterator[TarInfo | str]:
@@ -182,9 +182,9 @@ def members(file: File) -> Iterator[TarInfo | str]:
         UnreadableImage: it is no tar at all.
     """
     start: int | None = 0
-    with file.stream() as stream:
+    with _Headers(file.stream().detach(), _MOST_META) as stream:
         while start is not None:
-            start = yield from _archive(file, _Headers(stream), start)
+            start = yield from _archive(file, stream, start)
 
 
 def _archive(
@@ -194,7 +194,7 @@ def _archive(
     seen = start
     try:
         stream.seek(start)
-        tar = tarfile.open(fileobj=stream, mode="r:")  # type: ignore[call-overload] # noqa: SIM115
+        tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115
         while (entry := tar.next()) is not None:
             end = entry.offset_data + entry.size
             if entry.size < 0 or tar.offset <= seen:
@@ -204,7 +204,7 @@ def _archive(
                 yield entry
             if entry.isreg() and end > file.size:
                 raise tarfile.ReadError(f"{entry.name!r} ends {end - file.size} bytes later")
-            tar.members.clear()  # or it would keep one object a member
+            tar.members.clear()  # type: ignore[attr-defined] # else it keeps every entry
         # tarfile takes garbage in place of a header for the end; a tar ends with zeros.
         following = _first_byte(file, tar.offset)
         if following == tar.offset:
@@ -231,17 +231,13 @@ def _target(member: TarInfo) -> str | None:
     return member.linkname if member.islnk() else None
 
 
-class _Headers:
+class _Headers(io.BufferedReader):
     """A stream for tarfile, which would set aside as much memory as a header says."""
 
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream = stream
-        self.seek, self.tell = stream.seek, stream.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MOST_META:
+    def read(self, size: int | None = None) -> bytes:
+        if size is None or not 0 <= size <= _MOST_META:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._stream.read(size)
+        return super().read(size)
 
 
 def _first_byte(file: File, offset: int) -> int | None:
@@ -257,16 +253,16 @@ def _kind(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def _json_identity(content: bytes) -> str | None:
+def _json_identity(content: bytes) -> str:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        return None
+        return ""
     if isinstance(value, dict):
         value = next((value[key] for key in IDENTITY_KEYS if key in value), None)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    return str(value).strip() or None
+        return ""
+    return str(value).strip()
 
 
 def _key(name: str) -> int:
