@@ -35,7 +35,7 @@ from dataset.containers.rec_format import (
     content_at,
     index_path,
     parse,
-    plain_image,
+    plain_images,
     read_index,
     write_index,
 )
@@ -118,11 +118,11 @@ class RecordFile(Container):
         if [self._keys[row] for row in rows] != keys:
             return nothing
         try:
-            block = np.frombuffer(self.file.read(begin, size), np.uint8)
+            block = self.file.read(begin, size)
         except UnreadableImage:
             return nothing
         bounds = self._bounds
-        return [plain_image(block, bounds[row] - begin, bounds[row + 1] - begin) for row in rows]
+        return plain_images(block, ((bounds[row] - begin, bounds[row + 1] - begin) for row in rows))
 
     def record(self, key: int) -> Record:
         """The record of a key.

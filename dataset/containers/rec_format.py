@@ -15,6 +15,7 @@ import math
 import os
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -94,19 +95,25 @@ def frame(content: bytes) -> bytes:
     return b"".join(framed)
 
 
-def plain_image(block: npt.NDArray[np.uint8], begin: int, end: int) -> npt.NDArray[np.uint8] | None:
-    """The image of the record between two places of a block, as a part of the block.
+def plain_images(
+    block: bytes, places: Iterable[tuple[int, int]]
+) -> list[npt.NDArray[np.uint8] | None]:
+    """The images of the records between pairs of places in a block, as parts of the block.
 
     None for a record that is not whole, has several labels or a label that is not finite, or is
     damaged: `content_at` and `parse` handle these.
     """
-    if not 0 <= begin < end - IMAGE_AT or end > len(block):
-        return None
-    magic, length, flag, label = _unpack_plain(block.data, begin)
-    stop = begin + WORDS.size + length  # beyond any end where it is a part of a record
-    if magic != MAGIC or flag != 0 or label - label != 0 or stop + -length % 4 != end:
-        return None
-    return block[begin + IMAGE_AT : stop]
+    content = np.frombuffer(block, np.uint8)
+    images: list[npt.NDArray[np.uint8] | None] = []
+    for begin, end in places:
+        image = None
+        if 0 <= begin < end - IMAGE_AT and end <= len(block):
+            magic, length, flag, label = _unpack_plain(block, begin)
+            stop = begin + WORDS.size + length  # beyond any end where it is a part of a record
+            if magic == MAGIC and flag == 0 and label - label == 0 and stop + -length % 4 == end:
+                image = content[begin + IMAGE_AT : stop]
+        images.append(image)
+    return images
 
 
 def content_at(stream: IO[bytes], offset: int, size: int) -> tuple[bytes, int]:
