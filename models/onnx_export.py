@@ -144,6 +144,7 @@ def quantised(content: bytes, faces: Faces) -> bytes:
     starts = range(0, len(faces), _INT8_BATCH)
     batches = ({INPUT: faces[start : start + _INT8_BATCH]} for start in starts)
 
+    # onnxruntime has no types.
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Any] | None:
             return next(batches, None)

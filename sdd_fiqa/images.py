@@ -148,6 +148,7 @@ def _heic(content: bytes) -> Image:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError as error:
         raise UnreadableImage("HEIC: pip install pillow-heif") from error
+    # pillow-heif types its arguments only.
     with HeifImageFile(io.BytesIO(content)) as opened:  # type: ignore[no-untyped-call]
         return image_of_pillow(opened)
 

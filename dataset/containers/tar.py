@@ -194,7 +194,7 @@ def _archive(
     seen = start
     try:
         stream.seek(start)
-        tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115
+        tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115  (over a stream)
         while (entry := tar.next()) is not None:
             end = entry.offset_data + entry.size
             if entry.size < 0 or tar.offset <= seen:
@@ -204,7 +204,8 @@ def _archive(
                 yield entry
             if entry.isreg() and end > file.size:
                 raise tarfile.ReadError(f"{entry.name!r} ends {end - file.size} bytes later")
-            tar.members.clear()  # type: ignore[attr-defined] # else it keeps every entry
+            # Else it keeps every entry. Its types do not list this attribute, which is public.
+            tar.members.clear()  # type: ignore[attr-defined]
         # tarfile takes garbage in place of a header for the end; a tar ends with zeros.
         following = _first_byte(file, tar.offset)
         if following == tar.offset:

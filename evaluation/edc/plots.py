@@ -57,7 +57,7 @@ def plot_curves(path: Path, results: Sequence[EdcResult], area: str) -> None:
         row, column = rows.index((recogniser, rules)), fmrs.index(fmr)
         _panel(panels[row, column], group, area, scorers, first=column == 0)
     with replacing(path, "wb") as file:
-        # Figure.savefig would draw it twice.
+        # Figure.savefig would draw it twice. (matplotlib's canvas has no types.)
         FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
 
 

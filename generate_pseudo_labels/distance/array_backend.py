@@ -42,7 +42,7 @@ class NumpyArrays:
         """(n, D) of any float type -> float32 rows on the device, and their squared norms."""
         with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses such rows
             if raw.dtype == np.float16 and raw.size:
-                # Twice as fast as astype, or more.
+                # Twice as fast as astype, or more. (OpenCV's types do not know float16.)
                 rows = cv2.add(raw, 0.0, dtype=cv2.CV_32F)  # type: ignore[call-overload]
             else:
                 rows = raw.astype(np.float32)
